@@ -1,0 +1,70 @@
+# Everything runs in .venv, made on first use from pyproject.toml and constraints.txt, and brought up to date when they change.
+PYTHON = python3
+ARGS =
+
+BIN = .venv/bin
+# What an install depends on.  The folder too: an editable install copied elsewhere would still import the old tree.
+HASH := $(shell { cat pyproject.toml constraints.txt; pwd; } | cksum | cut -d' ' -f1)
+RUN = .venv/.run-$(HASH)
+DEV = .venv/.dev-$(HASH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types floors wheel clean
+
+help:
+	@echo "make demo     the demonstration           make demo ARGS='--help'"
+	@echo "make test     the tests and doctests      make test ARGS='-m slow'   ARGS='-n 0 -k threat'"
+	@echo "make check    lint, types and floors      make lint   make types   make floors"
+	@echo "make wheel    source archive and wheel, in dist/"
+	@echo "make clean    remove .venv, caches and built files (runs/ stays)"
+	@echo "PYTHON=...    the Python (3.11 or newer) that .venv is made with; now: $(PYTHON)"
+
+demo: $(RUN)
+	@$(BIN)/nonsingular demo $(ARGS)
+
+# A later -n or -m in ARGS wins.
+test: $(DEV)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 $(ARGS)
+
+check: lint types floors
+
+lint: $(DEV)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: $(DEV)
+	@$(BIN)/python -m pyright --project .
+
+floors: $(DEV)
+	@$(BIN)/lint-imports --no-logo
+
+wheel: $(DEV)
+	@$(BIN)/python -m build
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------------------- set-up
+# $(call setup,WHAT): make .venv, install WHAT into it; a mark every 3 seconds, the log only on failure.
+define setup
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "nonsingular needs Python 3.11 or newer; PYTHON=$(PYTHON) is '$$($(PYTHON) --version 2>&1)'." >&2; \
+	    echo "Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "No virtual environment could be made (on Debian: apt install python3-venv)." >&2; exit 2; }
+	@printf 'setting up (once, about a minute) '; \
+	( while sleep 3 >/dev/null 2>&1; do printf .; done ) & marks=$$!; \
+	trap 'kill $$marks 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)' >.venv/setup.log 2>&1 || { \
+	    echo " failed:"; tail -n 20 .venv/setup.log; echo "The whole log: .venv/setup.log"; exit 2; }; \
+	echo " done"
+endef
+
+$(RUN):
+	$(call setup,.)
+	@rm -f .venv/.run-* .venv/.dev-*; touch $@
+
+# The development install contains the run-time one.
+$(DEV):
+	$(call setup,.[dev])
+	@rm -f .venv/.run-* .venv/.dev-*; touch $(RUN) $@

@@ -1,0 +1,24 @@
+"""conftest.py - settings that every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # small matrices: many threads are far slower than one, and xdist already fills the cores
+
+# Deadlines measure the machine.  In CI the same examples are drawn every time, so that a red run can be repeated.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets beside the checkout; a test that needs it is skipped where there is none."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no data sets in ../shared/data beside this checkout")
+    return folder
