@@ -1,0 +1,56 @@
+"""nonsingular - robustness of neural networks to their inputs and their weights, together.
+
+>>> import torch, nonsingular as ns
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False))
+>>> x = torch.rand(5, 4); y = model(x).argmax(1)
+>>> surface = ns.evaluate(model, (x, y), eps_x=0.1, eps_w=0.01)
+>>> float(surface.accuracy[0, 0])
+1.0
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nonsingular.attacks.joint_pgd import joint_pgd
+    from nonsingular.attacks.neuron_pgd import neuron_pgd
+    from nonsingular.data import load
+    from nonsingular.errors import InvalidInput, UnsupportedModel
+    from nonsingular.evaluate import Certificate, certify, evaluate
+    from nonsingular.records import Surface
+    from nonsingular.threat import JointBall, Perturbation
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "JointBall": "threat", "Perturbation": "threat", "InvalidInput": "errors", "UnsupportedModel": "errors",
+    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "load": "data",
+    "Certificate": "evaluate", "certify": "evaluate", "evaluate": "evaluate", "Surface": "records",
+}  # fmt: skip
+
+__all__ = [
+    "Certificate",
+    "InvalidInput",
+    "JointBall",
+    "Perturbation",
+    "Surface",
+    "UnsupportedModel",
+    "certify",
+    "evaluate",
+    "joint_pgd",
+    "load",
+    "neuron_pgd",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are used: importing the package does not import torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'nonsingular' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"nonsingular.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,49 @@
+"""catalog.py - the only tables from a name to the function that it stands for.
+
+Entries are references, resolved when used: naming an attack in a config file or in `--help` does not import torch.
+A new attack, bound or model is one function in its folder and one line here; the contract tests run over these tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from nonsingular.errors import InvalidInput
+
+ATTACKS = {
+    "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
+    "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
+}
+BOUNDS = {
+    "theorem1": "nonsingular.bounds.theorem:theorem1",
+    "theorem1-printed": "nonsingular.bounds.theorem:theorem1_printed",
+}
+UNSOUND = frozenset({"theorem1-printed"})
+"""Bounds that are offered for reproduction and may not certify."""
+OBJECTIVES = {
+    "standard": "nonsingular.objectives:standard",
+    "weight-perturb": "nonsingular.objectives:weight_perturb",
+    "at": "nonsingular.objectives:at",
+    "at-beta": "nonsingular.objectives:at_beta",
+    "jiwp": "nonsingular.objectives:jiwp",
+    "joint": "nonsingular.objectives:joint",
+}
+MODELS = {
+    "mlp": "nonsingular.models:mlp",
+    "conv": "nonsingular.models:conv",
+}
+DATASETS = {name: "nonsingular.data:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
+
+
+def lookup(table: Mapping[str, str], name: str, kind: str) -> Any:
+    """The function behind `name`.  Raises InvalidInput, with the nearest name, if the table does not have it."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        raise InvalidInput(
+            f"there is no {kind} '{name}'{f'; did you mean {near[0]!r}?' if near else ''}; choose one of {', '.join(table)}"
+        )
+    module, function = table[name].split(":")
+    return getattr(importlib.import_module(module), function)

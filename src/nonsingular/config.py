@@ -1,0 +1,178 @@
+"""config.py - every setting of a run, checked: one schema for Python, config files and the command line.  No torch here."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from nonsingular.errors import InvalidInput
+
+MethodName = Literal["standard", "weight-perturb", "at", "at-beta", "jiwp", "joint"]
+ScopeName = Literal["sample", "batch", "dataset"]
+
+
+def parse_grid(value: Any) -> Any:
+    """'low:high:points' -> the radii; '0,0.1,0.2' -> these; everything else is left to the schema.
+
+    >>> parse_grid("0:0.2:3")
+    (0.0, 0.1, 0.2)
+    """
+    if not isinstance(value, str):
+        return (value,) if isinstance(value, int | float) else value
+    try:
+        if ":" in value:
+            low, high, points = value.split(":")
+            n = int(points)
+            return tuple(round(float(low) + (float(high) - float(low)) * i / (n - 1), 12) for i in range(n))
+        return tuple(float(v) for v in value.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{value}' is no list of radii; write low:high:points, e.g. 0:0.2:11, or 0,0.05,0.1") from None
+
+
+def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(b <= a for a, b in pairwise(values)):
+        raise ValueError(f"{list(values)} does not increase; give radii in strictly increasing order")
+    return values
+
+
+def parse_weight_radii(value: Any) -> Any:
+    """'fc1.weight=0.01,fc2.weight=0.002' -> a mapping of radii by tensor; otherwise as `parse_grid`."""
+    if isinstance(value, str) and "=" in value:
+        try:
+            return {name.strip(): float(radius) for name, radius in (item.split("=") for item in value.split(","))}
+        except ValueError:
+            raise ValueError(f"'{value}' is no list of tensor=radius; write fc1.weight=0.01,fc2.weight=0.002") from None
+    return parse_grid(value)
+
+
+Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
+WeightGrid = Annotated[Grid | dict[str, Radius], BeforeValidator(parse_weight_radii)]
+Limit = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
+]
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Settings):
+    """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞."""
+
+    method: MethodName = "standard"
+    eps_x: Radius = 0.0
+    eps_w: Radius = 0.0
+    alpha: Radius = 0.0
+    beta: Radius = 0.0
+    epochs: int = Field(default=12, ge=1)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(default=128, ge=1)
+
+
+class Network(Settings):
+    """Which network is built: a name of the catalog and its widths."""
+
+    name: str = "mlp"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64, 32)
+    bias: bool = False
+
+
+class TrainSettings(Settings):
+    """One training run."""
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    network: Network = Network()
+    recipe: Recipe = Recipe()
+    seed: int = Field(default=0, ge=0)
+
+
+class EvaluateSettings(Settings):
+    """One surface of one model."""
+
+    model: str
+    weights: Path | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+    split: Literal["test", "val"] = "test"
+    limit: Limit = None
+    eps_x: Grid | None = None
+    eps_w: WeightGrid | None = None
+    scope: ScopeName = "sample"
+    attack: str | None = None
+    domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
+    moves: Literal["weights", "all"] = "weights"
+    relative: bool = False
+    batch_size: int = Field(default=128, ge=1)
+
+
+class ReproduceSettings(Settings):
+    """The whole of the paper on one data set: seven models, their surfaces, Figure 1 and the claims."""
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    split: Literal["test", "val"] = "test"
+    seeds: int = Field(default=3, ge=1)
+    first_seed: int = Field(default=0, ge=0)
+    limit: Limit = 1000
+    network: Network
+    recipes: dict[str, Recipe]
+    eps_x: Grid
+    eps_w: Grid
+    scope: ScopeName = "dataset"
+    attack: str = "paper"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def checked(schema: type[S], values: dict[str, Any]) -> S:
+    """The settings, or one InvalidInput that names every field that is wrong, what it was given, and what it takes."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as e:
+        raise InvalidInput("; ".join(_say(schema, error) for error in e.errors())) from None
+
+
+def _say(schema: type[Settings], error: Any) -> str:
+    import difflib
+
+    # a union adds the names of its branches to the path: keep what the user wrote
+    path = [str(p) for p in error["loc"] if not (isinstance(p, str) and ("[" in p or p in ("constrained-int", "float", "int")))]
+    where = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], schema.model_fields, 1)
+        return f"there is no setting '{where}'" + (
+            f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(schema.model_fields)}"
+        )
+    if error["type"] == "missing":
+        return f"'{where}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML or JSON mapping.  Raises InvalidInput if the file is missing or is no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no config file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise InvalidInput(f"{path} cannot be read as YAML: {str(e).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{path} holds {type(values).__name__}; a config file is a mapping of settings to values")
+    return values
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as YAML that `read_config` reads back."""
+    return yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,32 @@
+"""margins.py - how far the true class is ahead, and the losses that attacks and training use."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """(B, K) logit_y - logit_j; column y is 0."""
+    return logits.gather(1, y[:, None]) - logits
+
+
+def worst_margin(margins: Tensor, y: Tensor) -> Tensor:
+    """(B,) smallest margin over the other classes."""
+    return margins.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) whether y has the largest logit (the first of equal ones counts, as in argmax).  NaN or infinity is wrong."""
+    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, summed over the batch."""
+    return F.cross_entropy(logits, y, reduction="sum")
+
+
+def negative_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus the true one, summed over the batch.  Carlini and Wagner, arXiv:1608.04644."""
+    return -worst_margin(margins(logits, y), y).sum()

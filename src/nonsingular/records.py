@@ -1,0 +1,238 @@
+"""records.py - what an evaluation leaves behind: one record per cell, and the surface that the cells make.
+
+No torch here: tables, pictures and pages need this module alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonsingular.errors import InvalidInput
+
+FORMAT = 1
+"""Version of every file that this module writes."""
+
+
+def wilson(successes: NDArray[Any] | int, n: int, z: float = 1.959963984540054) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Wilson score interval of a proportion (default: 95 %).  Wilson 1927, doi:10.2307/2276774.
+
+    >>> lo, hi = wilson(0, 10); float(lo), round(float(hi), 4)
+    (0.0, 0.2775)
+    """
+    p = np.asarray(successes) / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)
+
+
+def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float]) -> float:
+    """Mean of a surface over its grid by the trapezoid rule: in [0, 1] for an accuracy.
+
+    values: (len(eps_w), len(eps_x)).  An axis of one point counts with weight 1.
+    """
+
+    def weights(axis: Sequence[float]) -> NDArray[Any]:
+        if len(axis) == 1:
+            return np.ones(1)
+        steps = np.diff(np.asarray(axis, dtype=float))
+        return np.concatenate([[0], steps / 2]) + np.concatenate([steps / 2, [0]])
+
+    w = np.outer(weights(eps_w), weights(eps_x))
+    return float((w * values).sum() / w.sum())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Outcome of one method on one model at one point of the grid."""
+
+    eps_x: float
+    eps_w: float
+    correct: NDArray[np.bool_]
+    """(N,) which examples survived."""
+    seconds: float = 0.0
+    flags: tuple[str, ...] = ()
+    """Things that a reader should know, e.g. "one-class": every prediction fell into one class."""
+
+    def to_dict(self) -> dict[str, Any]:
+        packed = base64.b64encode(np.packbits(self.correct).tobytes()).decode("ascii")
+        return {
+            "eps_x": self.eps_x, "eps_w": self.eps_w, "n": int(self.correct.size), "correct": packed,
+            "seconds": self.seconds, "flags": list(self.flags),
+        }  # fmt: skip
+
+    @staticmethod
+    def from_dict(d: Mapping[str, Any]) -> Cell:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(d["correct"]), dtype=np.uint8), count=d["n"])
+        return Cell(d["eps_x"], d["eps_w"], bits.astype(bool), d["seconds"], tuple(d["flags"]))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Accuracy over a grid of radii.  Rows are eps_w, columns eps_x.
+
+    accuracy: (len(eps_w), len(eps_x)) in [0, 1] over `n` examples.  scope: who shares W'.  attack: the method's name.
+    flags: (row, column) -> what a reader should know about that cell.
+    """
+
+    eps_x: tuple[float, ...]
+    eps_w: tuple[float, ...]
+    accuracy: NDArray[np.float64]
+    n: int
+    scope: str
+    attack: str
+    model: str = "model"
+    seconds: float = 0.0
+    flags: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict[tuple[int, int], tuple[str, ...]])
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Everything else that names the numbers: seed, hashes of model and data, moved tensors, domain, versions."""
+
+    @property
+    def auc(self) -> float:
+        """Normalised volume under the surface, in [0, 1].  The grid is part of the number."""
+        return volume(self.accuracy, self.eps_w, self.eps_x)
+
+    @property
+    def auc_x(self) -> float:
+        """Area under the first row (smallest eps_w), normalised: robustness to inputs alone."""
+        return volume(self.accuracy[:1], self.eps_w[:1], self.eps_x)
+
+    @property
+    def auc_w(self) -> float:
+        """Area under the first column (smallest eps_x), normalised: robustness to weights alone."""
+        return volume(self.accuracy[:, :1], self.eps_w, self.eps_x[:1])
+
+    @property
+    def interval(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Lower and upper end of the 95 % Wilson interval of every cell."""
+        return wilson(np.rint(self.accuracy * self.n), self.n)
+
+    @property
+    def rises(self) -> list[dict[str, Any]]:
+        """Every step of the grid to a larger ball at which accuracy *rises*: there the attack missed something.
+
+        The true surface never rises, because the balls are nested.
+        """
+        found: list[dict[str, Any]] = []
+        for axis, name in ((0, "eps_w"), (1, "eps_x")):
+            for i, j in np.argwhere(np.diff(self.accuracy, axis=axis) > 0):
+                k, m = (i + 1, j) if axis == 0 else (i, j + 1)
+                found.append({
+                    "along": name, "eps_x": self.eps_x[m], "eps_w": self.eps_w[k],
+                    "from": float(self.accuracy[i, j]), "to": float(self.accuracy[k, m]),
+                })  # fmt: skip
+        return sorted(found, key=lambda r: r["from"] - r["to"])
+
+    def to_dict(self) -> dict[str, Any]:
+        lo, hi = self.interval
+        return {
+            "format": FORMAT, "model": self.model, "attack": self.attack, "scope": self.scope, "n": self.n,
+            "eps_x": list(self.eps_x), "eps_w": list(self.eps_w), "accuracy": self.accuracy.tolist(),
+            "interval": {"level": 0.95, "low": lo.tolist(), "high": hi.tolist()},
+            "auc": self.auc, "auc_x": self.auc_x, "auc_w": self.auc_w, "rises": self.rises, "seconds": self.seconds,
+            "flags": [{"row": i, "column": j, "flags": list(f)} for (i, j), f in sorted(self.flags.items())],
+            "about": dict(self.about),
+        }  # fmt: skip
+
+    @staticmethod
+    def from_dict(d: Mapping[str, Any]) -> Surface:
+        return Surface(
+            tuple(d["eps_x"]), tuple(d["eps_w"]), np.asarray(d["accuracy"], dtype=np.float64), d["n"], d["scope"], d["attack"],
+            d["model"], d["seconds"], {(f["row"], f["column"]): tuple(f["flags"]) for f in d["flags"]}, d["about"],
+        )  # fmt: skip
+
+    @staticmethod
+    def from_cells(cells: Iterable[Cell], eps_x: Sequence[float], eps_w: Sequence[float], **names: Any) -> Surface:
+        """The surface whose cells these are; every point of the grid must be there once."""
+        at = {(c.eps_w, c.eps_x): c for c in cells}
+        grid = [[at[w, x] for x in eps_x] for w in eps_w]
+        return Surface(
+            tuple(eps_x), tuple(eps_w), np.array([[c.correct.mean() for c in row] for row in grid]), int(grid[0][0].correct.size),
+            seconds=sum(c.seconds for c in at.values()),
+            flags={(i, j): c.flags for i, row in enumerate(grid) for j, c in enumerate(row) if c.flags}, **names,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        """Accuracy in percent over the grid, as plain text."""
+        head = "eps_w \\ eps_x " + "".join(f"{x:>8.4g}" for x in self.eps_x)
+        rows = [
+            f"{w:>13.4g} " + "".join(f"{100 * a:>8.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
+        ]
+        tail = (
+            f"AUC {self.auc:.3f} (eps_w = {self.eps_w[0]:g}: {self.auc_x:.3f}, eps_x = {self.eps_x[0]:g}: {self.auc_w:.3f}); "
+            f"accuracy in % of {self.n} examples, scope {self.scope}, attack {self.attack}"
+        )
+        return "\n".join([head, *rows, tail])
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """The contour of this surface as a matplotlib figure; written to `path` (png, svg, pdf) if given."""
+        from nonsingular.report.figure import contours
+
+        return contours({self.model: [self]}, path=path)
+
+
+class Log:
+    """Append-only file of JSON lines, each with a checksum; a torn or damaged last line is dropped when it is read.
+
+    One key is written once; who runs again finds what is already there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            entry = _parse(line)
+            if entry is not None:
+                yield entry
+            elif number < len(lines):  # only the last line can be torn by an interruption
+                raise InvalidInput(f"{self.path}: line {number} is damaged; delete that line and run again to redo it")
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one entry and flush it to disk."""
+        body = json.dumps(entry, sort_keys=True)
+        line = json.dumps({"crc": zlib.crc32(body.encode()), "entry": entry}, sort_keys=True)
+        with self.path.open("a+b") as f:
+            f.seek(max(0, f.tell() - 1))
+            if f.read(1) not in (b"", b"\n"):  # torn by an interruption: the part after the last whole line goes
+                f.seek(0)
+                f.truncate(f.read().rfind(b"\n") + 1)
+            f.write(line.encode() + b"\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        whole = json.loads(line)
+        if zlib.crc32(json.dumps(whole["entry"], sort_keys=True).encode()) == whole["crc"]:
+            return whole["entry"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: an interruption leaves the old file as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities are refused rather than written as invalid JSON."""
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

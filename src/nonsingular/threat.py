@@ -1,0 +1,162 @@
+"""threat.py - the joint ball around an input and the weights, and who shares the perturbed weights.
+
+Non-Singular Adversarial Robustness of Neural Networks, arXiv:2102.11935, section 3: every x' with |x' - x| <= eps_x
+and every W' with |W' - W| <= eps_w, element by element, together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.errors import InvalidInput
+
+Scope = Literal["sample", "batch", "dataset"]
+"""Who shares the perturbed weights W'.
+
+`sample`: each example gets its own worst W'.  `batch`: one W' per batch.  `dataset`: one W' for the whole evaluation
+set (one faulty device).  Robust accuracy is ordered sample <= batch <= dataset; a certificate bounds `sample`.
+"""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+Moves = Literal["weights", "all"]
+"""Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The box of all tensors t with lo <= t <= hi, element by element."""
+
+    lo: Tensor
+    hi: Tensor
+
+    def contains(self, t: Tensor) -> bool:
+        """True if every element of `t` lies in the box; NaN never does."""
+        return bool(((t >= self.lo) & (t <= self.hi)).all())
+
+    def project_(self, t: Tensor) -> Tensor:
+        """The nearest point of the box, written into `t`."""
+        return torch.clamp(t, self.lo, self.hi, out=t)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One uniform draw from the box."""
+        u = torch.rand(self.lo.shape, generator=generator, dtype=self.lo.dtype, device=self.lo.device)
+        return torch.clamp(self.lo + u * (self.hi - self.lo), self.lo, self.hi)
+
+
+@dataclass(frozen=True)
+class JointBall:
+    """Every input within `eps_x` and every weight within `eps_w` (both l-infinity), together.
+
+    eps_x: radius on the input, in the units of the data.
+    eps_w: one radius for all tensors that move, or a mapping from parameter name to its own radius (then only these move).
+    domain: the range (lo, hi) that inputs live in, e.g. pixels in [0, 1]; None for inputs without limits.
+    moves: with a single radius, which parameters move: "weights" (two or more dimensions) or "all" (biases and scales too).
+    relative: radii of weights are multiples of the largest |value| of each tensor.
+
+    A box is rounded to nearest in the dtype of the tensor that it is around.
+    Raises InvalidInput for a radius that is negative, infinite or NaN, and for an empty domain.
+    """
+
+    eps_x: float
+    eps_w: float | Mapping[str, float]
+    domain: tuple[float, float] | None = (0.0, 1.0)
+    moves: Moves = "weights"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps_w, Mapping):
+            object.__setattr__(self, "eps_w", MappingProxyType({k: float(v) for k, v in self.eps_w.items()}))
+            named = {f"eps_w['{name}']": radius for name, radius in self.eps_w.items()}
+        else:
+            named = {"eps_w": self.eps_w}
+        for name, radius in {"eps_x": self.eps_x, **named}.items():
+            if not (math.isfinite(radius) and radius >= 0):
+                raise InvalidInput(f"{name} is {radius}; a radius must be a finite number that is 0 or larger")
+        if self.moves not in get_args(Moves):
+            raise InvalidInput(f"moves is {self.moves!r}; choose one of {', '.join(get_args(Moves))}")
+        if self.domain is not None and not self.domain[0] < self.domain[1]:
+            raise InvalidInput(f"domain is {self.domain}; give (lowest, highest) with lowest < highest, or None")
+
+    def scaled(self, x: float, w: float) -> JointBall:
+        """The ball with the input radius times `x` and every weight radius times `w`."""
+        eps_w = {k: r * w for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
+        return replace(self, eps_x=self.eps_x * x, eps_w=eps_w)
+
+    def check_domain(self, x: Tensor) -> None:
+        """Raises InvalidInput if an input is not a number or lies outside the domain."""
+        if not torch.isfinite(x).all():
+            raise InvalidInput("the inputs contain NaN or infinite values; remove those examples first")
+        if self.domain is None or x.numel() == 0:
+            return
+        lo, hi = x.min().item(), x.max().item()
+        if lo < self.domain[0] or hi > self.domain[1]:
+            guess = ""
+            if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:
+                guess = " (0-255 pixels? divide by 255)"
+            elif self.domain == (0.0, 1.0) and lo < 0:
+                guess = " (normalised inputs? move the normalisation into the model)"
+            raise InvalidInput(
+                f"inputs span [{lo:.4g}, {hi:.4g}], outside the domain {list(self.domain)}{guess}; "
+                "scale them, or give the range they live in as domain (None for no limits)"
+            )
+
+    def input_box(self, x: Tensor) -> Interval:
+        """The box of inputs around `x`, cut to the domain."""
+        self.check_domain(x)
+        lo, hi = x - self.eps_x, x + self.eps_x
+        return Interval(lo, hi) if self.domain is None else Interval(lo.clamp_(*self.domain), hi.clamp_(*self.domain))
+
+    def radii(self, params: Mapping[str, Tensor]) -> dict[str, float]:
+        """Radius of every tensor that moves, by name; tensors with radius 0 are left out.
+
+        Raises InvalidInput if `eps_w` names a tensor that `params` does not have.
+        """
+        if isinstance(self.eps_w, Mapping):
+            if unknown := sorted(set(self.eps_w) - set(params)):
+                raise InvalidInput(f"eps_w names no parameter of this model: {unknown}; it has {sorted(params)}")
+            chosen = dict(self.eps_w)
+        else:
+            chosen = {name: self.eps_w for name, p in params.items() if self.moves == "all" or p.dim() >= 2}
+        if self.relative:
+            chosen = {name: r * params[name].detach().abs().max().item() for name, r in chosen.items()}
+        return {name: r for name, r in chosen.items() if r > 0}
+
+    def weight_boxes(self, params: Mapping[str, Tensor]) -> dict[str, Interval]:
+        """The box of every tensor that moves, by name."""
+        return {name: Interval(params[name].detach() - r, params[name].detach() + r) for name, r in self.radii(params).items()}
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A point of the joint ball: perturbed inputs and the perturbed values of the tensors that moved.
+
+    x: (B, *input).  weights: name -> tensor of the parameter's shape, or (B, *shape) in scope "sample".
+    Unpacks as `x_adv, w_adv = perturbation`.
+    """
+
+    x: Tensor
+    weights: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scope: Scope = "batch"
+
+    def __iter__(self) -> Iterator[Tensor | Mapping[str, Tensor]]:
+        return iter((self.x, self.weights))
+
+    def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
+        """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
+
+        Raises AssertionError if a tensor has left its box: that is a fault of the attack, never of the user.
+        """
+        assert ball.input_box(x).contains(self.x), "the attack left the input ball"
+        params = dict(model.named_parameters())
+        boxes = ball.weight_boxes(params)
+        assert set(self.weights) <= set(boxes), "the attack moved a tensor that the ball holds fixed"
+        for name, w in self.weights.items():
+            assert boxes[name].contains(w), f"the attack left the weight ball at {name}"
+        return self
