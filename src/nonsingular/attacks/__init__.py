@@ -1,0 +1,1 @@
+"""Attacks: functions (model, x, y, ball, *, ...) -> Perturbation, one method a file."""
