@@ -1,0 +1,144 @@
+"""claims.py - the claims of arXiv:2102.11935, section 4.1, held against measured surfaces.
+
+Each claim becomes a number per seed and an interval that it should lie in.  Verdict, from the 95 % t-interval of the mean over
+seeds: inside - reproduced; outside - not reproduced; astride, or a single seed - undecided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom
+_T = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+)
+
+SLIGHTLY = 0.25
+"""C2: `slightly` is less than this part of what adversarial training gains on the same axis."""
+BROKEN = 0.5
+"""C1: `vulnerable` is below this part of the clean accuracy at the largest radius of the axis."""
+ABOUT = 0.1
+"""C5: `about 1.24 times` is within this relative distance."""
+
+
+def judge(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Claims C1-C6 on the `models` of a results.json; also `joint`: the joint model's AUC over AT's and over the best AT + beta's.
+
+    Returns name -> {statement, verdict, evidence, numbers}.
+    """
+
+    def auc(name: str, which: str = "auc") -> list[float]:
+        return list(models[name][which])
+
+    def last(name: str, row: int, column: int) -> list[float]:
+        return [s["accuracy"][row][column] / s["accuracy"][0][0] for s in models[name]["surfaces"]]
+
+    regularised = ("at-beta-1", "at-beta-2", "jiwp")
+    baselines = ("standard", "weight-perturb", "at")
+    best = max(regularised[:2], key=lambda name: _mean(auc(name)))
+    title = models[best]["title"]
+    worst_axis = [max(pair) for pair in zip(last("standard", 0, -1), last("standard", -1, 0), strict=True)]
+    gain = [
+        (wp - std) / (at - std)
+        for wp, std, at in zip(auc("weight-perturb", "auc_x"), auc("standard", "auc_x"), auc("at", "auc_x"), strict=True)
+    ]
+    least = {
+        name: [a - max(b) for a, *b in zip(auc(name), *(auc(base) for base in baselines), strict=True)] for name in regularised
+    }
+    weakest = min(least, key=lambda name: _mean(least[name]))
+    top = [name for name in least if _verdict(least[name], (0.0, math.inf)) == "reproduced"]
+    c4 = _claim(
+        "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
+        least[weakest], (0.0, math.inf), f"AUC of {models[weakest]['title']}, the weakest of the three, minus the best baseline's",
+    )  # fmt: skip
+    c4["numbers"]["by_model"] = least
+    c4["evidence"] += f"; above every baseline: {', '.join(models[n]['title'] for n in top) or 'none of the three'}"
+    return {
+        "C1": _claim(
+            "The standard model is vulnerable on both axes",
+            worst_axis, (-math.inf, BROKEN), "accuracy kept at the largest radius of its stronger axis, as a part of clean accuracy",
+        ),
+        "C2": _claim(
+            "Weight-perturb training helps against input perturbations only slightly",
+            gain, (0.0, SLIGHTLY), "its gain in input AUC over standard, as a part of AT's gain",
+        ),
+        "C3": _claim(
+            "AT is less robust to weight perturbations than standard",
+            _minus(auc("at", "auc_w"), auc("standard", "auc_w")), (-math.inf, 0.0), "weight AUC of AT minus that of standard",
+        ),
+        "C4": c4,
+        "C5": _claim(
+            "The best AT + β has about 1.24 times the AUC of AT",
+            _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {title} over AT's",
+        ),
+        "C6": _claim("AT + β has a larger AUC than JIWP", _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {title} minus JIWP's"),
+        "joint": _claim(
+            "Joint adversarial training has at least 1.8 times the AUC of AT (no claim of the paper, which dismisses it)",
+            _over(auc("joint"), auc("at")), (1.8, math.inf), "AUC of the joint model over AT's",
+        )
+        | {"over_best_at_beta": _over(auc("joint"), auc(best))},
+    }  # fmt: skip
+
+
+def _claim(statement: str, values: Sequence[float], interval: tuple[float, float], what: str) -> dict[str, Any]:
+    lo, hi = interval
+    wanted = f"above {lo:g}" if math.isinf(hi) else f"below {hi:g}" if math.isinf(lo) else f"between {lo:.4g} and {hi:.4g}"
+    half = _half_width(values)
+    spread = f" ± {half:.3f} (95 %, {len(values)} seeds)" if len(values) > 1 else " (one seed)"
+    return {
+        "statement": statement,
+        "verdict": _verdict(values, interval),
+        "evidence": f"{what}: {_mean(values):.3f}{spread}; the claim needs it {wanted}",
+        "numbers": {
+            "per_seed": list(values), "mean": _mean(values), "half_width": half if len(values) > 1 else None,
+            "above": None if math.isinf(lo) else lo, "below": None if math.isinf(hi) else hi,
+        },
+    }  # fmt: skip
+
+
+def _verdict(values: Sequence[float], interval: tuple[float, float]) -> str:
+    low, high = _mean(values) - _half_width(values), _mean(values) + _half_width(values)
+    if interval[0] < low and high < interval[1]:
+        return "reproduced"
+    return "not reproduced" if high <= interval[0] or low >= interval[1] else "undecided"
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half the 95 % t-interval of the mean; infinite for one value."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    sd = math.sqrt(sum((v - _mean(values)) ** 2 for v in values) / (n - 1))
+    return (_T[n - 2] if n - 2 < len(_T) else 1.96) * sd / math.sqrt(n)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [p - q for p, q in zip(a, b, strict=True)]
+
+
+def _over(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [p / q for p, q in zip(a, b, strict=True)]

@@ -1,0 +1,347 @@
+"""cli.py - the command line: flags and files -> settings -> run -> pictures.  No logic of its own."""
+
+from __future__ import annotations
+
+import json as json_
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from nonsingular import __version__
+from nonsingular.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from nonsingular.config import Settings
+
+app = App(
+    name="nonsingular", version=__version__,
+    help="Robustness of neural networks to their inputs and their weights, together.\n\n"
+    "Exit codes: 0 done; 2 something given cannot be used; 130 interrupted (what is finished is kept: run the same command again).",
+)  # fmt: skip
+
+Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
+DataDir = Annotated[Path | None, Parameter(help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet.")]
+Out = Annotated[
+    Path | None, Parameter(help="Run directory. The same settings go on where they ended; other settings are refused.")
+]
+Workers = Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
+PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")]
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo"), seeds: int = 2, workers: Workers = None, quiet: Quiet = False) -> None:
+    """Train the seven models on the digits, attack them over the grid, draw Figure 1 and the report. About two minutes."""
+    from nonsingular.presets import reproduction
+
+    settings = _merge(type(reproduction("digits")), reproduction("digits").model_dump(), {"seeds": seeds})
+    results = _reproduce(settings, out, workers, quiet)
+    _show(results, out, claims=True)
+
+
+@app.command
+def train(
+    *,
+    data: str | None = None,
+    method: Annotated[str | None, Parameter(help="standard, weight-perturb, at, at-beta, jiwp or joint.")] = None,
+    eps_x: Annotated[float | None, Parameter(help="Training radius of the inputs, in the data's units.")] = None,
+    eps_w: Annotated[float | None, Parameter(help="Training radius of the weights.")] = None,
+    alpha: Annotated[float | None, Parameter(help="Weight of tau in the loss (4).")] = None,
+    beta: Annotated[float | None, Parameter(help="Weight of zeta in the loss (4).")] = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    network: Annotated[str | None, Parameter(help="mlp or conv.")] = None,
+    hidden: Annotated[str | None, Parameter(help="Widths, e.g. 128,64,32.")] = None,
+    bias: bool | None = None,
+    seed: int | None = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Train one model. The numbers of a method default to those of the preset of the data set."""
+    from nonsingular.config import TrainSettings, read_config
+    from nonsingular.presets import training_defaults
+
+    file = read_config(config) if config else {}
+    recipe = _given(method=method, eps_x=eps_x, eps_w=eps_w, alpha=alpha, beta=beta, epochs=epochs, lr=lr, batch_size=batch_size)
+    net = _given(name=network, hidden=hidden.split(",") if hidden else None, bias=bias)
+    top = _given(data=data, data_dir=data_dir, seed=seed)
+    chosen = _under({"recipe": recipe, "network": net, **top}, file)
+    settings = _merge(
+        TrainSettings, training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method")), chosen
+    )
+    if print_config:
+        return _print_config(settings)
+    out = out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
+    from nonsingular.experiment import train_run
+
+    with _progress(quiet or json, {"epochs": settings.recipe.epochs}) as report:
+        summary = train_run(settings, out, lambda epoch: report("epochs", 1))
+    _say(
+        f"{settings.recipe.method} on {settings.data}: validation accuracy {100 * summary['val_accuracy']:.1f} %, {summary['seconds']:.0f} s; "
+        f"model in {out / 'model.safetensors'}\nnext: nonsingular evaluate {shlex.quote(str(out))}"
+    )
+    if json:
+        print(json_.dumps({"out": str(out), **summary}))
+
+
+@app.command
+def evaluate(
+    model: Annotated[
+        str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")
+    ] = None,
+    /,
+    *,
+    weights: Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
+    ] = None,
+    split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
+    limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
+    eps_x: Annotated[str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data.")] = None,
+    eps_w: Annotated[
+        str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
+    ] = None,
+    scope: Annotated[str | None, Parameter(help="Who shares W': sample (default), batch or dataset.")] = None,
+    attack: Annotated[
+        str | None, Parameter(help="paper or neuron. Default: neuron in scope sample on dense networks, else paper.")
+    ] = None,
+    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default), or none.")] = None,
+    moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
+    relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    out: Out = None,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Attack one model over a grid of (eps_x, eps_w): accuracy surface and AUC."""
+    from nonsingular.config import EvaluateSettings, read_config
+
+    given = _given(
+        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w, scope=scope,
+        attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves, relative=relative, batch_size=batch_size,
+    )  # fmt: skip
+    settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
+    if print_config:
+        return _print_config(settings)
+    from nonsingular.experiment import evaluate_run
+    from nonsingular.records import Surface
+    from nonsingular.report import surface_table, write
+
+    out = out or Path("runs") / f"evaluate-{_stem(settings.model)}-{_short(settings)}"
+    with _progress(quiet or json, {}) as report:
+        results = evaluate_run(settings, out, workers or _cores(), report)
+    results["command"] = _command()
+    files = write(results, out)
+    surface = next(iter(results["models"].values()))["surfaces"][0]
+    if json:
+        print(json_.dumps(surface))
+    else:
+        _print(surface_table(Surface.from_dict(surface)))
+        _say(f"report: {files['report.html']}\nrecords: {out}")
+
+
+@app.command
+def reproduce(
+    *,
+    data: Annotated[str, Parameter(help="mnist, fashion-mnist or digits.")] = "mnist",
+    seeds: int | None = None,
+    limit: Annotated[str | None, Parameter(help="Test examples, a seeded subset (default 1000); 'none' for all.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    out: Out = None,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """The whole paper: seven models, every seed, their surfaces under the paper's attack, Figure 1, and a verdict on each claim."""
+    from nonsingular.config import ReproduceSettings, read_config
+    from nonsingular.presets import reproduction
+
+    file = read_config(config) if config else {}
+    preset = reproduction(file.get("data", data)).model_dump()
+    settings = _merge(ReproduceSettings, preset, _under(_given(seeds=seeds, limit=limit, data_dir=data_dir), file))
+    if print_config:
+        return _print_config(settings)
+    out = out or Path("runs") / f"reproduce-{settings.data}"
+    results = _reproduce(settings, out, workers, quiet or json)
+    if json:
+        claims = results.get("claims", {})
+        print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
+    else:
+        _show(results, out, claims=True)
+
+
+@app.command
+def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate or reproduce.")], /) -> None:
+    """Draw the pictures and the page of a finished run again, from its records."""
+    from nonsingular.report import write
+
+    try:
+        results = json_.loads((run / "results.json").read_text())
+    except FileNotFoundError:
+        raise InvalidInput(f"{run} has no results.json; finish the run first, or give another folder") from None
+    except (OSError, ValueError) as e:
+        raise InvalidInput(f"{run / 'results.json'} cannot be read: {e}") from None
+    write(results, run)
+    _show(results, run, claims="claims" in results)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models or data.")], /) -> None:
+    """The names that settings take."""
+    from nonsingular import catalog
+
+    tables = {
+        "attacks": catalog.ATTACKS, "bounds": catalog.BOUNDS, "methods": catalog.OBJECTIVES, "models": catalog.MODELS, "data": catalog.DATASETS,
+    }  # fmt: skip
+    if kind not in tables:
+        raise InvalidInput(f"there is no list of '{kind}'; choose one of {', '.join(tables)}")
+    print("\n".join(tables[kind]))
+
+
+# --- from flags to settings -----------------------------------------------------------------------------------------------
+
+S = TypeVar("S", bound="Settings")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def _under(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any]:
+    """`winner` laid over `loser`, mapping by mapping."""
+    merged = dict(loser)
+    for key, value in winner.items():
+        below = merged.get(key)
+        merged[key] = _under(value, below) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return merged
+
+
+def _merge(schema: type[S], loser: Mapping[str, Any], winner: Mapping[str, Any]) -> S:
+    from nonsingular.config import checked
+
+    return checked(schema, _under(winner, loser))
+
+
+def _print_config(settings: Settings) -> None:
+    from nonsingular.config import to_yaml
+
+    print(to_yaml(settings), end="")
+
+
+def _short(settings: Settings) -> str:
+    import hashlib
+
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+
+
+def _stem(model: str) -> str:
+    return Path(model.rpartition(":")[0] or model).stem
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _command() -> str:
+    return shlex.join(["nonsingular", *sys.argv[1:]])
+
+
+# --- running and showing --------------------------------------------------------------------------------------------------
+
+
+def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> dict[str, Any]:
+    from nonsingular.experiment import reproduce
+    from nonsingular.report import write
+
+    models = len(settings.recipes) * settings.seeds
+    cells = models * len(settings.eps_x) * len(settings.eps_w)
+    with _progress(quiet, {"models": models, "cells": cells}) as report:
+        results = reproduce(settings, out, workers or _cores(), report)
+    results["command"] = _command()
+    write(results, out)
+    return results
+
+
+@contextmanager
+def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str, int], None]]:
+    """Bars on stderr, one for each unit; yields report(unit, n)."""
+    if quiet:
+        yield lambda what, n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {what: progress.add_task(what, total=total) for what, total in totals.items()}
+
+        def report(what: str, n: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            progress.advance(tasks[what], n)
+
+        yield report
+
+
+def _show(results: Mapping[str, Any], out: Path, *, claims: bool) -> None:
+    from nonsingular.report import claims_table, model_table
+
+    _print(model_table(results))
+    if claims:
+        _print(claims_table(results))
+    _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point.  Returns the exit code; a user's mistake is one line on stderr, without a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        app(argv, exit_on_error=False, print_error=False)
+        return 0
+    except cyclopts.CycloptsError as e:
+        return _fail(f"{e}\nsee: nonsingular --help")
+    except InvalidInput as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        _say("interrupted; what is finished is kept: run the same command again to go on")
+        return 130
+
+
+def _fail(message: str) -> int:
+    _say(f"error: {message}")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

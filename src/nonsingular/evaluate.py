@@ -1,0 +1,278 @@
+"""evaluate.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.graph import dense_chain, logits_at, twin
+from nonsingular.margins import is_correct, worst_margin
+from nonsingular.records import FORMAT, Cell, Log, Surface
+from nonsingular.threat import SCOPES, JointBall, Moves, Perturbation, Scope
+
+POINTS = 11
+"""Points of an axis that is given by its largest radius alone."""
+SAMPLE_MEMORY = 64 * 2**20
+"""Bytes of per-example weights held at once in scope `sample`."""
+
+
+class Attack(Protocol):
+    """(model, x, y, ball, *, scope) -> a point of the ball."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope) -> Perturbation: ...
+
+
+def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
+    """The radii of one axis of the grid: as given, or from 0 to the given one in 11 equal steps.
+
+    Raises InvalidInput unless they are finite, 0 or larger, and strictly increasing.
+
+    >>> axis(0.2, "eps_x")[:3]
+    (0.0, 0.02, 0.04)
+    """
+    if isinstance(radii, int | float):
+        values = [round(radii * i / (POINTS - 1), 12) for i in range(POINTS)] if radii else [0.0]
+    else:
+        values = [float(r) for r in radii]
+    if not values or not all(np.isfinite(values)) or min(values) < 0:
+        raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
+    if any(b <= a for a, b in pairwise(values)):
+        raise InvalidInput(f"{name} is {radii}; give radii in strictly increasing order")
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything but the model, the data and the radii that an attacked accuracy depends on."""
+
+    attack: Attack
+    name: str
+    scope: Scope
+    unit: JointBall
+    """The ball whose radii the grid multiplies: eps_x = 1 and eps_w = 1, or one radius per named tensor."""
+    batch_size: int
+    """Examples that share W' in scope `batch`."""
+
+    def describe(self) -> dict[str, Any]:
+        eps_w = self.unit.eps_w
+        return {
+            "attack": self.name, "scope": self.scope, "domain": self.unit.domain, "moves": self.unit.moves, "relative": self.unit.relative,
+            "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
+            "batch_size": self.batch_size if self.scope == "batch" else None,
+        }  # fmt: skip
+
+
+def choose(
+    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, float] | None = None,
+    domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights", relative: bool = False, batch_size: int = 128,
+) -> Method:  # fmt: skip
+    """The method that these settings name.
+
+    radii: one radius per named tensor, if the grid multiplies these.
+    Without an attack: `neuron` in scope `sample` for a dense network, otherwise `paper`.  Raises InvalidInput for an unknown name.
+    """
+    if scope not in SCOPES:
+        raise InvalidInput(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
+    if attack is None:
+        attack = "neuron" if scope == "sample" and _is_dense(model) else "paper"
+    name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+    function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
+    return Method(function, name, scope, JointBall(1.0, radii or 1.0, domain, moves, relative), batch_size)
+
+
+def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
+    """Which examples survive at one point of the grid.  Accuracy is taken from the tensors that the attack returns, not its word."""
+    started = time.perf_counter()
+    ball = method.unit.scaled(eps_x, eps_w)
+    params = dict(model.named_parameters())
+    moving = sum(params[name].numel() * params[name].element_size() for name in ball.radii(params))
+    at_once = {"dataset": len(x), "batch": method.batch_size, "sample": max(1, min(512, SAMPLE_MEMORY // max(1, moving)))}[
+        method.scope
+    ]
+    predictions: list[Tensor] = []
+    correct: list[Tensor] = []
+    for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
+        logits = logits_at(model, method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball))
+        predictions.append(logits.argmax(1))
+        correct.append(is_correct(logits, labels))
+    flags = ("one-class",) if len(x) > 1 and len(torch.cat(predictions).unique()) == 1 else ()
+    return Cell(eps_x, eps_w, torch.cat(correct).cpu().numpy(), time.perf_counter() - started, flags)
+
+
+Cells = Callable[[nn.Module, Tensor, Tensor, Method, Sequence[tuple[float, float]]], Iterable[Cell]]
+"""Who runs the cells: (model, x, y, method, [(eps_x, eps_w)]) -> cells in any order."""
+
+
+def in_this_process(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
+) -> Iterator[Cell]:
+    """Cells one after the other."""
+    for eps_x, eps_w in points:
+        yield attack_cell(model, x, y, method, eps_x, eps_w)
+
+
+def evaluate(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    *,
+    eps_x: float | Sequence[float],
+    eps_w: float | Sequence[float] | Mapping[str, float],
+    scope: Scope = "sample",
+    attack: str | Attack | None = None,
+    domain: tuple[float, float] | None = (0.0, 1.0),
+    moves: Moves = "weights",
+    relative: bool = False,
+    batch_size: int = 128,
+    log: Path | None = None,
+) -> Surface:
+    """Accuracy of `model` under attack over a grid of input and weight radii.
+
+    data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
+    eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
+        A mapping from parameter name to radius moves these tensors alone; the axis is then the fraction of the radii, 0 to 1.
+    scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
+    moves, relative: as in JointBall.  batch_size: the B of scope "batch".
+    log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
+    Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
+    Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
+    """
+    radii = eps_w if isinstance(eps_w, Mapping) else None
+    method = choose(
+        model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
+    )
+    check_inputs(model, *data, method.unit)
+    return surface(
+        model, *data, method, axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w"), log=log
+    )
+
+
+def surface(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: Method,
+    columns: Sequence[float],
+    rows: Sequence[float],
+    *,
+    name: str = "model",
+    log: Path | None = None,
+    cells: Cells = in_this_process,
+    on_cell: Callable[[Cell], None] = lambda cell: None,
+) -> Surface:
+    """`evaluate` on checked inputs, with the cells run by `cells`.  columns: eps_x.  rows: eps_w."""
+    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
+    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes], sort_keys=True).encode()).hexdigest()
+    journal = Log(log) if log else None
+    done = {(c.eps_x, c.eps_w): c for e in journal or () if e["key"] == key for c in [Cell.from_dict(e["cell"])]}
+    wanted = [(eps_x, eps_w) for eps_w in rows for eps_x in columns]
+    for point in set(wanted) & set(done):
+        on_cell(done[point])
+    for cell in cells(model, x, y, method, [point for point in wanted if point not in done]):
+        if journal:
+            journal.append({"key": key, "cell": cell.to_dict()})
+        done[cell.eps_x, cell.eps_w] = cell
+        on_cell(cell)
+    params = dict(model.named_parameters())
+    moved = {
+        n: {"shape": list(params[n].shape), "radius": r}
+        for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
+    }
+    about = {**method.describe(), **hashes, "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type}
+    return Surface.from_cells(
+        (done[p] for p in wanted), columns, rows, scope=method.scope, attack=method.name, model=name, about=about
+    )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Lower bounds that hold for every point of the ball, each example with its own W' (scope `sample`).
+
+    margins: (B, K) lower bounds of logit_y - logit_j, column y is 0.  verified: (B,) no class can overtake y.
+    """
+
+    margins: Tensor
+    verified: Tensor
+    method: str
+    scope: Scope = "sample"
+
+    @property
+    def accuracy(self) -> float:
+        """Certified accuracy in [0, 1]: a lower bound of robust accuracy in every scope."""
+        return self.verified.double().mean().item()
+
+
+def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "theorem1") -> Certificate:
+    """Proves, where it can, that no input and no weights in `ball` change the prediction.
+
+    x: (B, *input) in ball.domain.  y: (B,).  method: a sound bound of the catalog.  The bound is computed in float64.
+    Guarantee: that of the bound, in exact arithmetic; rounding in the deployed network is not covered.
+    Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
+    """
+    if method in UNSOUND:
+        raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='theorem1'")
+    bound = lookup(BOUNDS, method, "bound")
+    check_inputs(model, x, y, ball)
+    with torch.no_grad():
+        lower: Tensor = bound(twin(model).double(), x.double(), y, ball)
+        return Certificate(lower, worst_margin(lower, y) > 0, method)
+
+
+def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:
+    """Raises InvalidInput, with what to do, for data or a model that no number can be computed for."""
+    if len(x) != len(y) or y.dim() != 1:
+        raise InvalidInput(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; give N inputs and N class indices")
+    if not len(x):
+        raise InvalidInput("the data set is empty; give at least one example")
+    if not x.is_floating_point() or y.is_floating_point():
+        raise InvalidInput(f"x is {x.dtype} and y is {y.dtype}; give floating-point inputs and integer class indices")
+    ball.check_domain(x)
+    params = dict(model.named_parameters())
+    ball.radii(params)  # an unknown name in eps_w
+    still = twin(model)
+    try:
+        with torch.no_grad():
+            logits = torch.cat([still(part) for part in x.split(1024)])
+    except (RuntimeError, TypeError, ValueError, IndexError) as e:
+        raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {e}") from e
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise InvalidInput(f"the model returns shape {tuple(logits.shape)}; a classifier returns (B, K) logits with K >= 2")
+    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
+        raise InvalidInput(
+            f"labels span {int(y.min())}..{int(y.max())}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
+        )
+    bad = (~torch.isfinite(logits).all(1)).nonzero()
+    if len(bad):
+        raise InvalidInput(
+            f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
+        )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(t.shape)} {t.dtype} ".encode())
+        digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_dense(model: nn.Module) -> bool:
+    try:
+        dense_chain(model)
+    except UnsupportedModel:
+        return False
+    return True

@@ -1,0 +1,362 @@
+"""experiment.py - settings -> run directory.
+
+A run directory holds config.yaml (the effective settings), model.safetensors, events.jsonl (one line per finished cell) and
+results.json.  Whoever runs the same settings into the same directory again goes on where the last run ended.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nonsingular.catalog import MODELS, OBJECTIVES, lookup
+from nonsingular.claims import judge
+from nonsingular.config import EvaluateSettings, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
+from nonsingular.data import Dataset, Split, load
+from nonsingular.errors import InvalidInput
+from nonsingular.evaluate import Method, attack_cell, axis, check_inputs, choose, hash_tensors, in_this_process, surface
+from nonsingular.presets import GRIDS, TITLES
+from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
+from nonsingular.threat import JointBall
+from nonsingular.train import Epoch, accuracy, read_tensors, train
+
+CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
+
+Report = Callable[[str, int], None]
+"""Progress: (what was done, how many units)."""
+
+
+# --- training -------------------------------------------------------------------------------------------------------------
+
+
+def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> dict[str, Any]:
+    """Trains one model into `out`; a finished run is left as it is, an interrupted one goes on from its last epoch.
+
+    Returns the summary that is also written to train.json.
+    """
+    data = dataset(settings.data, settings.data_dir)
+    model = build(settings, data)
+    claim(out, settings)
+    if (out / SUMMARY).exists():
+        return json.loads((out / SUMMARY).read_text())
+    recipe = settings.recipe
+    ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
+    objective = lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
+    started = time.time()
+    train(
+        model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr, batch_size=recipe.batch_size,
+        directory=out, tag=hash_tensors({"x": data.train.x, "y": data.train.y})[:16] + settings.model_dump_json(exclude={"data_dir"}),
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    write_atomic(out / WEIGHTS, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+    summary = {
+        "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": data.train.sha256(),
+        "val_accuracy": accuracy(model, data.val), "seconds": time.time() - started, "environment": environment(),
+    }  # fmt: skip
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def build(settings: TrainSettings, data: Dataset) -> nn.Module:
+    """The untrained network, initialised from the seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        make = lookup(MODELS, settings.network.name, "model")
+        return make(data.train.x.shape[1:], len(data.classes), hidden=settings.network.hidden, bias=settings.network.bias)
+
+
+def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
+    """The trained model of a run directory, in eval mode, and the settings that made it."""
+    settings = checked(TrainSettings, read_config(run / CONFIG))
+    model = build(settings, dataset(settings.data, settings.data_dir))
+    return load_weights(model, run / WEIGHTS), settings
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """`model` with the tensors of a safetensors file, in eval mode.  Raises InvalidInput if names or shapes differ."""
+    tensors, _ = read_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
+    return model.eval()
+
+
+def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSettings | None]:
+    """A run directory of `train`, or FILE.py:FUNCTION that returns an nn.Module, with `weights` for it."""
+    if (Path(spec) / CONFIG).exists():
+        return load_run(Path(spec))
+    path, _, function = spec.rpartition(":")
+    if not path.endswith(".py"):
+        raise InvalidInput(
+            f"'{spec}' is no model; give the output folder of 'nonsingular train', or file.py:function that returns an nn.Module"
+        )
+    if not Path(path).is_file():
+        raise InvalidInput(f"there is no file {path}")
+    found = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.path.insert(0, str(Path(path).parent.resolve()))
+    try:
+        found.loader.exec_module(module)
+        model = getattr(module, function)()
+    except Exception as e:
+        raise InvalidInput(f"{spec} failed: {type(e).__name__}: {e}") from e
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"{spec} returns {type(model).__name__}; it must return an nn.Module")
+    return (load_weights(model, weights) if weights else model.eval()), None
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def dataset(name: str, data_dir: Path | None) -> Dataset:
+    """Each process reads a data set once."""
+    return load(name, data_dir)
+
+
+class Job:
+    """One model under one method on one split: what a worker needs to run a cell."""
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        self.settings = settings
+        self.model, trained = load_model(settings.model, settings.weights)
+        name = settings.data or (trained.data if trained else None)
+        if name is None:
+            raise InvalidInput("which data? give --data a name or a file")
+        self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None))
+        split: Split = getattr(self.data, settings.split)
+        self.split = split.take(settings.limit)
+        default_x, default_w = GRIDS.get(name, (None, None))
+        columns, rows = settings.eps_x or default_x, settings.eps_w or default_w
+        if columns is None or rows is None:
+            raise InvalidInput(f"there is no default grid for '{name}'; give eps_x and eps_w, e.g. 0:0.1:11")
+        radii = rows if isinstance(rows, dict) else None
+        self.columns, self.rows = columns, axis(1.0, "eps_w") if isinstance(rows, dict) else rows
+        self.method = choose(
+            self.model, attack=settings.attack, scope=settings.scope, radii=radii, moves=settings.moves, relative=settings.relative,
+            domain=None if settings.domain == "none" else settings.domain, batch_size=settings.batch_size,
+        )  # fmt: skip
+        check_inputs(self.model, self.split.x, self.split.y, self.method.unit)
+
+    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
+        """The surface of this job, its cells spread over `pool`."""
+
+        def spread(
+            model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
+        ) -> Iterator[Cell]:
+            assert pool is not None
+            for future in as_completed([pool.submit(_cell, self.settings.model_dump_json(), *p) for p in points]):
+                yield future.result()
+
+        return surface(
+            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, name=name, log=log,
+            cells=spread if pool else in_this_process, on_cell=lambda cell: report("cells", 1),
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _job(settings: str) -> Job:
+    return Job(EvaluateSettings.model_validate_json(settings))
+
+
+def _cell(settings: str, eps_x: float, eps_w: float) -> Cell:
+    job = _job(settings)
+    return attack_cell(job.model, job.split.x, job.split.y, job.method, eps_x, eps_w)
+
+
+def evaluate_run(
+    settings: EvaluateSettings, out: Path | None, workers: int, report: Report = lambda what, n: None
+) -> dict[str, Any]:
+    """One surface, as the results that a report is made of; written to `out` if given.  Finished cells are not run again."""
+    job = Job(settings)
+    if out:
+        claim(out, settings)
+    started = time.time()
+    name = Path(settings.model.rpartition(":")[0] or settings.model).stem
+    with processes(workers) as pool:
+        found = job.surface(name, out / EVENTS if out else None, pool, report)
+    results = assemble({name: (name, {}, [found])}, [0], job.data, settings, time.time() - started)
+    if out:
+        write_json(out / RESULTS, results)
+    return results
+
+
+# --- the whole paper ------------------------------------------------------------------------------------------------------
+
+
+def reproduce(settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None) -> dict[str, Any]:
+    """Trains every model with every seed, attacks each on the grid, judges the claims.  Models and cells run in parallel.
+
+    Returns the results that are also written to results.json.  Progress units: "models" trained, "cells" attacked.
+    """
+    data = dataset(settings.data, settings.data_dir)  # a missing data set is an error before anything is written
+    claim(out, settings)
+    started = time.time()
+    seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
+    surfaces: dict[tuple[str, int], Surface] = {}
+    with processes(workers) as pool, ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines:
+
+        def pipeline(name: str, seed: int) -> None:
+            run = out / "models" / f"{name}-seed{seed}"
+            training = TrainSettings(
+                data=settings.data, data_dir=settings.data_dir, network=settings.network, recipe=settings.recipes[name], seed=seed
+            )
+            if pool:
+                pool.submit(train_run, training, run).result()
+            else:
+                train_run(training, run)
+            report("models", 1)
+            evaluation = EvaluateSettings(
+                model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
+                scope=settings.scope, attack=settings.attack,
+            )  # fmt: skip
+            surfaces[name, seed] = Job(evaluation).surface(name, run / EVENTS, pool, report)
+
+        # the costly ones first, so that no worker is left alone with one at the end
+        todo = sorted(
+            ((name, seed) for name in settings.recipes for seed in seeds), key=lambda job: -_cost(settings.recipes[job[0]])
+        )
+        if pool is None:
+            for name, seed in todo:
+                pipeline(name, seed)
+        else:
+            for future in as_completed([pipelines.submit(pipeline, *job) for job in todo]):
+                future.result()
+    models = {
+        name: (TITLES.get(name, name), recipe.model_dump(), [surfaces[name, seed] for seed in seeds])
+        for name, recipe in settings.recipes.items()
+    }
+    results = assemble(models, seeds, data, settings, time.time() - started)
+    if set(TITLES) <= set(models):
+        results["claims"] = judge(results["models"])
+    write_json(out / RESULTS, results)
+    return results
+
+
+def _cost(recipe: Any) -> int:
+    return recipe.epochs * {"standard": 1, "weight-perturb": 2, "jiwp": 2}.get(recipe.method, 10)
+
+
+def assemble(
+    models: Mapping[str, tuple[str, dict[str, Any], list[Surface]]],
+    seeds: list[int],
+    data: Dataset,
+    settings: Settings,
+    seconds: float,
+) -> dict[str, Any]:
+    """The results of a run: name -> (title, settings, one surface a seed), with everything that names the numbers."""
+    a_surface = next(iter(models.values()))[2][0]
+    return {
+        "format": FORMAT,
+        "data": {
+            "name": data.name, "split": getattr(settings, "split", "test"), "n": a_surface.n, "classes": list(data.classes),
+            "sha256": a_surface.about["data_sha256"],
+        },
+        "grid": {"eps_x": list(a_surface.eps_x), "eps_w": list(a_surface.eps_w)},
+        "scope": a_surface.scope, "attack": a_surface.attack,
+        "models": {
+            name: {
+                "title": title, "settings": recipe, "seeds": seeds,
+                "auc": [s.auc for s in surfaces], "auc_x": [s.auc_x for s in surfaces], "auc_w": [s.auc_w for s in surfaces],
+                "clean": [float(s.accuracy[0, 0]) for s in surfaces], "surfaces": [s.to_dict() for s in surfaces],
+            }
+            for name, (title, recipe, surfaces) in models.items()
+        },
+        "config": json.loads(settings.model_dump_json(exclude={"data_dir"})),
+        "environment": environment() | {"wall_seconds": round(seconds, 1)},
+    }  # fmt: skip
+
+
+# --- processes, directories, surroundings ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
+    """A pool of `workers` processes with one torch thread each; None for one worker: then everything runs in this process.
+
+    Small matrices run far slower on many threads than on one, and one thread gives the same bits everywhere.
+    """
+    torch.set_num_threads(1)
+    if workers <= 1:
+        yield None
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+
+
+def claim(out: Path, settings: Settings) -> None:
+    """Makes `out` the run directory of these settings, or finds that it already is.
+
+    Raises InvalidInput, leaving everything as it was, if it holds something else.
+    """
+    text = to_yaml(settings)
+    if (out / CONFIG).exists():
+        held = read_config(out / CONFIG)
+        if held != yaml.safe_load(text):
+            wanted = yaml.safe_load(text)
+            differ = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
+            raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
+        return
+    if out.exists() and (not out.is_dir() or any(p.name != "models" for p in out.iterdir())):
+        raise InvalidInput(f"{out} exists and is no run directory; choose another folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / CONFIG, text)
+    except OSError as e:
+        raise InvalidInput(f"cannot write to {out}: {e.strerror}; choose another folder with --out") from e
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and, in a checkout, the state of git."""
+    names = ("nonsingular", "torch", "numpy", "safetensors")
+    return {
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git": _git(),
+    }
+
+
+def _git() -> str | None:
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*here, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with uncommitted changes" if changed else "")

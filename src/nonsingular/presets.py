@@ -1,0 +1,72 @@
+"""presets.py - the seven models of Figure 1 on each data set, and its grid.
+
+Hyperparameters come from the search on the *validation* split in docs/reproduction/search.md; the test set chose none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nonsingular.config import Network, Recipe, ReproduceSettings
+from nonsingular.errors import InvalidInput
+
+TITLES = {
+    "standard": "Standard",
+    "weight-perturb": "Weight perturb",
+    "at": "AT",
+    "at-beta-1": "AT + β (1)",
+    "at-beta-2": "AT + β (2)",
+    "jiwp": "JIWP",
+    "joint": "Joint adversarial",
+}
+"""Figure 1 (a)-(f), and the joint adversarial training that the paper leaves out."""
+
+_MNIST = ReproduceSettings(
+    data="mnist",
+    network=Network(hidden=(128, 64, 32)),
+    recipes={
+        "standard": Recipe(method="standard"),
+        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.01, beta=0.01),
+        "at": Recipe(method="at", eps_x=0.1),
+        "at-beta-1": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.003),
+        "at-beta-2": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.01),
+        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.01, alpha=1e-4, beta=0.01),
+        "joint": Recipe(method="joint", eps_x=0.1, eps_w=0.004),
+    },
+    eps_x=tuple(round(0.02 * i, 12) for i in range(11)),
+    eps_w=tuple(round(0.001 * i, 12) for i in range(11)),
+)
+
+_DIGITS = _MNIST.model_copy(
+    update={
+        "data": "digits",
+        "network": Network(hidden=(64, 32)),
+        "recipes": {k: r.model_copy(update={"epochs": 60, "batch_size": 64, "lr": 2e-3}) for k, r in _MNIST.recipes.items()},
+        "eps_x": tuple(round(0.03 * i, 12) for i in range(11)),
+        "eps_w": tuple(round(0.005 * i, 12) for i in range(11)),
+        "limit": None,
+    }
+)
+
+REPRODUCTIONS = {"digits": _DIGITS, "mnist": _MNIST, "fashion-mnist": _MNIST.model_copy(update={"data": "fashion-mnist"})}
+
+GRIDS = {name: (s.eps_x, s.eps_w) for name, s in REPRODUCTIONS.items()} | {
+    "cifar10": (tuple(round(i * 0.8 / 255, 12) for i in range(11)), tuple(round(0.0005 * i, 12) for i in range(11))),
+}
+"""Default grid (eps_x, eps_w) of each named data set: 11 x 11 from 0."""
+
+
+def reproduction(data: str) -> ReproduceSettings:
+    """The preset of a data set.  Raises InvalidInput if there is none."""
+    if data not in REPRODUCTIONS:
+        raise InvalidInput(f"there is no reproduction preset for '{data}'; choose one of {', '.join(REPRODUCTIONS)}")
+    return REPRODUCTIONS[data]
+
+
+def training_defaults(data: str, method: str | None) -> dict[str, Any]:
+    """Settings of `train` that the data set's preset has for this method; nothing for other data."""
+    if data not in REPRODUCTIONS:
+        return {}
+    preset = REPRODUCTIONS[data]
+    recipe = next((r for r in preset.recipes.values() if r.method == (method or "standard")), None)
+    return {"network": preset.network.model_dump()} | ({"recipe": recipe.model_dump()} if recipe else {})

@@ -1,0 +1,35 @@
+"""Figure, tables and page of an evaluation, from results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nonsingular.records import write_atomic
+from nonsingular.report.figure import contours, render
+from nonsingular.report.html import page
+from nonsingular.report.summary import read
+from nonsingular.report.table import claims_table, markdown, model_table, surface_table
+
+__all__ = ["claims_table", "contours", "markdown", "model_table", "page", "surface_table", "write"]
+
+
+def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
+    """Write figure1.png, figure1.svg, report.html and report.md into the folder `out`; name -> path.
+
+    Each file is written whole or not at all, and the same results give the same bytes.
+    Raises InvalidInput for results that cannot be shown; then nothing is written.
+    """
+    figure = contours({m.title: m.runs.surfaces for m in read(results)})
+    svg = render(figure, "svg")
+    files: dict[str, str | bytes] = {
+        "figure1.png": render(figure, "png"),
+        "figure1.svg": svg,
+        "report.html": page(results, svg.decode()),
+        "report.md": markdown(results),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomic(out / name, data)
+    return {name: out / name for name in files}

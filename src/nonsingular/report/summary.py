@@ -1,0 +1,137 @@
+"""summary.py - results.json as typed rows, and the few words and numbers that figure, tables and page share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonsingular.errors import InvalidInput
+from nonsingular.records import FORMAT, Surface
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The surfaces of one model, one per seed, all on one grid."""
+
+    surfaces: tuple[Surface, ...]
+
+    def __post_init__(self) -> None:
+        if not self.surfaces:
+            raise InvalidInput("a model without a surface cannot be shown; give one surface per seed")
+        same_grid(self.surfaces)
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """(len(eps_w), len(eps_x)) mean over the seeds."""
+        return np.mean([s.accuracy for s in self.surfaces], axis=0)
+
+    @property
+    def interval(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Lowest and highest end of the seeds' own 95 % intervals, per cell.  Seeds share their examples: nothing is pooled."""
+        low, high = zip(*(s.interval for s in self.surfaces), strict=True)
+        return np.min(low, axis=0), np.max(high, axis=0)
+
+    @property
+    def rises(self) -> list[tuple[int, dict[str, float]]]:
+        """Every (index of the seed, rise), the largest first."""
+        found = [(k, rise) for k, s in enumerate(self.surfaces) for rise in s.rises]
+        return sorted(found, key=lambda item: item[1]["from"] - item[1]["to"])
+
+    @property
+    def risen(self) -> set[tuple[int, int]]:
+        """(row, column) of every point that some seed reaches by a rise."""
+        grid = self.surfaces[0]
+        return {(grid.eps_w.index(r["eps_w"]), grid.eps_x.index(r["eps_x"])) for _, r in self.rises}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of results["models"]."""
+
+    title: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    auc: tuple[float, ...]
+    auc_x: tuple[float, ...]
+    auc_w: tuple[float, ...]
+    clean: tuple[float, ...]
+    runs: Seeds
+
+
+def read(results: Mapping[str, Any]) -> list[Model]:
+    """The models in their order; titles that occur twice get their key.  All surfaces share one grid.
+
+    Raises InvalidInput for another format, no model, or grids that differ.
+    """
+    if results.get("format") != FORMAT:
+        raise InvalidInput(f"results have format {results.get('format')!r}; this version reads format {FORMAT}: make them again")
+    entries: Mapping[str, Mapping[str, Any]] = results["models"]
+    if not entries:
+        raise InvalidInput("results hold no model; evaluate at least one")
+    twice = Counter(str(e["title"]) for e in entries.values())
+    models = [
+        Model(
+            title=e["title"] if twice[e["title"]] == 1 else f"{e['title']} ({key})",
+            settings=e["settings"], seeds=tuple(e["seeds"]),
+            auc=tuple(e["auc"]), auc_x=tuple(e["auc_x"]), auc_w=tuple(e["auc_w"]), clean=tuple(e["clean"]),
+            runs=Seeds(tuple(Surface.from_dict(s) for s in e["surfaces"])),
+        )
+        for key, e in entries.items()
+    ]  # fmt: skip
+    same_grid(s for m in models for s in m.runs.surfaces)
+    return models
+
+
+def same_grid(surfaces: Iterable[Surface]) -> None:
+    """Refuse surfaces on different grids: neither their means nor their AUCs can be compared."""
+    grids = {(s.eps_x, s.eps_w): s for s in surfaces}
+    if len(grids) > 1:
+        a, b = list(grids.values())[:2]
+        raise InvalidInput(
+            f"surfaces of {a.model!r} and {b.model!r} have different grids "
+            f"(eps_x {a.eps_x} and {b.eps_x}, eps_w {a.eps_w} and {b.eps_w}); evaluate both on one grid"
+        )
+
+
+def middle(surface: Surface) -> tuple[int, int]:
+    """Row and column of the grid's middle; of two middles, the larger radius."""
+    return len(surface.eps_w) // 2, len(surface.eps_x) // 2
+
+
+def mean_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and sample standard deviation; the mean alone if there is one value.
+
+    >>> mean_spread([0.1, 0.2, 0.3]), mean_spread([0.1])
+    ('0.200 ± 0.100', '0.100')
+    """
+    mean = f"{fmean(values):.{digits}f}"
+    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def percent(values: Sequence[float]) -> str:
+    """`mean_spread` of shares, in percent.
+
+    >>> percent([0.5])
+    '50.0'
+    """
+    return mean_spread([100 * v for v in values], 1)
+
+
+def between(low: float, high: float, count: int) -> str:
+    """The 95 % interval of one surface, or what those of `count` seeds span, in words.
+
+    >>> between(0.1, 0.2, 1)
+    '95 % interval 10.0 to 20.0 %'
+    """
+    ends = f"{100 * low:.1f} to {100 * high:.1f} %"
+    return f"95 % interval {ends}" if count == 1 else f"mean of {count} seeds, whose 95 % intervals span {ends}"
+
+
+def seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
