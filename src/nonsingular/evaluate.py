@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import dense_chain, logits_at, twin
-from nonsingular.margins import is_correct, worst_margin
+from nonsingular.margins import check_labels, is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface
-from nonsingular.threat import SCOPES, JointBall, Moves, Perturbation, Scope
+from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
 
 POINTS = 11
 """Points of an axis that is given by its largest radius alone."""
@@ -83,8 +83,7 @@ def choose(
     radii: one radius per named tensor, if the grid multiplies these.
     Without an attack: `neuron` in scope `sample` for a dense network, otherwise `paper`.  Raises InvalidInput for an unknown name.
     """
-    if scope not in SCOPES:
-        raise InvalidInput(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+    check_scope(scope)
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     if attack is None:
@@ -233,27 +232,22 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:
     """Raises InvalidInput, with what to do, for data or a model that no number can be computed for."""
-    if len(x) != len(y) or y.dim() != 1:
-        raise InvalidInput(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; give N inputs and N class indices")
     if not len(x):
         raise InvalidInput("the data set is empty; give at least one example")
-    if not x.is_floating_point() or y.is_floating_point():
-        raise InvalidInput(f"x is {x.dtype} and y is {y.dtype}; give floating-point inputs and integer class indices")
+    if not x.is_floating_point():
+        raise InvalidInput(f"x is {x.dtype}; give floating-point inputs, scaled to the domain")
     ball.check_domain(x)
     params = dict(model.named_parameters())
     ball.radii(params)  # an unknown name in eps_w
     still = twin(model)
     try:
         with torch.no_grad():
-            logits = torch.cat([still(part) for part in x.split(1024)])
+            logits = torch.cat([still(part.clone()) for part in x.split(1024)])
     except (RuntimeError, TypeError, ValueError, IndexError) as e:
         raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {e}") from e
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise InvalidInput(f"the model returns shape {tuple(logits.shape)}; a classifier returns (B, K) logits with K >= 2")
-    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise InvalidInput(
-            f"labels span {int(y.min())}..{int(y.max())}, but the model has {logits.shape[1]} classes (0..{logits.shape[1] - 1})"
-        )
+    check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
     if len(bad):
         raise InvalidInput(

@@ -6,6 +6,7 @@ Nothing here, and nothing that uses it, writes into the user's module.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ def recording() -> Generator[None]:
         yield
 
 
+def duplicate(model: nn.Module) -> nn.Module:
+    """A copy of `model`.  Raises UnsupportedModel if copy.deepcopy refuses it."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as e:
+        raise UnsupportedModel(
+            f"the model cannot be copied ({e}); make computed weights permanent (e.g. prune.remove) first"
+        ) from e
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A copy of `model` that attacks may move; its parameters ask for no gradient.
 
@@ -36,10 +47,7 @@ def twin(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
             raise InvalidInput(f"the model is in train mode and has {type(module).__name__} at '{name}'; call model.eval() first")
-    try:
-        return copy.deepcopy(model).requires_grad_(False)
-    except RuntimeError as e:
-        raise InvalidInput(f"the model cannot be copied ({e}); give one that copy.deepcopy accepts") from e
+    return duplicate(model).requires_grad_(False)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
@@ -75,7 +83,7 @@ def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tenso
         params = dict(moving.named_parameters())
         for name, w in point.weights.items():
             params[name].copy_(w)
-        return torch.cat([moving(part) for part in point.x.split(chunk)])
+        return torch.cat([moving(part.clone()) for part in point.x.split(chunk)])  # its first operation may work in place
 
 
 # --- dense networks -------------------------------------------------------------------------------------------------------
@@ -113,7 +121,7 @@ _ACTIVATIONS: dict[Any, Activation] = {
     torch.sigmoid: torch.sigmoid, F.sigmoid: torch.sigmoid, "sigmoid": torch.sigmoid,
 }  # fmt: skip
 _RESHAPES = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
-_SIZES = {"size", getattr, len}
+_SIZES = {"size", getattr, len, operator.getitem}
 
 
 class _Tracer(fx.Tracer):
@@ -124,7 +132,10 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The graph of `model` without leaf modules.  Raises UnsupportedModel if torch.fx cannot follow its forward."""
+    """The graph of `model` without leaf modules.  Tracing runs the model's own Python: give it a copy.
+
+    Raises UnsupportedModel if torch.fx cannot follow its forward.
+    """
     if model._forward_hooks or model._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
         raise UnsupportedModel("the model has forward hooks, which tracing would miss; remove them, or make them part of forward")
     try:
@@ -141,21 +152,29 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
     """
     if isinstance(model, Dense):
         return model
-    names = {id(p): name for name, p in model.named_parameters()}
-    layers: list[tuple[Tensor, Tensor | None]] = []
+    params = dict(model.named_parameters())
+    replica = duplicate(model)
+    names = {id(p): name for name, p in replica.named_parameters()}
+    layers: list[tuple[str, str | None]] = []
+    """Names of weight and bias."""
     activations: list[Activation] = []
     current: fx.Node | None = None  # the node that carries the signal
     after_linear = False
 
-    def parameter(arg: Any, node: fx.Node) -> Tensor:
-        value = _attribute(model, arg.target) if isinstance(arg, fx.Node) and arg.op == "get_attr" else None
+    def parameter(arg: Any, node: fx.Node) -> str:
+        value = _attribute(replica, arg.target) if isinstance(arg, fx.Node) and arg.op == "get_attr" else None
         if value is None or id(value) not in names:
             raise UnsupportedModel(
                 f"the weight at node '{node}' is computed, not a parameter; merge it into a plain Linear first"
             )
-        return value
+        return names[id(value)]
 
-    for node in trace(model).nodes:
+    def refusal(node: fx.Node | None, why: str) -> UnsupportedModel:
+        assert node is not None
+        target: Any = type(_attribute(replica, node.target)) if node.op == "call_module" else node.target
+        return UnsupportedModel(f"no rule for {getattr(target, '__name__', target)} at node '{node}': {why}")
+
+    for node in trace(replica).nodes:
         args = _arguments(node)
         if node.op in ("placeholder", "get_attr", "output") or node.target in _SIZES:
             if node.op == "placeholder" and current is not None and node.users:
@@ -166,53 +185,51 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
                 raise UnsupportedModel(f"the model returns {args[0]}, not the logits of its last layer")
             continue
         if (args[0] if args else None) is not current:
-            raise _no_rule(node, "it does not follow the layer before it")
+            raise refusal(node, "it does not follow the layer before it")
         if node.target is F.linear:
             if after_linear:
-                raise _no_rule(node, "two Linear layers follow each other with no activation between them")
+                raise refusal(node, "two Linear layers follow each other with no activation between them")
             bias = args[2] if len(args) > 2 else None
             layers.append((parameter(args[1], node), None if bias is None else parameter(bias, node)))
             after_linear = True
         elif node.target in _ACTIVATIONS and after_linear:
             if node.target is F.hardtanh and tuple(args[1:3]) != (0.0, 6.0):
-                raise _no_rule(node, "hardtanh is only known as ReLU6")
+                raise refusal(node, "hardtanh is only known as ReLU6")
             activations.append(_ACTIVATIONS[node.target])
             after_linear = False
         elif node.target in _RESHAPES and not layers:
             if not _flattens(node, args):
-                raise _no_rule(node, "only a flattening of all but the first dimension is known")
+                raise refusal(node, "only a flattening of all but the first dimension is known")
         elif node.target is F.dropout and not args[2]:
             pass
         else:
-            raise _no_rule(node, "a dense network is Linear, activation, Linear, ..., Linear")
+            raise refusal(node, "a dense network is Linear, activation, Linear, ..., Linear")
         current = node
-    if not layers or not after_linear:
-        raise UnsupportedModel(
-            "a dense network must end with a Linear layer"
-            if layers
-            else "the model has no Linear layer; a dense network needs one"
-        )
+    if not layers:
+        raise UnsupportedModel("the model has no Linear layer; a dense network needs one")
+    if not after_linear:
+        raise refusal(current, "a dense network ends with a Linear layer")
     if len(set(activations)) > 1:
         raise UnsupportedModel("the layers have different activations; a dense network has one")
     return Dense(
-        weights=tuple(W for W, _ in layers),
-        biases=tuple(b for _, b in layers),
-        weight_names=tuple(names[id(W)] for W, _ in layers),
-        bias_names=tuple(None if b is None else names[id(b)] for _, b in layers),
+        weights=tuple(params[W] for W, _ in layers),
+        biases=tuple(None if b is None else params[b] for _, b in layers),
+        weight_names=tuple(W for W, _ in layers),
+        bias_names=tuple(b for _, b in layers),
         activation=activations[0] if activations else F.relu,
-        params=dict(model.named_parameters()),
+        params=params,
     )
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Positional arguments, with the keywords of the few functions that we read put in their places."""
+def _arguments(node: fx.Node) -> list[Any]:
+    """Positional arguments, with keywords put in their places."""
     order = {
         F.linear: ("input", "weight", "bias"),
         F.dropout: ("input", "p", "training"),
         F.hardtanh: ("input", "min_val", "max_val"),
     }
-    keywords = order.get(node.target, ("input", "start_dim", "end_dim"))  # type: ignore[arg-type]
-    return (*node.args, *(node.kwargs[k] for k in keywords[len(node.args) :] if k in node.kwargs))
+    names = order.get(node.target, ("input",))  # type: ignore[arg-type]
+    return [*node.args, *(node.kwargs[k] for k in names[len(node.args) :] if k in node.kwargs)]
 
 
 def _attribute(model: nn.Module, path: Any) -> Any:
@@ -221,13 +238,13 @@ def _attribute(model: nn.Module, path: Any) -> Any:
     return model
 
 
-def _flattens(node: fx.Node, args: tuple[Any, ...]) -> bool:
+def _flattens(node: fx.Node, args: list[Any]) -> bool:
+    """Whether a reshaping node turns (B, ...) into (B, d)."""
     if node.target in (torch.flatten, "flatten"):
-        return tuple(args[1:]) in ((1,), (1, -1))
-    sizes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
-    return len(sizes) == 2 and sizes[1] == -1  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _no_rule(node: fx.Node, why: str) -> UnsupportedModel:
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return UnsupportedModel(f"no rule for {target} at node '{node}': {why}")
+        start, end = [*args[1:], *([0, -1][len(args) - 1 :])]
+        return (node.kwargs.get("start_dim", start), node.kwargs.get("end_dim", end)) == (1, -1)
+    sizes: Any = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+    if len(sizes) != 2:
+        return False
+    keeps_batch = isinstance(sizes[0], fx.Node) and sizes[1] == -1  # x.view(x.shape[0], -1)
+    return keeps_batch or (sizes[0] == -1 and isinstance(sizes[1], int) and sizes[1] > 0)  # x.view(-1, 784)

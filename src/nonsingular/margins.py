@@ -6,6 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nonsingular.errors import InvalidInput
+
+
+def check_labels(y: Tensor, examples: int, classes: int) -> None:
+    """Raises InvalidInput unless y is one class index in 0..classes-1 for each example."""
+    if y.shape != (examples,) or y.is_floating_point():
+        raise InvalidInput(
+            f"y has shape {tuple(y.shape)} and {y.dtype} for {examples} inputs; give one integer class index for each"
+        )
+    if examples and (int(y.min()) < 0 or int(y.max()) >= classes):
+        raise InvalidInput(f"labels span {int(y.min())}..{int(y.max())}, but the model has {classes} classes (0..{classes - 1})")
+
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
     """(B, K) logit_y - logit_j; column y is 0."""

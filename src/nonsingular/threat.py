@@ -25,6 +25,13 @@ set (one faulty device).  Robust accuracy is ordered sample <= batch <= dataset;
 """
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+
+def check_scope(scope: str) -> None:
+    """Raises InvalidInput, with the three names, for anything else."""
+    if scope not in SCOPES:
+        raise InvalidInput(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+
+
 Moves = Literal["weights", "all"]
 """Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
 

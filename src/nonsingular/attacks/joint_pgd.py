@@ -8,8 +8,8 @@ from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, recording, twin
-from nonsingular.margins import cross_entropy
-from nonsingular.threat import Interval, JointBall, Perturbation, Scope
+from nonsingular.margins import check_labels, cross_entropy
+from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
 
 def joint_pgd(
@@ -36,9 +36,15 @@ def joint_pgd(
     Raises InvalidInput if x leaves the domain, eps_w names an unknown tensor, or the model gives no gradient.
     Cost: `steps` forward and backward passes.  Source: arXiv:2102.11935, section 4.1 (100 steps, 0.01, 0.0005).
     """
+    check_scope(scope)
+    if steps < 0 or chunk < 1:
+        raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
     with recording():
+        moving = twin(model)
+        with torch.no_grad():
+            check_labels(y, len(x), moving(x[:1]).shape[1] if len(x) else 0)
         ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
-        found = ascend(twin(model), x.detach().clone(), y.clone(), ball, steps, step_x, step_w, chunk, generator)
+        found = ascend(moving, x.detach().clone(), y.clone(), ball, steps, step_x, step_w, chunk, generator)
         return Perturbation(*found, scope).check(model, x, ball)
 
 
@@ -67,7 +73,7 @@ def _ascend_shared(
         total: list[Tensor] | None = None
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
             point = part.detach().requires_grad_(ball.eps_x > 0)
-            loss = cross_entropy(moving(point), labels)
+            loss = cross_entropy(moving(point.clone()), labels)  # a copy: its first operation may work in place
             moved = [point, *W] if ball.eps_x else W
             g = list(_gradient(loss, moved))
             if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
@@ -106,8 +112,8 @@ def _ascend_per_sample(
 
     gradient = vmap(grad(loss, argnums=(0, 1)), randomness="different")
     for _ in range(steps if W or ball.eps_x else 0):
-        for rows in torch.arange(len(x)).split(chunk):
-            at = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(x), chunk):
+            at = slice(start, start + chunk)
             g_w, g_x = gradient({name: w[at] for name, w in W.items()}, x[at], y[at])
             if ball.eps_x:
                 Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g_x.sign(), alpha=step_x))

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import Dense, dense_chain, recording
-from nonsingular.margins import margins, negative_margin, worst_margin
+from nonsingular.margins import check_labels, margins, negative_margin, worst_margin
 from nonsingular.threat import JointBall, Perturbation, Scope
 
 
@@ -131,6 +131,7 @@ def neuron_pgd(
     with recording(), torch.no_grad():
         x, y = x.detach().clone(), y.clone()
         network = shifts(model, ball)
+        check_labels(y, len(x), len(network.net.weights[-1]))
         generator = generator or torch.Generator(x.device).manual_seed(0)
         best_x, best_s = x, network.zeros(x)
         best = worst_margin(margins(network(best_x, best_s), y), y)

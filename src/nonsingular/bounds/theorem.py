@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nonsingular.bounds.interval import hidden_upper_bounds
 from nonsingular.graph import Dense, dense_chain
-from nonsingular.margins import margins
+from nonsingular.margins import check_labels, margins
 from nonsingular.threat import JointBall
 
 
@@ -33,7 +33,7 @@ def tau(model: nn.Module | Dense, ball: JointBall) -> Tensor:
     gain = _gap(outer) + 2 * outer.shape[1] * eps[-1]
     for W, e in zip(net.weights[:-1], eps[:-1], strict=True):
         gain = gain * (_norm(W) + W.shape[1] * e)
-    return ball.eps_x * gain * _off_diagonal(gain)
+    return _off_diagonal(ball.eps_x * gain)
 
 
 def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
@@ -79,6 +79,7 @@ def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: Joint
 
 def _lower_margins(net: Dense, x: Tensor, y: Tensor, ball: JointBall, zeta_ij: Tensor) -> Tensor:
     ball.check_domain(x)
+    check_labels(y, len(x), len(net.weights[-1]))
     rise = tau(net, ball) + zeta_ij  # of f_j - f_y, so the column of y
     return margins(net(x), y) - rise[torch.arange(len(y)), :, y]
 
@@ -93,7 +94,7 @@ def _zeta(net: Dense, norms: Sequence[Tensor], eps_w: Sequence[float], eps_b: Se
         spread = spread * _norm(W) + eps_w[k] * norms[k] + eps_b[k]
     last = 2 * (eps_w[-1] * norms[-1] + eps_b[-1])
     gap = _gap(net.weights[-1])
-    return (gap * spread[:, None, None] + last[:, None, None]) * _off_diagonal(gap)
+    return _off_diagonal(gap * spread[:, None, None] + last[:, None, None])
 
 
 def _norm(W: Tensor) -> Tensor:
@@ -105,4 +106,5 @@ def _gap(W: Tensor) -> Tensor:
 
 
 def _off_diagonal(t: Tensor) -> Tensor:
-    return 1 - torch.eye(len(t), dtype=t.dtype, device=t.device)
+    """The same with 0 for the pairs (i, i), whose margin is 0 whatever moves."""
+    return t.masked_fill(torch.eye(t.shape[-1], dtype=torch.bool, device=t.device), 0)
