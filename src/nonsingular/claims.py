@@ -42,7 +42,7 @@ ABOUT = 0.1
 
 
 def judge(models: Mapping[str, Any]) -> dict[str, Any]:
-    """Claims C1-C6 on the `models` of a results.json; also `joint`: the joint model's AUC over AT's and over the best AT + beta's.
+    """Claims C1-C6 on the `models` of a results.json, and `joint`: the joint model's AUC over AT's and over the best AT + beta's.
 
     Returns name -> {statement, verdict, evidence, numbers}.
     """
@@ -69,14 +69,14 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
     top = [name for name in least if _verdict(least[name], (0.0, math.inf)) == "reproduced"]
     c4 = _claim(
         "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
-        least[weakest], (0.0, math.inf), f"AUC of {models[weakest]['title']}, the weakest of the three, minus the best baseline's",
+        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline's",
     )  # fmt: skip
     c4["numbers"]["by_model"] = least
     c4["evidence"] += f"; above every baseline: {', '.join(models[n]['title'] for n in top) or 'none of the three'}"
     return {
         "C1": _claim(
             "The standard model is vulnerable on both axes",
-            worst_axis, (-math.inf, BROKEN), "accuracy kept at the largest radius of its stronger axis, as a part of clean accuracy",
+            worst_axis, (-math.inf, BROKEN), "part of its clean accuracy that it keeps at the largest radius of its stronger axis",
         ),
         "C2": _claim(
             "Weight-perturb training helps against input perturbations only slightly",
@@ -91,7 +91,10 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
             "The best AT + β has about 1.24 times the AUC of AT",
             _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {title} over AT's",
         ),
-        "C6": _claim("AT + β has a larger AUC than JIWP", _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {title} minus JIWP's"),
+        "C6": _claim(
+            "AT + β has a larger AUC than JIWP",
+            _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {title} minus JIWP's",
+        ),
         "joint": _claim(
             "Joint adversarial training has at least 1.8 times the AUC of AT (no claim of the paper, which dismisses it)",
             _over(auc("joint"), auc("at")), (1.8, math.inf), "AUC of the joint model over AT's",

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 app = App(
     name="nonsingular", version=__version__,
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
-    "Exit codes: 0 done; 2 something given cannot be used; 130 interrupted (what is finished is kept: run the same command again).",
+    "Exit codes: 0 done; 1 a worker process died; 2 something given cannot be used; 130 interrupted (what is finished is kept: "
+    "run the same command again).",
 )  # fmt: skip
 
 Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
@@ -41,9 +43,10 @@ PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective s
 @app.command
 def demo(*, out: Path = Path("runs/demo"), seeds: int = 2, workers: Workers = None, quiet: Quiet = False) -> None:
     """Train the seven models on the digits, attack them over the grid, draw Figure 1 and the report. About two minutes."""
+    from nonsingular.config import ReproduceSettings, checked
     from nonsingular.presets import reproduction
 
-    settings = _merge(type(reproduction("digits")), reproduction("digits").model_dump(), {"seeds": seeds})
+    settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
     results = _reproduce(settings, out, workers, quiet)
     _show(results, out, claims=True)
 
@@ -67,6 +70,9 @@ def train(
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
+    threads: Annotated[
+        int, Parameter(help="Threads of torch. One gives the same bits everywhere and is fastest for small networks.")
+    ] = 1,
     json: Json = False,
     quiet: Quiet = False,
     print_config: PrintConfig = False,
@@ -86,13 +92,15 @@ def train(
     if print_config:
         return _print_config(settings)
     out = out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
-    from nonsingular.experiment import train_run
+    from nonsingular.experiment import set_threads, train_run
+
+    set_threads(threads)
 
     with _progress(quiet or json, {"epochs": settings.recipe.epochs}) as report:
         summary = train_run(settings, out, lambda epoch: report("epochs", 1))
     _say(
-        f"{settings.recipe.method} on {settings.data}: validation accuracy {100 * summary['val_accuracy']:.1f} %, {summary['seconds']:.0f} s; "
-        f"model in {out / 'model.safetensors'}\nnext: nonsingular evaluate {shlex.quote(str(out))}"
+        f"{settings.recipe.method} on {settings.data}: validation accuracy {100 * summary['val_accuracy']:.1f} %, "
+        f"{summary['seconds']:.0f} s; model in {out / 'model.safetensors'}\nnext: nonsingular evaluate {shlex.quote(str(out))}"
     )
     if json:
         print(json_.dumps({"out": str(out), **summary}))
@@ -136,8 +144,9 @@ def evaluate(
     from nonsingular.config import EvaluateSettings, read_config
 
     given = _given(
-        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w, scope=scope,
-        attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves, relative=relative, batch_size=batch_size,
+        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
+        scope=scope, attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves,
+        relative=relative, batch_size=batch_size,
     )  # fmt: skip
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
@@ -148,7 +157,7 @@ def evaluate(
 
     out = out or Path("runs") / f"evaluate-{_stem(settings.model)}-{_short(settings)}"
     with _progress(quiet or json, {}) as report:
-        results = evaluate_run(settings, out, workers or _cores(), report)
+        results = evaluate_run(settings, out, _cores() if workers is None else workers, report)
     results["command"] = _command()
     files = write(results, out)
     surface = next(iter(results["models"].values()))["surfaces"][0]
@@ -162,7 +171,7 @@ def evaluate(
 @app.command
 def reproduce(
     *,
-    data: Annotated[str, Parameter(help="mnist, fashion-mnist or digits.")] = "mnist",
+    data: Annotated[str | None, Parameter(help="mnist (default), fashion-mnist or digits.")] = None,
     seeds: int | None = None,
     limit: Annotated[str | None, Parameter(help="Test examples, a seeded subset (default 1000); 'none' for all.")] = None,
     data_dir: DataDir = None,
@@ -173,13 +182,12 @@ def reproduce(
     quiet: Quiet = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """The whole paper: seven models, every seed, their surfaces under the paper's attack, Figure 1, and a verdict on each claim."""
-    from nonsingular.config import ReproduceSettings, read_config
+    """The whole paper: seven models, every seed, their surfaces under its attack, Figure 1, and a verdict on each claim."""
+    from nonsingular.config import ReproduceSettings, checked, read_config
     from nonsingular.presets import reproduction
 
-    file = read_config(config) if config else {}
-    preset = reproduction(file.get("data", data)).model_dump()
-    settings = _merge(ReproduceSettings, preset, _under(_given(seeds=seeds, limit=limit, data_dir=data_dir), file))
+    given = {**(read_config(config) if config else {}), **_given(data=data, seeds=seeds, limit=limit, data_dir=data_dir)}
+    settings = checked(ReproduceSettings, {**reproduction(given.get("data", "mnist")).model_dump(), **given})
     if print_config:
         return _print_config(settings)
     out = out or Path("runs") / f"reproduce-{settings.data}"
@@ -212,7 +220,8 @@ def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models 
     from nonsingular import catalog
 
     tables = {
-        "attacks": catalog.ATTACKS, "bounds": catalog.BOUNDS, "methods": catalog.OBJECTIVES, "models": catalog.MODELS, "data": catalog.DATASETS,
+        "attacks": catalog.ATTACKS, "bounds": catalog.BOUNDS, "methods": catalog.OBJECTIVES, "models": catalog.MODELS,
+        "data": catalog.DATASETS,
     }  # fmt: skip
     if kind not in tables:
         raise InvalidInput(f"there is no list of '{kind}'; choose one of {', '.join(tables)}")
@@ -277,7 +286,7 @@ def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> di
     models = len(settings.recipes) * settings.seeds
     cells = models * len(settings.eps_x) * len(settings.eps_w)
     with _progress(quiet, {"models": models, "cells": cells}) as report:
-        results = reproduce(settings, out, workers or _cores(), report)
+        results = reproduce(settings, out, _cores() if workers is None else workers, report)
     results["command"] = _command()
     write(results, out)
     return results
@@ -333,6 +342,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{e}\nsee: nonsingular --help")
     except InvalidInput as e:
         return _fail(str(e))
+    except BrokenExecutor:
+        _say("error: a worker process died (killed, or out of memory); what is finished is kept: run again, with fewer --workers")
+        return 1
     except KeyboardInterrupt:
         _say("interrupted; what is finished is kept: run the same command again to go on")
         return 130

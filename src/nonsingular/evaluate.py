@@ -68,7 +68,8 @@ class Method:
     def describe(self) -> dict[str, Any]:
         eps_w = self.unit.eps_w
         return {
-            "attack": self.name, "scope": self.scope, "domain": self.unit.domain, "moves": self.unit.moves, "relative": self.unit.relative,
+            "attack": self.name, "scope": self.scope, "domain": self.unit.domain,
+            "moves": self.unit.moves, "relative": self.unit.relative,
             "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
             "batch_size": self.batch_size if self.scope == "batch" else None,
         }  # fmt: skip
@@ -81,7 +82,8 @@ def choose(
     """The method that these settings name.
 
     radii: one radius per named tensor, if the grid multiplies these.
-    Without an attack: `neuron` in scope `sample` for a dense network, otherwise `paper`.  Raises InvalidInput for an unknown name.
+    Without an attack: `neuron` in scope `sample` for a dense network, otherwise `paper`.
+    Raises InvalidInput for an unknown name.
     """
     check_scope(scope)
     if batch_size < 1:
@@ -94,7 +96,7 @@ def choose(
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
-    """Which examples survive at one point of the grid.  Accuracy is taken from the tensors that the attack returns, not its word."""
+    """Which examples survive at one point of the grid.  Accuracy is taken from the tensors that the attack returns."""
     started = time.perf_counter()
     ball = method.unit.scaled(eps_x, eps_w)
     params = dict(model.named_parameters())

@@ -13,13 +13,14 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from nonsingular.evaluate import Method, attack_cell, axis, check_inputs, choose
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
 from nonsingular.threat import JointBall
-from nonsingular.train import Epoch, accuracy, read_tensors, train
+from nonsingular.train import CHECKPOINT, Epoch, accuracy, read_tensors, train
 
 CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 
@@ -63,16 +64,17 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     objective = lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
     started = time.time()
     train(
-        model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr, batch_size=recipe.batch_size,
-        directory=out, tag=hash_tensors({"x": data.train.x, "y": data.train.y})[:16] + settings.model_dump_json(exclude={"data_dir"}),
-        on_epoch=on_epoch,
+        model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
+        batch_size=recipe.batch_size, directory=out, on_epoch=on_epoch,
+        tag=data.train.sha256()[:16] + settings.model_dump_json(exclude={"data_dir"}),
     )  # fmt: skip
-    write_atomic(out / WEIGHTS, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+    write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}))
     summary = {
         "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": data.train.sha256(),
         "val_accuracy": accuracy(model, data.val), "seconds": time.time() - started, "environment": environment(),
     }  # fmt: skip
     write_json(out / SUMMARY, summary)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     return summary
 
 
@@ -155,10 +157,12 @@ class Job:
         radii = rows if isinstance(rows, dict) else None
         self.columns, self.rows = columns, axis(1.0, "eps_w") if isinstance(rows, dict) else rows
         self.method = choose(
-            self.model, attack=settings.attack, scope=settings.scope, radii=radii, moves=settings.moves, relative=settings.relative,
+            self.model, attack=settings.attack, scope=settings.scope, radii=radii, moves=settings.moves,
+            relative=settings.relative,
             domain=None if settings.domain == "none" else settings.domain, batch_size=settings.batch_size,
         )  # fmt: skip
         check_inputs(self.model, self.split.x, self.split.y, self.method.unit)
+        self.model_sha256 = hash_tensors(self.model.state_dict())
 
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
         """The surface of this job, its cells spread over `pool`."""
@@ -167,7 +171,9 @@ class Job:
             model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
         ) -> Iterator[Cell]:
             assert pool is not None
-            for future in as_completed([pool.submit(_cell, self.settings.model_dump_json(), *p) for p in points]):
+            for future in as_completed(
+                [pool.submit(_cell, self.settings.model_dump_json(), self.model_sha256, *p) for p in points]
+            ):
                 yield future.result()
 
         return surface(
@@ -181,8 +187,10 @@ def _job(settings: str) -> Job:
     return Job(EvaluateSettings.model_validate_json(settings))
 
 
-def _cell(settings: str, eps_x: float, eps_w: float) -> Cell:
+def _cell(settings: str, model_sha256: str, eps_x: float, eps_w: float) -> Cell:
     job = _job(settings)
+    if job.model_sha256 != model_sha256:
+        raise InvalidInput(f"{job.settings.model} returns other weights at each call; give --weights with a safetensors file")
     return attack_cell(job.model, job.split.x, job.split.y, job.method, eps_x, eps_w)
 
 
@@ -216,7 +224,7 @@ def reproduce(settings: ReproduceSettings, out: Path, workers: int, report: Repo
     started = time.time()
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
     surfaces: dict[tuple[str, int], Surface] = {}
-    with processes(workers) as pool, ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines:
+    with ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines, processes(workers) as pool:
 
         def pipeline(name: str, seed: int) -> None:
             run = out / "models" / f"{name}-seed{seed}"
@@ -292,14 +300,23 @@ def assemble(
 # --- processes, directories, surroundings ---------------------------------------------------------------------------------
 
 
+def set_threads(n: int) -> None:
+    """Threads of torch in this process.  Raises InvalidInput below 1."""
+    if n < 1:
+        raise InvalidInput(f"threads is {n}; give 1 or more")
+    torch.set_num_threads(n)
+
+
 @contextmanager
 def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
     """A pool of `workers` processes with one torch thread each; None for one worker: then everything runs in this process.
 
     Small matrices run far slower on many threads than on one, and one thread gives the same bits everywhere.
     """
-    torch.set_num_threads(1)
-    if workers <= 1:
+    set_threads(1)
+    if workers < 1:
+        raise InvalidInput(f"workers is {workers}; give 1 or more")
+    if workers == 1:
         yield None
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
@@ -316,6 +333,15 @@ def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def claim(out: Path, settings: Settings) -> None:

@@ -48,8 +48,9 @@ def natural(model: nn.Module) -> Loss:
 def adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6) -> Objective:
     """Mean cross-entropy at the worst inputs that PGD finds from a random start.  Madry et al., arXiv:1706.06083.
 
-    Only ball.eps_x counts; it warms up linearly from zero over the first part `warmup` of the training (without that, radii of 0.15
-    and more leave the default MNIST network near chance).  Each step moves 2.5 eps_x / steps.  Cost: `steps` + 1 passes forward and backward.
+    Only ball.eps_x counts; it warms up linearly from zero over the first part `warmup` of the training: without that, a radius
+    of 0.2 leaves the default MNIST network near chance.  Each step moves 2.5 eps_x / steps.
+    Cost: `steps` + 1 passes forward and backward.
     """
 
     def bind(model: nn.Module) -> Loss:

@@ -26,26 +26,34 @@ _MNIST = ReproduceSettings(
     network=Network(hidden=(128, 64, 32)),
     recipes={
         "standard": Recipe(method="standard"),
-        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.01, beta=0.01),
+        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.01, beta=0.03),
         "at": Recipe(method="at", eps_x=0.1),
         "at-beta-1": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.003),
         "at-beta-2": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.01),
-        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.01, alpha=1e-4, beta=0.01),
+        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.01, alpha=0.001, beta=0.01),
         "joint": Recipe(method="joint", eps_x=0.1, eps_w=0.004),
     },
     eps_x=tuple(round(0.02 * i, 12) for i in range(11)),
     eps_w=tuple(round(0.001 * i, 12) for i in range(11)),
 )
 
-_DIGITS = _MNIST.model_copy(
-    update={
-        "data": "digits",
-        "network": Network(hidden=(64, 32)),
-        "recipes": {k: r.model_copy(update={"epochs": 60, "batch_size": 64, "lr": 2e-3}) for k, r in _MNIST.recipes.items()},
-        "eps_x": tuple(round(0.03 * i, 12) for i in range(11)),
-        "eps_w": tuple(round(0.005 * i, 12) for i in range(11)),
-        "limit": None,
-    }
+_SMALL: dict[str, Any] = {"epochs": 60, "batch_size": 64, "lr": 2e-3}
+
+_DIGITS = ReproduceSettings(
+    data="digits",
+    network=Network(hidden=(64, 32)),
+    recipes={
+        "standard": Recipe(method="standard", **_SMALL),
+        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.02, beta=0.1, **_SMALL),
+        "at": Recipe(method="at", eps_x=0.1, **_SMALL),
+        "at-beta-1": Recipe(method="at-beta", eps_x=0.2, eps_w=0.02, beta=0.01, **_SMALL),
+        "at-beta-2": Recipe(method="at-beta", eps_x=0.1, eps_w=0.02, beta=0.03, **_SMALL),
+        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.02, alpha=0.001, beta=0.1, **_SMALL),
+        "joint": Recipe(method="joint", eps_x=0.15, eps_w=0.004, **_SMALL),
+    },
+    eps_x=tuple(round(0.02 * i, 12) for i in range(11)),
+    eps_w=tuple(round(0.002 * i, 12) for i in range(11)),
+    limit=None,
 )
 
 REPRODUCTIONS = {"digits": _DIGITS, "mnist": _MNIST, "fashion-mnist": _MNIST.model_copy(update={"data": "fashion-mnist"})}

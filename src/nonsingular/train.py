@@ -123,5 +123,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InvalidInput(f"there is no file {path}") from e
     except (SafetensorError, OSError) as e:
         raise InvalidInput(
-            f"{path} is not a whole safetensors file ({e}); delete it and train again, or save weights with safetensors.torch.save_file"
+            f"{path} is not a whole safetensors file ({e}); delete it and train again, "
+            "or save weights with safetensors.torch.save_file"
         ) from e

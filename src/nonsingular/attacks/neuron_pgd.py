@@ -84,8 +84,9 @@ def neuron_ascent(
     network: Shifts, x: Tensor, y: Tensor, ball: JointBall, *, steps: int, step: float, loss: Callable[[Tensor, Tensor], Tensor],
     decay: bool = False, generator: Generator | None = None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-    """Signed gradient ascent on (x, s); the last iterate.  `step` is a fraction of each radius, falling linearly to 0 with `decay`.
+    """Signed gradient ascent on (x, s); the last iterate.
 
+    `step` is a fraction of each radius, falling linearly to 0 with `decay`.
     The start is (x, 0), or a uniform random point with a `generator`.  Cost: `steps` forward and backward passes on inputs only.
     """
     box = ball.input_box(x)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.records import Surface, write_atomic
-from nonsingular.report.summary import Seeds, between, mean_spread, same_grid, seeds
+from nonsingular.report.summary import Seeds, between, mean_spread, same_grid, seed_count, weight_unit
 
 CMAP = matplotlib.colormaps["viridis"]
 BANDS = np.arange(0.0, 101.0, 5.0)
@@ -96,7 +96,8 @@ def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
         cast(Any, ax).tick_params(labelsize=8)
         ax.set_xlabel(ax.get_xlabel() if bottom else "")
         ax.set_ylabel(ax.get_ylabel() if left else "")
-        ax.set_title(_heading(k, name, run), loc="left", linespacing=1.35, parse_math=False)
+        head = f"({string.ascii_lowercase[k]}) {name}" if len(runs) > 1 else name
+        ax.set_title(_heading(head, run), loc="left", linespacing=1.35, parse_math=False)
     spare = axes[len(runs) :]
     if spare:
         _bars(spare[0], list(runs.values()))
@@ -126,10 +127,10 @@ def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
     return figure
 
 
-def _heading(index: int, name: str, run: Seeds) -> str:
-    head = textwrap.fill(f"({string.ascii_lowercase[index]}) {name}", 36, max_lines=2, placeholder=" …")
+def _heading(head: str, run: Seeds) -> str:
+    head = textwrap.fill(head, 36, max_lines=2, placeholder=" …")
     auc, count = [s.auc for s in run.surfaces], len(run.surfaces)
-    return f"{head}\nAUC {mean_spread(auc)}" + (f" ({seeds(count)})" if count > 1 else "")
+    return f"{head}\nAUC {mean_spread(auc)}" + (f" ({seed_count(count)})" if count > 1 else "")
 
 
 def _caption(runs: Sequence[Seeds], width: int) -> str:
@@ -141,6 +142,7 @@ def _caption(runs: Sequence[Seeds], width: int) -> str:
 
     text = f"Accuracy on {each([f'{s.n:,}' for s in surfaces])} examples, attack: {each([s.attack for s in surfaces])}, "
     text += f"scope: {each([s.scope for s in surfaces])}."
+    text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     if most > 1:
         text += " Mean over the seeds; ± is their sample standard deviation."
     if 1 in first.accuracy.shape and first.accuracy.size > 1:
@@ -173,8 +175,7 @@ def _lines(ax: Axes, run: Seeds) -> None:
         return
     drawn = ax.contour(grid.eps_x, grid.eps_w, accuracy, levels=levels, colors=[LINES[v] for v in levels], linewidths=0.9)
     to_axes = ax.transData + ax.transAxes.inverted()
-    segments = cast(list[list[NDArray[Any]]], drawn.allsegs)
-    paths = [_resample(to_axes.transform(max(s, key=len))) for s in segments]
+    paths = [_resample(to_axes.transform(max(segments, key=len))) for segments in drawn.allsegs]
     box = ax.get_window_extent()
     unit = np.array([11.0, 6.0]) / 72 * cast(Figure, ax.figure).dpi / (box.width, box.height)  # half a label, of the panel
 
@@ -236,7 +237,14 @@ def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
     means, spreads = [fmean(a) for a in auc], [stdev(a) if len(a) > 1 else 0.0 for a in auc]
     ends = [m + s for m, s in zip(means, spreads, strict=True)]
     draw, limit = cast(Any, ax), 1.3 * max([*ends, 1e-3])
-    draw.barh(range(len(runs)), means, xerr=spreads, height=0.62, color="0.72", error_kw={"elinewidth": 1, "capsize": 2.5})
+    draw.barh(
+        range(len(runs)),
+        means,
+        xerr=spreads if any(spreads) else None,
+        height=0.62,
+        color="0.72",
+        error_kw={"elinewidth": 1, "capsize": 2.5},
+    )
     for k, (mean, end) in enumerate(zip(means, ends, strict=True)):
         draw.text(end + 0.03 * limit, k, f"{mean:.3f}", va="center", fontsize=8)
     draw.set_yticks(range(len(runs)), [f"({string.ascii_lowercase[k]})" for k in range(len(runs))])

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from nonsingular.records import Surface
-from nonsingular.report.summary import Model, between, middle, read, seeds
+from nonsingular.report.summary import Model, between, middle, read, seed_count, weight_unit
 from nonsingular.report.table import CLAIM_HEADER, claim_rows, model_header, model_rows, setting
 
 MOST_RISES = 10
@@ -18,8 +18,11 @@ MOST_RISES = 10
 
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 
+NUMBER = ' class="number"'
+
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1e23; --quiet: #596069; --line: #d9dde2; --back: #fff; --tint: #f4f6f8; --heat: 33 113 181; }
+:root { color-scheme: light dark;
+  --ink: #1b1e23; --quiet: #596069; --line: #d9dde2; --back: #fff; --tint: #f4f6f8; --heat: 33 113 181; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --quiet: #a4abb3; --line: #3a4047; --back: #15181c; --tint: #1f2429; --heat: 72 149 224; }
 }
@@ -43,14 +46,16 @@ th[scope=row] { position: sticky; left: 0; background: var(--back); }
 .claims td:nth-child(2), .claims td:nth-child(4) { min-width: 14rem; }
 .heat { font-size: .82rem; }
 .heat th, .heat td { padding: .25rem .45rem; text-align: right; border: 1px solid var(--back); }
-.heat td { background: rgb(var(--heat) / calc(var(--a) * .6)); cursor: help; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.heat td { background: rgb(var(--heat) / calc(var(--a) * .6)); cursor: help;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; margin: 0; overflow-x: auto; }
 .card svg { display: block; height: auto; max-width: 100%; margin: 0 auto; }
 .card.wide svg { min-width: 46rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
 details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--tint); padding: .7rem .9rem; border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere; font: .84rem/1.45 ui-monospace, monospace; }
+pre { background: var(--tint); padding: .7rem .9rem; border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .84rem/1.45 ui-monospace, monospace; }
 dt { font-weight: 600; margin-top: .5rem; }
 dd { margin: 0; }
 @media (max-width: 44rem) {
@@ -61,24 +66,25 @@ dd { margin: 0; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   .card { border: 0; padding: 0; } .card.wide svg { min-width: 0; }
-  .models { min-width: 0; }
+  table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } thead .number { white-space: normal; }
+  .models { min-width: 0; } .claims td:nth-child(n) { min-width: 0; }
   tr, .card { break-inside: avoid; } h2 { break-after: avoid; }
 }
 """
 
 MEANING = {
-    "Accuracy": "The share of examples that are still classified correctly after the attack moved every input value by at most ε_x and "
-    "every weight by at most ε_w.",
-    "Upper bound": "An attack shows that robust accuracy is at most this high. A stronger attack may find less; only a certificate bounds "
-    "it from below.",
-    "Scope": "Who shares the moved weights. sample: each example meets its own worst weights. batch: one set of weights for a batch. "
-    "dataset: one set of weights for all examples, as in one faulty device. Robust accuracy can only grow in this order.",
-    "AUC": "The volume under the accuracy surface divided by the area of the grid, from 0 to 1; only numbers from one grid compare. "
-    "An axis AUC holds the other radius at its smallest value.",
-    "± and intervals": "± is the sample standard deviation over the seeds. A 95 % Wilson interval belongs to one seed and says what its "
-    "number of examples leaves open; for several seeds the page gives the lowest and the highest end.",
-    "Rises": "Steps to a larger ball at which measured accuracy goes up. True accuracy cannot, because the balls are nested: there the "
-    "attack missed something, and the number overstates robustness.",
+    "Accuracy": "The share of examples that are still classified correctly after the attack moved every input value by at most "
+    "ε_x and every weight by at most ε_w.",
+    "Upper bound": "An attack shows that robust accuracy is at most this high. A stronger attack may find less; only a "
+    "certificate bounds it from below.",
+    "Scope": "Who shares the moved weights. sample: each example meets its own worst weights. batch: one set of weights for a "
+    "batch. dataset: one set of weights for all examples, as in one faulty device. Robust accuracy can only grow in this order.",
+    "AUC": "The volume under the accuracy surface divided by the area of the grid, from 0 to 1; only numbers from one grid "
+    "compare. An axis AUC holds the other radius at its smallest value.",
+    "± and intervals": "± is the sample standard deviation over the seeds. A 95 % Wilson interval belongs to one seed and says "
+    "what its number of examples leaves open; for several seeds the page gives the lowest and the highest end.",
+    "Rises": "Steps to a larger ball at which measured accuracy goes up. True accuracy cannot, because the balls are nested: "
+    "there the attack missed something, and the number overstates robustness.",
 }
 
 
@@ -93,9 +99,9 @@ def page(results: Mapping[str, Any], figure_svg: str) -> str:
     if any(len(m.seeds) > 1 for m in models):
         notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
     body = "\n".join([
-        f"<header><h1>{name}</h1>", f'<p class="verdict">{escape(verdict(results, models))}</p>',
-        f'<p class="quiet">{_text(" ".join(notes))}</p></header>',
-        "<main>", _models(models), _figure(figure_svg, models), _claims(results), _surfaces(models), _meaning(), _again(results), "</main>",
+        f"<header><h1>{name}</h1>", f'<p class="verdict">{_text(verdict(results, models))}</p>',
+        f'<p class="quiet">{_text(" ".join(notes))}</p></header>', "<main>", _models(models), _figure(figure_svg, models),
+        _claims(results), _surfaces(models), _meaning(), _again(results), "</main>",
     ])  # fmt: skip
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -117,8 +123,8 @@ def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
     """What the middle of the grid says, in plain words: the first model, and the best if it is another."""
     grid = models[0].runs.surfaces[0]
     row, column = at = middle(grid)
-    radii = (("input value", grid.eps_x[column]), ("weight", grid.eps_w[row]))
-    moved = [f"every {what} off by up to {radius:g}" for what, radius in radii if radius > 0]
+    radii = (("input value", grid.eps_x[column], ""), ("weight", grid.eps_w[row], weight_unit(grid.about)))
+    moved = [f"every {what} off by up to {radius:g}{unit}" for what, radius, unit in radii if radius > 0]
     first, best = models[0], max(models, key=lambda m: m.runs.accuracy[at])
     told = [first] if best is first else [first, best]
 
@@ -138,23 +144,24 @@ def _section(title: str, *parts: str) -> str:
     return "\n".join([f"<section><h2>{escape(title)}</h2>", *parts, "</section>"])
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str, numbers: int = 0) -> str:
-    """A table whose last `numbers` columns are numbers and whose first column names the row."""
-    words = len(header) - numbers
+def _table(kind: str, header: Sequence[str], rows: Iterable[str]) -> str:
+    """A table that scrolls sideways where it is too wide.  rows: the cells of each as HTML."""
+    head = "".join(f"<th{NUMBER if k and kind != 'claims' else ''}>{_text(h)}</th>" for k, h in enumerate(header))
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
 
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(
-            f'<th scope="row">{_text(c)}</th>' if tag == "td" and k == 0
-            else f'<{tag}{"" if k < words else X}>{_text(c)}</{tag}>'
-            for k, c in enumerate(row)
-        )  # fmt: skip
 
-    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{cells(header, "th")}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+def _row(first: str, cells: Iterable[str], attributes: str = "") -> str:
+    return f'<th scope="row">{_text(first)}</th>' + "".join(f"<td{attributes}>{_text(c)}</td>" for c in cells)
 
 
 def _models(models: Sequence[Model]) -> str:
-    return _section("Models", _table(model_header(models), model_rows(models), kind="models", numbers=6))
+    return _section(
+        "Models", _table("models", model_header(models), (_row(m, cells, NUMBER) for m, *cells in model_rows(models)))
+    )
 
 
 def _figure(svg: str, models: Sequence[Model]) -> str:
@@ -168,12 +175,17 @@ def _figure(svg: str, models: Sequence[Model]) -> str:
 
 
 def _claims(results: Mapping[str, Any]) -> str:
-    rows = [[name, says, f"{MARKS.get(verdict, '')} {verdict}".strip(), why] for name, says, verdict, why in claim_rows(results)]
-    return _section("Claims", _table(CLAIM_HEADER, rows, kind="claims")) if rows else ""
+    rows = [
+        _row(name, [statement, f"{MARKS.get(found, '')} {found}", evidence])
+        for name, statement, found, evidence in claim_rows(results)
+    ]
+    return _section("Claims", _table("claims", CLAIM_HEADER, rows)) if rows else ""
 
 
 def _surfaces(models: Sequence[Model]) -> str:
-    hint = '<p class="quiet">Accuracy in %, mean over the seeds. Hover over a number for its interval and radii.</p>'
+    hint = (
+        '<p class="quiet">Accuracy in %, the mean if there are several seeds. Hover over a number for its interval and radii.</p>'
+    )
     return _section("Every number", hint, *(_surface(m) for m in models))
 
 
@@ -190,40 +202,37 @@ def _heat(m: Model) -> str:
     grid, mean, (low, high), risen = m.runs.surfaces[0], m.runs.accuracy, m.runs.interval, m.runs.risen
 
     def cell(i: int, j: int) -> str:
-        told = f"{100 * mean[i, j]:.1f} %, {between(low[i, j], high[i, j], len(m.seeds))}; ε_x = {grid.eps_x[j]:g}, ε_w = {grid.eps_w[i]:g}"
-        each = ", ".join(f"{100 * s.accuracy[i, j]:.1f}" for s in m.runs.surfaces)
-        told += f"; by seed: {each}" if len(m.seeds) > 1 else ""
-        arrow = "↑" if (i, j) in risen else ""
-        return f'<td style="--a:{mean[i, j]:.3f}" title="{escape(told)}">{100 * mean[i, j]:.1f}{arrow}</td>'
+        value, arrow = f"{100 * mean[i, j]:.1f}", "↑" if (i, j) in risen else ""
+        told = f"{value} %, {between(low[i, j], high[i, j], len(m.seeds))}; ε_x = {grid.eps_x[j]:g}, ε_w = {grid.eps_w[i]:g}"
+        if len(m.seeds) > 1:
+            told += f"; by seed: {', '.join(f'{100 * s.accuracy[i, j]:.1f}' for s in m.runs.surfaces)}"
+        return f'<td style="--a:{mean[i, j]:.3f}" title="{escape(told)}">{value}{arrow}</td>'
 
-    head = "".join(f'<th scope="col">{x:g}</th>' for x in grid.eps_x)
-    rows = "\n".join(
-        f'<tr><th scope="row">{w:g}</th>{"".join(cell(i, j) for j in range(len(grid.eps_x)))}</tr>'
-        for i, w in enumerate(grid.eps_w)
-    )
-    return f'<div class="scroll" tabindex="0"><table class="heat"><thead><tr><th>{_text("ε_w, ε_x")}</th>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+    columns = range(len(grid.eps_x))
+    rows = (_row(f"{w:g}", []) + "".join(cell(i, j) for j in columns) for i, w in enumerate(grid.eps_w))
+    return _table("heat", ["ε_w, ε_x", *(f"{x:g}" for x in grid.eps_x)], rows)
 
 
 def _rises(m: Model) -> str:
     rises = m.runs.rises
     if not rises:
         return "<p>No rise: accuracy never grows with a radius.</p>"
-    items = "".join(
-        "<li>"
-        + _text(
-            f"{100 * r['from']:.1f} to {100 * r['to']:.1f} % along {str(r['along']).replace('eps', 'ε')}, "
-            f"at ε_x = {r['eps_x']:g}, ε_w = {r['eps_w']:g} (seed {m.seeds[k]})"
-        )
-        + "</li>"
+    lines = [
+        f"{100 * r['from']:.1f} to {100 * r['to']:.1f} % along {str(r['along']).replace('eps', 'ε')}, "
+        f"at ε_x = {r['eps_x']:g}, ε_w = {r['eps_w']:g} (seed {m.seeds[k]})"
         for k, r in rises[:MOST_RISES]
-    )
+    ]
     more = f"<p>The other {len(rises) - MOST_RISES} are in results.json.</p>" if len(rises) > MOST_RISES else ""
-    return f"<p>Rises (↑), where the attack missed something: {len(rises)} in {seeds(len(m.seeds))}.</p><ul>{items}</ul>{more}"
+    return f"<p>Rises (↑), where the attack missed something: {len(rises)} in {seed_count(len(m.seeds))}.</p>{_list(lines)}{more}"
 
 
 def _flags(m: Model) -> str:
     lines = [line for seed, s in zip(m.seeds, m.runs.surfaces, strict=True) for line in _flagged(seed, s)]
-    return f"<p>Flags:</p><ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<p>Flags:</p>{_list(lines)}" if lines else ""
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
 
 
 def _flagged(seed: int, s: Surface) -> Iterable[str]:
@@ -250,4 +259,4 @@ def _lines(record: Mapping[str, Any]) -> str:
 
 def _text(words: str) -> str:
     """Escaped, with the indices of ε set low."""
-    return re.sub("ε_([xw])", r"ε<sub>\1</sub>", escape(words))
+    return re.sub("ε_([xw])", r"ε<sub>\1</sub>", escape(words).replace(" %", "\N{NO-BREAK SPACE}%"))

@@ -75,17 +75,18 @@ def read(results: Mapping[str, Any]) -> list[Model]:
     if not entries:
         raise InvalidInput("results hold no model; evaluate at least one")
     twice = Counter(str(e["title"]) for e in entries.values())
-    models = [
-        Model(
-            title=e["title"] if twice[e["title"]] == 1 else f"{e['title']} ({key})",
-            settings=e["settings"], seeds=tuple(e["seeds"]),
-            auc=tuple(e["auc"]), auc_x=tuple(e["auc_x"]), auc_w=tuple(e["auc_w"]), clean=tuple(e["clean"]),
-            runs=Seeds(tuple(Surface.from_dict(s) for s in e["surfaces"])),
-        )
-        for key, e in entries.items()
-    ]  # fmt: skip
+    models = [_model(key, e, e["title"] if twice[e["title"]] == 1 else f"{e['title']} ({key})") for key, e in entries.items()]
     same_grid(s for m in models for s in m.runs.surfaces)
     return models
+
+
+def _model(key: str, entry: Mapping[str, Any], title: str) -> Model:
+    per_seed = {name: tuple(entry[name]) for name in ("seeds", "auc", "auc_x", "auc_w", "clean", "surfaces")}
+    if len({len(values) for values in per_seed.values()}) > 1:
+        lengths = {name: len(values) for name, values in per_seed.items()}
+        raise InvalidInput(f"model {key!r} must have one entry per seed everywhere, it has {lengths}; make the results again")
+    runs = Seeds(tuple(Surface.from_dict(s) for s in per_seed.pop("surfaces")))
+    return Model(title=title, settings=entry["settings"], runs=runs, **per_seed)
 
 
 def same_grid(surfaces: Iterable[Surface]) -> None:
@@ -133,5 +134,15 @@ def between(low: float, high: float, count: int) -> str:
     return f"95 % interval {ends}" if count == 1 else f"mean of {count} seeds, whose 95 % intervals span {ends}"
 
 
-def seeds(count: int) -> str:
+def weight_unit(about: Mapping[str, Any]) -> str:
+    """What multiplies ε_w, as the record of a surface says; empty for plain radii.
+
+    >>> weight_unit({"relative": True})
+    ' times the largest value in its tensor'
+    """
+    own = " times the radius of its tensor" if about.get("eps_w_per_tensor") else ""
+    return own + (" times the largest value in its tensor" if about.get("relative") else "")
+
+
+def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nonsingular.records import Surface
-from nonsingular.report.summary import Model, Seeds, mean_spread, middle, percent, read
+from nonsingular.report.summary import Model, Seeds, mean_spread, middle, percent, read, weight_unit
 
 
 def model_header(models: Sequence[Model]) -> list[str]:
@@ -79,10 +79,12 @@ def surface_table(surface: Surface) -> Table:
 def setting(results: Mapping[str, Any]) -> list[str]:
     """What the numbers hold for, in sentences."""
     data, grid = results["data"], results["grid"]
+    unit = weight_unit(next(iter(results["models"].values()))["surfaces"][0]["about"])
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
         f"Attack: {results['attack']}. Scope: {results['scope']}.",
+        *([f"A weight moves by up to ε_w{unit}."] if unit else []),
     ]
 
 

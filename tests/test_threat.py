@@ -1,0 +1,288 @@
+"""The joint ball by hand numbers, and its projection against the definition of the nearest point."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nonsingular.errors import InvalidInput
+from nonsingular.threat import SCOPES, Interval, JointBall, Perturbation, check_scope
+
+PARAMS = {"a.weight": torch.tensor([[1.0, -2.0], [0.5, 0.0]]), "a.bias": torch.tensor([0.25, -4.0])}
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- values that are refused
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["eps_x", "eps_w", "named"])
+def test_a_bad_radius_is_quoted(bad, where):
+    settings = {"eps_x": 0.1, "eps_w": 0.1} | ({"eps_w": {"a.weight": bad}} if where == "named" else {where: bad})
+    with pytest.raises(InvalidInput) as error:
+        JointBall(**settings)
+    assert f"{bad}" in str(error.value)
+    assert ("a.weight" if where == "named" else where) in str(error.value)
+
+
+@pytest.mark.parametrize("domain", [(1.0, 0.0), (0.5, 0.5), (math.nan, 1.0), (0.0, math.nan)])
+def test_an_empty_domain_is_quoted(domain):
+    with pytest.raises(InvalidInput, match="domain") as error:
+        JointBall(0.1, 0.1, domain)
+    assert str(domain) in str(error.value)
+
+
+def test_unknown_moves_and_scope_are_quoted():
+    with pytest.raises(InvalidInput, match=r"'biases'.*weights, all"):
+        JointBall(0.1, 0.1, moves="biases")
+    with pytest.raises(InvalidInput, match=r"'example'.*sample, batch, dataset"):
+        check_scope("example")
+    assert SCOPES == ("sample", "batch", "dataset")
+
+
+# ---------------------------------------------------------------- which tensors move, and how far
+
+
+def test_one_radius_moves_matrices_only():
+    assert JointBall(0, 0.1).radii(PARAMS) == {"a.weight": 0.1}
+
+
+def test_moves_all_takes_biases_too():
+    assert JointBall(0, 0.1, moves="all").radii(PARAMS) == {"a.weight": 0.1, "a.bias": 0.1}
+
+
+def test_a_mapping_moves_what_it_names():
+    assert JointBall(0, {"a.bias": 0.3}).radii(PARAMS) == {"a.bias": 0.3}
+
+
+def test_radius_zero_moves_nothing():
+    assert JointBall(0, 0.0).radii(PARAMS) == {}
+    assert JointBall(0, {"a.bias": 0.0, "a.weight": 1.0}).radii(PARAMS) == {"a.weight": 1.0}
+    assert JointBall(0, {}).radii(PARAMS) == {}
+
+
+def test_relative_radii_multiply_the_largest_entry():
+    # max|W| = 2, max|b| = 4
+    assert JointBall(0, 0.1, moves="all", relative=True).radii(PARAMS) == pytest.approx({"a.weight": 0.2, "a.bias": 0.4})
+    assert JointBall(0, {"a.bias": 0.5}, relative=True).radii(PARAMS) == pytest.approx({"a.bias": 2.0})
+
+
+def test_an_unknown_name_is_quoted_beside_the_known_ones():
+    with pytest.raises(InvalidInput) as error:
+        JointBall(0, {"b.weight": 0.1, "a.bias": 0.1}).radii(PARAMS)
+    assert "'b.weight'" in str(error.value)
+    assert "a.weight" in str(error.value)
+
+
+def test_scaling_multiplies_every_radius_and_keeps_the_rest():
+    ball = JointBall(0.5, {"a": 0.1, "b": 0.2}, (-1.0, 1.0), "all", True).scaled(0.5, 10)
+    assert ball.eps_x == 0.25
+    assert dict(ball.eps_w) == pytest.approx({"a": 1.0, "b": 2.0})
+    assert (ball.domain, ball.moves, ball.relative) == ((-1.0, 1.0), "all", True)
+    assert JointBall(0.5, 0.1).scaled(0, 0) == JointBall(0.0, 0.0)
+
+
+def test_a_ball_is_a_value():
+    radii = {"a": 0.1}
+    ball = JointBall(0.1, radii)
+    radii["a"] = 5.0
+    assert ball.eps_w["a"] == 0.1  # the caller's mapping is not the ball's
+    with pytest.raises(TypeError):
+        ball.eps_w["a"] = 1.0
+    assert JointBall(0.1, 0.2) == JointBall(0.1, 0.2)
+
+
+@pytest.mark.parametrize("eps_w", [0.1, {"a": 0.1}])
+def test_a_ball_can_be_sent_to_another_process(eps_w):
+    ball = JointBall(0.1, eps_w)
+    assert pickle.loads(pickle.dumps(ball)) == ball
+    assert copy.deepcopy(ball) == ball
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def test_the_input_box_is_cut_to_the_domain():
+    box = JointBall(0.25, 0).input_box(tensor(0.0, 0.5, 0.875))
+    assert box.lo.tolist() == [0.0, 0.25, 0.625]
+    assert box.hi.tolist() == [0.25, 0.75, 1.0]
+
+
+def test_without_a_domain_nothing_is_cut():
+    box = JointBall(0.25, 0, None).input_box(tensor(-3.0, 300.0))
+    assert box.lo.tolist() == [-3.25, 299.75]
+    assert box.hi.tolist() == [-2.75, 300.25]
+
+
+def test_building_boxes_changes_nothing_that_was_given():
+    x, params = tensor(0.0, 1.0), {n: p.clone() for n, p in PARAMS.items()}
+    ball = JointBall(0.5, 0.5, moves="all")
+    ball.input_box(x), ball.weight_boxes(params)
+    assert x.tolist() == [0.0, 1.0]
+    assert all(params[n].equal(p) for n, p in PARAMS.items())
+
+
+def test_weight_boxes_by_hand():
+    box = JointBall(0, 0.5).weight_boxes(PARAMS)["a.weight"]
+    assert box.lo.tolist() == [[0.5, -2.5], [0.0, -0.5]]
+    assert box.hi.tolist() == [[1.5, -1.5], [1.0, 0.5]]
+
+
+# ---------------------------------------------------------------- the domain
+
+
+def test_pixels_to_255_are_recognised():
+    with pytest.raises(InvalidInput, match=r"\[0, 255\].*0-255 pixels\? divide by 255"):
+        JointBall(0.1, 0).check_domain(tensor(0.0, 255.0))
+
+
+def test_normalised_inputs_are_recognised():
+    with pytest.raises(InvalidInput, match=r"\[-0\.4242, 2\.821\].*normalised inputs\? move the normalisation into the model"):
+        JointBall(0.1, 0).check_domain(tensor(-0.4242, 2.8215))
+
+
+def test_other_ranges_get_no_guess():
+    with pytest.raises(InvalidInput) as error:
+        JointBall(0.1, 0).check_domain(tensor(0.0, 1000.0))
+    assert "?" not in str(error.value)
+    with pytest.raises(InvalidInput) as error:
+        JointBall(0.1, 0, (-1.0, 1.0)).check_domain(tensor(-2.0, 0.0))
+    assert "?" not in str(error.value)
+    assert "[-1.0, 1.0]" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("domain", [None, (0.0, 1.0)])
+def test_inputs_that_are_no_numbers_are_refused(bad, domain):
+    with pytest.raises(InvalidInput, match="NaN or infinite"):
+        JointBall(0.1, 0, domain).check_domain(tensor(0.5, bad))
+
+
+def test_the_ends_of_the_domain_belong_to_it():
+    JointBall(0.1, 0).check_domain(tensor(0.0, 1.0))
+    JointBall(0.1, 0).check_domain(torch.empty(0, 3))
+    JointBall(0.1, 0, None).check_domain(tensor(-1e6, 1e6))
+
+
+# ---------------------------------------------------------------- Interval
+
+numbers = st.floats(-10, 10, allow_subnormal=False)
+boxes = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6).map(
+    lambda ends: Interval(tensor(*map(min, ends)), tensor(*map(max, ends)))
+)
+
+
+@given(boxes, st.data())
+def test_projection_is_the_nearest_point_of_the_box(box, data):
+    t = tensor(*data.draw(st.lists(numbers, min_size=len(box.lo), max_size=len(box.lo))))
+    p = box.project_(t.clone())
+    for value, lo, hi, got in zip(t.tolist(), box.lo.tolist(), box.hi.tolist(), p.tolist(), strict=True):
+        assert got == (value if lo <= value <= hi else lo if value < lo else hi)
+    assert box.contains(p)
+    assert box.project_(p.clone()).equal(p)
+    assert box.contains(t) == t.equal(p)
+
+
+@given(boxes, st.integers(0, 2**31))
+def test_samples_lie_in_the_box_and_repeat_with_the_seed(box, seed):
+    draw = box.sample(torch.Generator().manual_seed(seed))
+    assert box.contains(draw)
+    assert draw.equal(box.sample(torch.Generator().manual_seed(seed)))
+
+
+@given(st.floats(0, 2), st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_the_centre_is_in_every_input_box(eps, values):
+    ball = JointBall(eps, 0)
+    for x in (tensor(*values), tensor(*values).float()):
+        box = ball.input_box(x)
+        assert box.contains(x)
+        assert bool((box.lo >= 0).all())
+        assert bool((box.hi <= 1).all())
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5))
+def test_balls_are_nested(a, b, values):
+    small, large = (JointBall(e, e).input_box(torch.tensor(values)) for e in sorted((a, b)))
+    assert large.contains(small.lo)
+    assert large.contains(small.hi)
+
+
+def test_nan_lies_in_no_box():
+    assert not Interval(tensor(0.0), tensor(1.0)).contains(tensor(math.nan))
+
+
+def test_projection_writes_in_place():
+    t = tensor(5.0, -5.0)
+    assert Interval(tensor(0.0, 0.0), tensor(1.0, 1.0)).project_(t) is t
+    assert t.tolist() == [1.0, 0.0]
+
+
+# ---------------------------------------------------------------- Perturbation
+
+
+@pytest.fixture
+def model():
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(PARAMS["a.weight"])
+    return model
+
+
+def test_a_perturbation_unpacks():
+    x, w = torch.zeros(1, 2), {"0.weight": torch.ones(2, 2)}
+    x_adv, w_adv = Perturbation(x, w)
+    assert x_adv is x
+    assert w_adv is w
+    assert list(Perturbation(x))[1] == {}
+
+
+def test_check_returns_a_point_of_the_ball(model):
+    x, ball = torch.full((3, 2), 0.5), JointBall(0.25, 0.5)
+    corner = Perturbation(x + 0.25, {"0.weight": model[0].weight.detach() - 0.5})
+    assert corner.check(model, x, ball) is corner
+    each = Perturbation(x, {"0.weight": (model[0].weight.detach() + 0.5).expand(3, 2, 2)}, "sample")
+    assert each.check(model, x, ball) is each
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda x, w: Perturbation(x + 0.2501, {}),
+        lambda x, w: Perturbation(x * math.nan, {}),
+        lambda x, w: Perturbation(x, {"0.weight": w + 0.5001}),
+        lambda x, w: Perturbation(x, {"0.weight": w * math.nan}),
+        lambda x, w: Perturbation(x, {"0.bias": torch.zeros(2)}),  # the ball holds biases fixed
+        lambda x, w: Perturbation(x, {"nowhere": w}),
+    ],
+    ids=["x", "x is NaN", "w", "w is NaN", "held fixed", "unknown"],
+)
+def test_check_finds_what_left_the_ball(model, tamper):
+    x = torch.full((3, 2), 0.5)
+    with pytest.raises(AssertionError):
+        tamper(x, model[0].weight.detach()).check(model, x, JointBall(0.25, 0.5))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda x, w: Perturbation(x[:1], {}),  # one example for three: broadcasts against the box
+        lambda x, w: Perturbation(x[:, None], {}),
+        lambda x, w: Perturbation(x, {"0.weight": w.expand(3, 2, 2)}, "batch"),  # a W' each, said to be one for all
+        lambda x, w: Perturbation(x, {"0.weight": w}, "sample"),  # one W', said to be one each
+        lambda x, w: Perturbation(x, {"0.weight": w[:1]}, "batch"),
+    ],
+    ids=["fewer x", "other x", "more W than the scope has", "fewer W than the scope has", "part of W"],
+)
+def test_check_finds_wrong_shapes(model, tamper):
+    x = torch.full((3, 2), 0.5)
+    ball = JointBall(0.25, 10.0)
+    with pytest.raises(AssertionError):
+        tamper(x, model[0].weight.detach()).check(model, x, ball)
