@@ -1,6 +1,5 @@
 """The command line from outside: help, settings in and out, one JSON object, and one line for every mistake."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -156,7 +155,7 @@ def test_version(capsys):
 def test_help_is_quick_and_imports_no_torch(argv):
     code = (
         "import sys\nfrom nonsingular.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "heavy = [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules]\nsys.exit(' '.join(heavy))"
+        "heavy = [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules]\nprint(*heavy, file=sys.stderr)\nsys.exit(len(heavy))"
     )
     took = []
     for _ in range(3):  # the best of three: other processes may be using the machine
@@ -234,7 +233,7 @@ def test_reproduce_when_every_attack_wins_still_gives_a_page(here, capsys):
     settings = tiny_reproduction() | {"eps_x": [1.0], "eps_w": [5.0]}
     Path("c.yaml").write_text(yaml.safe_dump(settings))
     assert run("reproduce", "--config", "c.yaml", "--out", "r", "--workers", 1, "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)["models"].values()) <= {(0.0,), (1.0,)} or True
+    assert all(auc == [0.0] for auc in json.loads(capsys.readouterr().out)["models"].values())
 
 
 # ---------------------------------------------------------------- settings in and out
@@ -247,7 +246,7 @@ def test_reproduce_when_every_attack_wins_still_gives_a_page(here, capsys):
         ["train", "--data", "some.npz", "--network", "conv", "--lr", "0.5"],
         ["evaluate", "some-run", "--eps-x", "0:0.2:3", "--eps-w", "0,0.01", "--scope", "batch", "--limit", "7", "--relative"],
         ["evaluate", "m.py:good", "--eps-w", "1.weight=0.1,1.bias=0.2", "--domain", "none", "--moves", "all", "--limit", "none"],
-        ["evaluate", "m.py:good", "--domain", "-1,1", "--attack", "paper", "--split", "val", "--weights", "w.safetensors"],
+        ["evaluate", "m.py:good", "--domain=-1,1", "--attack", "paper", "--split", "val", "--weights", "w.safetensors"],
         ["reproduce", "--data", "digits", "--seeds", "2", "--limit", "none"],
         ["reproduce"],
     ],
@@ -394,18 +393,18 @@ MISTAKES = {
     "config with a number for a key": ((*TRAIN, "--config", "keys.yaml"), "1"),
     "config with a bad grid": (("reproduce", "--data", "digits", "--out", "out", "--config", "grid.yaml"), "increas"),
     "reproduce config with a list for data": (("reproduce", "--out", "out", "--config", "data.yaml"), "data"),
-    "out a file": ((*TRAIN[:3], "--out", "a-file"), "a-file"),
-    "out below a file": ((*TRAIN[:3], "--out", "a-file/run"), "a-file"),
-    "out a foreign folder": ((*TRAIN[:3], "--out", "foreign"), "foreign"),
-    "out that cannot be made": ((*TRAIN[:3], "--out", "/proc/nonsingular/run"), "/proc/nonsingular"),
-    "out too long": ((*TRAIN[:3], "--out", "x" * 300), "xxx"),
+    "out a file": ((*TRAIN[:3], "--quiet", "--out", "a-file"), "a-file"),
+    "out below a file": ((*TRAIN[:3], "--quiet", "--out", "a-file/run"), "a-file"),
+    "out a foreign folder": ((*TRAIN[:3], "--quiet", "--out", "foreign"), "foreign"),
+    "out that cannot be made": ((*TRAIN[:3], "--quiet", "--out", "/proc/nonsingular/run"), "/proc/nonsingular"),
+    "out too long": ((*TRAIN[:3], "--quiet", "--out", "x" * 300), "xxx"),
     "evaluate into a file": ((*EVALUATE[:4], *GRID, "--out", "a-file"), "a-file"),
     "evaluate into a foreign folder": ((*EVALUATE[:4], *GRID, "--out", "foreign"), "foreign"),
     "seeds 0": (("reproduce", "--data", "digits", "--seeds", 0, "--out", "out"), "seeds"),
     "demo with seeds 0": (("demo", "--seeds", 0, "--out", "out"), "seeds"),
     "reproduce limit 0": (("reproduce", "--data", "digits", "--limit", 0, "--out", "out"), "limit"),
     "reproduce of other data": (("reproduce", "--data", "cifar10", "--out", "out"), "cifar10"),
-    "reproduce without data": (("reproduce", "--data", "mnist", "--data-dir", "nowhere", "--out", "out"), "nowhere"),
+    "reproduce without data": (("reproduce", "--data", "mnist", "--data-dir", "nowhere", "--out", "out", "--quiet"), "nowhere"),
     "report of nothing": (("report", "nowhere"), "nowhere"),
     "report of a training run": (("report", "foreign"), "results.json"),
 }  # fmt: skip
@@ -450,7 +449,7 @@ def test_a_mistake_shows_no_progress_bar(argv, here, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("flag, nearest", [("--epchs", "--epochs"), ("--metod", "--method"), ("--bata", "--beta")])
+@pytest.mark.parametrize("flag, nearest", [("--epchs", "--epochs"), ("--metod", "--method"), ("--sed", "--seed")])
 def test_flags_are_guessed(flag, nearest, capsys):
     assert run("train", flag, 1) == 2
     assert f"Did you mean {nearest}" in capsys.readouterr().err
@@ -552,10 +551,8 @@ def test_a_run_directory_that_was_damaged_is_refused(here, trained, capsys):
     assert run("evaluate", "copy", *TINY, "--out", "e") == 2
 
 
-def test_standard_output_may_be_closed_early(here, trained):
+def test_standard_output_may_be_closed_early():
     """`nonsingular list attacks | head -0` must not print a traceback."""
     command = f"{sys.executable} -m nonsingular.cli list attacks | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
-    with contextlib.suppress(FileNotFoundError):
-        Path("e").unlink()

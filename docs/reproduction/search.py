@@ -2,8 +2,8 @@
 
 Every candidate is trained once (seed 100, none of the reproduction's seeds) and attacked by the paper's attack on up to 1,000
 examples of the *validation* split over a 6 x 6 grid with the reproduction's corners.  Per method, among the candidates that lose
-at most 3 points of clean accuracy against the standard model, the one with the largest validation AUC is taken; AT + beta takes the
-best two.  The claims are not looked at, nor is the test set.
+at most 3 points of clean accuracy against the standard model, the one with the largest validation AUC is taken; AT + beta takes
+the best two.  The claims are not looked at, nor is the test set.
 
     python docs/reproduction/search.py mnist --data-dir DIR --out runs/search-mnist     # about 25 minutes on 4 cores
 """

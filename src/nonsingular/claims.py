@@ -69,14 +69,14 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
     top = [name for name in least if _verdict(least[name], (0.0, math.inf)) == "reproduced"]
     c4 = _claim(
         "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
-        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline's",
+        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline",
     )  # fmt: skip
     c4["numbers"]["by_model"] = least
     c4["evidence"] += f"; above every baseline: {', '.join(models[n]['title'] for n in top) or 'none of the three'}"
     return {
         "C1": _claim(
             "The standard model is vulnerable on both axes",
-            worst_axis, (-math.inf, BROKEN), "part of its clean accuracy that it keeps at the largest radius of its stronger axis",
+            worst_axis, (-math.inf, BROKEN), "part of its clean accuracy kept at the largest radius of its stronger axis",
         ),
         "C2": _claim(
             "Weight-perturb training helps against input perturbations only slightly",

@@ -39,6 +39,15 @@ Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 # ---- what callers get ------------------------------------------------------------------------------------------------
 
 
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(t.shape)} {t.dtype} ".encode())
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Split:
     """Examples of one kind.  x: (N, *input) float32 in the domain.  y: (N,) int64 class indices."""
@@ -66,11 +75,7 @@ class Split:
 
     def sha256(self) -> str:
         """Hash over shapes, dtypes and bytes of x and y: equal if and only if the examples are, in this order."""
-        digest = hashlib.sha256()
-        for t in (self.x, self.y):
-            digest.update(f"{tuple(t.shape)} {t.dtype};".encode())
-            digest.update(np.ascontiguousarray(t.detach().cpu().numpy()).data)
-        return digest.hexdigest()
+        return hash_tensors({"x": self.x, "y": self.y})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.data import hash_tensors
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import dense_chain, logits_at, twin
 from nonsingular.margins import check_labels, is_correct, worst_margin
@@ -255,15 +256,6 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Non
         raise InvalidInput(
             f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
         )
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes."""
-    digest = hashlib.sha256()
-    for name, t in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(t.shape)} {t.dtype} ".encode())
-        digest.update(t.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _is_dense(model: nn.Module) -> bool:

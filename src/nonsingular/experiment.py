@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from nonsingular.catalog import MODELS, OBJECTIVES, lookup
 from nonsingular.claims import judge
 from nonsingular.config import EvaluateSettings, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
-from nonsingular.data import Dataset, Split, load
+from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluate import Method, attack_cell, axis, check_inputs, choose, hash_tensors, in_this_process, surface
+from nonsingular.evaluate import Method, attack_cell, axis, check_inputs, choose, in_this_process, surface
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
 from nonsingular.threat import JointBall

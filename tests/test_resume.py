@@ -1,0 +1,235 @@
+"""Runs that were killed, interrupted or started twice, in processes of their own: the end is that of a run left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 10, "--hidden", "16", "--quiet")
+GRID = ("--eps-x", "0:0.1:6", "--eps-w", "0:0.02:6", "--limit", 300, "--scope", "dataset", "--quiet")
+PATIENCE = 60
+
+
+def start(*argv, cwd):
+    """In a group of its own, so that SIGINT reaches the workers too, as it does from a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "nonsingular.cli", *map(str, argv)],
+        cwd=cwd, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+def run(*argv, cwd):
+    code, out, err = finish(start(*argv, cwd=cwd))
+    assert code == 0, err
+    return out
+
+
+def wait_for(condition, process):
+    """Until it holds; the process must still be at work then."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if condition():
+            assert process.poll() is None, f"finished too soon: {process.communicate()[1]}"
+            return
+        assert process.poll() is None, f"ended before its time: {process.communicate()[1]}"
+        time.sleep(0.005)
+    raise AssertionError("nothing happened")
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def surface(out):
+    results = json.loads((out / "results.json").read_text())
+    (model,) = results["models"].values()
+    return {k: v for k, v in model["surfaces"][0].items() if k != "seconds"}
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same training and the same evaluation, left alone: folder with `run` and `surface`."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(*TRAIN, "--out", "run", cwd=folder)
+    run("evaluate", "run", *GRID, "--workers", 1, "--out", "surface", cwd=folder)
+    return folder
+
+
+# ---------------------------------------------------------------- kill -9
+
+
+def test_a_killed_training_ends_with_the_same_weights(whole, tmp_path):
+    process = start(*TRAIN, "--out", "run", cwd=tmp_path)
+    wait_for((tmp_path / "run/checkpoint.safetensors").exists, process)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "run/model.safetensors").exists()
+    run(*TRAIN, "--out", "run", cwd=tmp_path)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (whole / "run/model.safetensors").read_bytes()
+
+
+def test_a_training_killed_at_its_very_start_can_be_run_again(tmp_path):
+    """Also when it died while the first file was written, which leaves only the part of it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.yaml.12345.part").write_text("data: dig")
+    run("train", "--data", "digits", "--epochs", 1, "--quiet", "--out", "run", cwd=tmp_path)
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path, workers):
+    argv = ("evaluate", whole / "run", *GRID, "--workers", workers, "--out", "surface")
+    process = start(*argv, cwd=tmp_path)
+    events = tmp_path / "surface/events.jsonl"
+    wait_for(lambda: lines(events) >= 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    held = events.read_bytes()
+    kept = held[: held.rfind(b"\n") + 1]
+    events.write_bytes(kept + b'{"crc": 12, "ent')  # and the last line torn
+    assert 3 <= lines(events) < 36
+    run(*argv, cwd=tmp_path)
+    assert events.read_bytes().startswith(kept)  # what was done is not done again
+    assert lines(events) == 36
+    mine, theirs = surface(tmp_path / "surface"), surface(whole / "surface")
+    assert mine["accuracy"] == theirs["accuracy"]
+    assert mine == theirs
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+
+def interrupted(process):
+    """Exit code and stderr after a Ctrl-C in the terminal."""
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, err = finish(process)
+    assert out == ""
+    return code, err
+
+
+def test_an_interrupted_training_says_how_to_go_on(tmp_path):
+    process = start(*TRAIN, "--out", "run", cwd=tmp_path)
+    wait_for((tmp_path / "run/checkpoint.safetensors").exists, process)
+    code, err = interrupted(process)
+    assert code == 130
+    assert "same command again" in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_evaluation_says_how_to_go_on(whole, tmp_path, workers):
+    process = start("evaluate", whole / "run", *GRID, "--workers", workers, "--out", "surface", cwd=tmp_path)
+    wait_for(lambda: lines(tmp_path / "surface/events.jsonl") >= 3, process)
+    started = time.monotonic()
+    code, err = interrupted(process)
+    assert code == 130
+    assert "same command again" in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert time.monotonic() - started < 20
+    assert lines(tmp_path / "surface/events.jsonl") < 36
+    with pytest.raises(ProcessLookupError):  # no worker stays behind
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_reproduction_stops_at_once(tmp_path, workers):
+    """With pipelines waiting for workers, none of them may go on after the Ctrl-C."""
+    settings = yaml.safe_load(run("reproduce", "--data", "digits", "--print-config", cwd=tmp_path))
+    for recipe in settings["recipes"].values():
+        recipe["epochs"] = 1000
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    process = start("reproduce", "--config", "c.yaml", "--workers", workers, "--out", "r", "--quiet", cwd=tmp_path)
+    try:
+        wait_for(lambda: any((tmp_path / "r").glob("models/*/checkpoint.safetensors")), process)
+        started = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130
+    assert time.monotonic() - started < 20
+    assert "same command again" in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- started twice
+
+
+def test_a_finished_training_is_left_as_it_is(whole):
+    before = contents(whole / "run")
+    started = time.monotonic()
+    run(*TRAIN, "--out", "run", cwd=whole)
+    assert contents(whole / "run") == before
+    assert time.monotonic() - started < PATIENCE
+
+
+def test_a_finished_evaluation_is_not_done_again(whole):
+    before, events = surface(whole / "surface"), contents(whole / "surface")["events.jsonl"]
+    run("evaluate", "run", *GRID, "--workers", 1, "--out", "surface", cwd=whole)
+    assert contents(whole / "surface")["events.jsonl"] == events
+    assert surface(whole / "surface") == before
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        ((*TRAIN, "--seed", 5, "--out", "run"), "seed"),
+        ((*TRAIN[:-1], "--lr", 0.5, "--quiet", "--out", "run"), "recipe"),
+        (("evaluate", "run", *GRID, "--attack", "paper", "--out", "surface"), "attack"),
+        (("evaluate", "run", *GRID, "--out", "run"), "other settings"),
+        ((*TRAIN, "--out", "surface"), "other settings"),
+        (("reproduce", "--data", "digits", "--quiet", "--out", "run"), "other settings"),
+    ],
+)
+def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, argv, word):
+    before = {name: contents(whole / name) for name in ("run", "surface")}
+    code, out, err = finish(start(*argv, cwd=whole))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert word in err
+    assert "--out" in err
+    assert {name: contents(whole / name) for name in ("run", "surface")} == before
+
+
+def test_a_damaged_log_is_named_and_kept(whole, tmp_path):
+    argv = ("evaluate", whole / "run", *GRID, "--workers", 1, "--out", "surface")
+    assert Path(whole / "surface/events.jsonl").exists()
+    (tmp_path / "surface").mkdir()
+    process = start(*argv, "--print-config", cwd=tmp_path)
+    code, config, err = finish(process)
+    assert code == 0, err
+    (tmp_path / "surface/config.yaml").write_text(config)
+    rows = (whole / "surface/events.jsonl").read_bytes().split(b"\n")
+    rows[4] = rows[4][:50]
+    (tmp_path / "surface/events.jsonl").write_bytes(b"\n".join(rows))
+    before = contents(tmp_path)
+    code, _, err = finish(start(*argv, cwd=tmp_path))
+    assert code == 2
+    assert "events.jsonl: line 5 is damaged" in err
+    assert contents(tmp_path) == before
