@@ -248,7 +248,8 @@ def joint_pgd(model, x, y, eps_x, radii, domain, *, steps, step_x=0.01, step_w=5
         gradients = []
         for inputs, labels in zip(adv.split(chunk or len(x)), y.split(chunk or len(x)), strict=True):
             inputs = inputs.clone().requires_grad_()
-            F.cross_entropy(twin(inputs), labels, reduction="sum").backward()
+            share = 1 if len(inputs) == len(x) else len(inputs) / len(x)  # the mean over all of x, chunk by chunk
+            (F.cross_entropy(twin(inputs), labels) * share).backward()
             gradients.append(inputs.grad)
         adv = (adv + step_x * torch.cat(gradients).sign()).clamp(lo, hi)
         for name, p in moving.items():

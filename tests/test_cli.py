@@ -435,7 +435,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(name, here, capsys):
     assert {n for n in before if before[n] != files(here).get(n)} == set()
 
 
-@pytest.mark.parametrize("name", ["unknown flag", "unknown data", "npz corrupt", "function that fails"])
+@pytest.mark.parametrize("name", ["unknown flag", "npz corrupt"])
 def test_a_mistake_in_a_process_of_its_own(name, here):
     argv, quoted = MISTAKES[name]
     done = process(*argv, cwd=here)
@@ -525,16 +525,6 @@ def test_a_model_that_each_process_builds_otherwise_is_refused(here):
     )
     assert done.returncode == 2, done.stdout
     assert done.stderr.startswith("error: ")
-
-
-def test_one_and_two_workers_give_the_same_surface(here, trained):
-    for workers in (1, 2):
-        done = process(
-            "evaluate", trained, *TINY[:-3], "--workers", workers, "--quiet", "--out", f"e{workers}", cwd=here, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = (next(iter(json.loads(Path(f"e{w}/results.json").read_text())["models"].values()))["surfaces"][0] for w in (1, 2))
-    assert one["accuracy"] == two["accuracy"]
 
 
 def test_a_run_directory_that_was_damaged_is_refused(here, trained, capsys):

@@ -468,7 +468,7 @@ def test_arrays_of_numpy_are_refused_or_work(what):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_certificate_is_the_bound_in_float64(bias):
-    model, ball = dense(9, 8, 3, bias=bias), JointBall(0.04, 0.01)
+    model, ball = dense(9, 8, 3, bias=bias), JointBall(0.08, 0.02) if bias else JointBall(0.01, 0.001)
     y = model(X).argmax(1)
     before = snapshot(model)
     c = certify(model, X, y, ball)

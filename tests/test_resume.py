@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nonsingular.cli import main
+
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 10, "--hidden", "16", "--quiet")
 GRID = ("--eps-x", "0:0.1:6", "--eps-w", "0:0.02:6", "--limit", 300, "--scope", "dataset", "--quiet")
@@ -30,10 +32,20 @@ def finish(process):
     return process.returncode, out, err
 
 
+def here(*argv, cwd):
+    """The same in this process, which saves the start of Python and torch."""
+    before = Path.cwd()
+    os.chdir(cwd)
+    try:
+        return main([str(a) for a in argv])
+    except SystemExit as e:
+        return e.code or 0
+    finally:
+        os.chdir(before)
+
+
 def run(*argv, cwd):
-    code, out, err = finish(start(*argv, cwd=cwd))
-    assert code == 0, err
-    return out
+    assert here(*argv, cwd=cwd) == 0
 
 
 def wait_for(condition, process):
@@ -93,9 +105,9 @@ def test_a_training_killed_at_its_very_start_can_be_run_again(tmp_path):
     assert (out / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path, workers):
-    argv = ("evaluate", whole / "run", *GRID, "--workers", workers, "--out", "surface")
+def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path):
+    """With two workers, against one left alone with a single worker."""
+    argv = ("evaluate", whole / "run", *GRID, "--workers", 2, "--out", "surface")
     process = start(*argv, cwd=tmp_path)
     events = tmp_path / "surface/events.jsonl"
     wait_for(lambda: lines(events) >= 3, process)
@@ -105,7 +117,8 @@ def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path, workers
     kept = held[: held.rfind(b"\n") + 1]
     events.write_bytes(kept + b'{"crc": 12, "ent')  # and the last line torn
     assert 3 <= lines(events) < 36
-    run(*argv, cwd=tmp_path)
+    code, _, err = finish(start(*argv, cwd=tmp_path))
+    assert code == 0, err
     assert events.read_bytes().startswith(kept)  # what was done is not done again
     assert lines(events) == 36
     mine, theirs = surface(tmp_path / "surface"), surface(whole / "surface")
@@ -134,9 +147,8 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_evaluation_says_how_to_go_on(whole, tmp_path, workers):
-    process = start("evaluate", whole / "run", *GRID, "--workers", workers, "--out", "surface", cwd=tmp_path)
+def test_an_interrupted_evaluation_says_how_to_go_on(whole, tmp_path):
+    process = start("evaluate", whole / "run", *GRID, "--workers", 2, "--out", "surface", cwd=tmp_path)
     wait_for(lambda: lines(tmp_path / "surface/events.jsonl") >= 3, process)
     started = time.monotonic()
     code, err = interrupted(process)
@@ -152,14 +164,14 @@ def test_an_interrupted_evaluation_says_how_to_go_on(whole, tmp_path, workers):
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_reproduction_stops_at_once(tmp_path, workers):
+def test_an_interrupted_reproduction_stops_at_once(tmp_path, capsys):
     """With pipelines waiting for workers, none of them may go on after the Ctrl-C."""
-    settings = yaml.safe_load(run("reproduce", "--data", "digits", "--print-config", cwd=tmp_path))
+    run("reproduce", "--data", "digits", "--print-config", cwd=tmp_path)
+    settings = yaml.safe_load(capsys.readouterr().out)
     for recipe in settings["recipes"].values():
         recipe["epochs"] = 1000
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    process = start("reproduce", "--config", "c.yaml", "--workers", workers, "--out", "r", "--quiet", cwd=tmp_path)
+    process = start("reproduce", "--config", "c.yaml", "--workers", 2, "--out", "r", "--quiet", cwd=tmp_path)
     try:
         wait_for(lambda: any((tmp_path / "r").glob("models/*/checkpoint.safetensors")), process)
         started = time.monotonic()
@@ -181,10 +193,8 @@ def test_an_interrupted_reproduction_stops_at_once(tmp_path, workers):
 
 def test_a_finished_training_is_left_as_it_is(whole):
     before = contents(whole / "run")
-    started = time.monotonic()
     run(*TRAIN, "--out", "run", cwd=whole)
     assert contents(whole / "run") == before
-    assert time.monotonic() - started < PATIENCE
 
 
 def test_a_finished_evaluation_is_not_done_again(whole):
@@ -205,10 +215,10 @@ def test_a_finished_evaluation_is_not_done_again(whole):
         (("reproduce", "--data", "digits", "--quiet", "--out", "run"), "other settings"),
     ],
 )
-def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, argv, word):
+def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, argv, word, capsys):
     before = {name: contents(whole / name) for name in ("run", "surface")}
-    code, out, err = finish(start(*argv, cwd=whole))
-    assert code == 2
+    assert here(*argv, cwd=whole) == 2
+    out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert len(err.strip().splitlines()) == 1
@@ -217,19 +227,15 @@ def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, 
     assert {name: contents(whole / name) for name in ("run", "surface")} == before
 
 
-def test_a_damaged_log_is_named_and_kept(whole, tmp_path):
+def test_a_damaged_log_is_named_and_kept(whole, tmp_path, capsys):
     argv = ("evaluate", whole / "run", *GRID, "--workers", 1, "--out", "surface")
-    assert Path(whole / "surface/events.jsonl").exists()
+    run(*argv, "--print-config", cwd=tmp_path)
     (tmp_path / "surface").mkdir()
-    process = start(*argv, "--print-config", cwd=tmp_path)
-    code, config, err = finish(process)
-    assert code == 0, err
-    (tmp_path / "surface/config.yaml").write_text(config)
+    (tmp_path / "surface/config.yaml").write_text(capsys.readouterr().out)
     rows = (whole / "surface/events.jsonl").read_bytes().split(b"\n")
     rows[4] = rows[4][:50]
     (tmp_path / "surface/events.jsonl").write_bytes(b"\n".join(rows))
     before = contents(tmp_path)
-    code, _, err = finish(start(*argv, cwd=tmp_path))
-    assert code == 2
-    assert "events.jsonl: line 5 is damaged" in err
+    assert here(*argv, cwd=tmp_path) == 2
+    assert "events.jsonl: line 5 is damaged" in capsys.readouterr().err
     assert contents(tmp_path) == before

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,9 +92,8 @@ def choose(
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     if attack is None:
         attack = "neuron" if scope == "sample" and _is_dense(model) else "paper"
-    name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
-    return Method(function, name, scope, JointBall(1.0, radii or 1.0, domain, moves, relative), batch_size)
+    return Method(function, _name(attack), scope, JointBall(1.0, radii or 1.0, domain, moves, relative), batch_size)
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
@@ -256,6 +256,13 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Non
         raise InvalidInput(
             f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
         )
+
+
+def _name(attack: Any) -> str:
+    """How records call an attack; the arguments of a functools.partial belong to the name."""
+    if isinstance(attack, partial):
+        return f"{_name(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
+    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
 
 
 def _is_dense(model: nn.Module) -> bool:

@@ -22,14 +22,14 @@ def joint_pgd(
     step_x: float = 0.01,
     step_w: float = 5e-4,
     scope: Scope = "batch",
-    chunk: int = 512,
+    chunk: int = 1024,
     generator: Generator | None = None,
 ) -> Perturbation:
-    """Signed gradient ascent on the cross-entropy over input and weights at once, projected onto `ball`; the last iterate.
+    """Signed gradient ascent on the mean cross-entropy over input and weights at once, projected onto `ball`; the last iterate.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     scope: "batch" and "dataset" give one W' for all of `x`; "sample" gives each example its own (memory B x parameters).
-    chunk: examples per forward and backward pass; gradients on W are summed over chunks before the sign.
+    chunk: examples per forward and backward pass (lower it where memory is short); gradients on W are summed before the sign.
     generator: given, starts at a uniform random point of the ball; otherwise at (x, W).
     A zero radius makes it an attack on the inputs alone or on the weights alone.
     Returns a point of the ball, checked from the tensors that it holds.  Never changes `model`, also when interrupted.
@@ -73,7 +73,8 @@ def _ascend_shared(
         total: list[Tensor] | None = None
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
             point = part.detach().requires_grad_(ball.eps_x > 0)
-            loss = cross_entropy(moving(point.clone()), labels)  # a copy: its first operation may work in place
+            logits = moving(point.clone())  # a copy: the model's first operation may work in place
+            loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
             moved = [point, *W] if ball.eps_x else W
             g = list(_gradient(loss, moved))
             if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
