@@ -96,8 +96,10 @@ def here(tmp_path, monkeypatch):
         "y_test": np.arange(6) % 3,
     }
     texts = {
-        "m.py": MODELS, "broken.py": "def f(:\n", "typo.yaml": "epohs: 3\n", "nested.yaml": "recipe: {epohs: 3}\n", "list.yaml": "- 1\n",
-        "torn.yaml": "{a: [\n", "data.yaml": "data: [1]\n", "empty.yaml": "", "negative.yaml": "recipe: {eps_x: -1}\n", "grid.yaml": "eps_x: [0.2, 0.1]\n",
+        "m.py": MODELS, "broken.py": "def f(:\n", "typo.yaml": "epohs: 3\n",
+        "nested.yaml": "recipe: {epohs: 3}\n", "list.yaml": "- 1\n",
+        "torn.yaml": "{a: [\n", "data.yaml": "data: [1]\n", "empty.yaml": "",
+        "negative.yaml": "recipe: {eps_x: -1}\n", "grid.yaml": "eps_x: [0.2, 0.1]\n",
         "recipe.yaml": "recipe: 5\n", "nothing.yaml": "recipe: null\n", "network.yaml": "network: 3\n", "keys.yaml": "1: 2\n",
         "html.safetensors": "<!DOCTYPE html><html>404</html>", "a-file": "x", "corrupt.npz": "PK nonsense",
     }  # fmt: skip
@@ -155,7 +157,8 @@ def test_version(capsys):
 def test_help_is_quick_and_imports_no_torch(argv):
     code = (
         "import sys\nfrom nonsingular.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "heavy = [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules]\nprint(*heavy, file=sys.stderr)\nsys.exit(len(heavy))"
+        "heavy = [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules]\n"
+        "print(*heavy, file=sys.stderr)\nsys.exit(len(heavy))"
     )
     took = []
     for _ in range(3):  # the best of three: other processes may be using the machine
@@ -209,7 +212,8 @@ def tiny_reproduction():
     for name, changes in recipes.items():
         settings["recipes"][name].update(changes)
     return settings | {
-        "seeds": 1, "limit": 20, "eps_x": [0.0, 0.1], "eps_w": [0.0, 0.01], "network": {"name": "mlp", "hidden": [8], "bias": False},
+        "seeds": 1, "limit": 20, "eps_x": [0.0, 0.1], "eps_w": [0.0, 0.01],
+        "network": {"name": "mlp", "hidden": [8], "bias": False},
     }  # fmt: skip
 
 
@@ -284,6 +288,27 @@ def test_a_flag_replaces_the_radii_of_the_file_by_tensor(here, capsys):
     Path("c.yaml").write_text("model: a\neps_w: {1.weight: 0.1, 3.weight: 0.2}\n")
     assert printed(capsys, "evaluate", "--config", "c.yaml", "--eps-w", "1.weight=0.5")["eps_w"] == {"1.weight": 0.5}
     assert printed(capsys, "evaluate", "--config", "c.yaml", "--eps-w", "0,0.5")["eps_w"] == [0, 0.5]
+
+
+def test_a_recipe_named_at_is_not_trained_as_standard(here, capsys):
+    """A file that changes one number of a recipe keeps the others of the preset, above all its method; or it is refused."""
+    Path("c.yaml").write_text("data: digits\nrecipes: {at: {epochs: 2}}\nnetwork: {bias: true}\n")
+    if run("reproduce", "--config", "c.yaml", "--print-config") == 0:
+        got = yaml.safe_load(capsys.readouterr().out)
+        assert (got["recipes"]["at"]["method"], got["recipes"]["at"]["eps_x"], got["recipes"]["at"]["epochs"]) == ("at", 0.1, 2)
+        assert got["network"] == {"name": "mlp", "hidden": [64, 32], "bias": True}
+
+
+def test_a_run_whose_data_moved_takes_the_new_folder(here, shared_data):
+    """Trained with --data-dir on another machine; --data-dir of evaluate must be enough."""
+    from nonsingular.models import mlp
+
+    if not (shared_data / "MNIST").is_dir():
+        pytest.skip("no MNIST here")
+    Path("moved").mkdir()
+    Path("moved/config.yaml").write_text("{data: mnist, data_dir: /gone, network: {hidden: [8]}, recipe: {method: standard}}")
+    save_file(mlp((1, 28, 28), 10, hidden=(8,)).state_dict(), "moved/model.safetensors")
+    assert run("evaluate", "moved", "--data-dir", shared_data, *TINY, "--out", "e") == 0
 
 
 def test_hidden_none_is_a_single_layer_or_refused(here, capsys):
@@ -497,7 +522,8 @@ def test_the_weights_are_those_of_the_file(here, trained, capsys):
     zero = {k: torch.zeros_like(v) for k, v in load_file("fits.safetensors").items()}
     zero["1.bias"][3] = 1.0
     save_file(zero, "three.safetensors")
-    assert run("evaluate", "m.py:good", "--weights", "three.safetensors", "--data", "digits", "--limit", "none", "--eps-x", 0, "--eps-w", 0,
+    assert run("evaluate", "m.py:good", "--weights", "three.safetensors", "--data", "digits", "--limit", "none",
+               "--eps-x", 0, "--eps-w", 0,
                "--workers", 1, "--out", "e", "--json") == 0  # fmt: skip
     import nonsingular
 

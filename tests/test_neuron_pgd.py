@@ -148,7 +148,8 @@ def test_the_written_out_weights_stand_for_the_shifts(bias, activation, domain):
 
 @pytest.mark.parametrize(
     "ball",
-    [JointBall(0.1, 0.02), JointBall(0.1, 0.02, moves="all"), JointBall(0.0, 0.02), JointBall(0.1, 0.0), JointBall(0.3, 0.1, relative=True),
+    [JointBall(0.1, 0.02), JointBall(0.1, 0.02, moves="all"), JointBall(0.0, 0.02), JointBall(0.1, 0.0),
+     JointBall(0.3, 0.1, relative=True),
      JointBall(0.1, {"2.weight": 0.03, "0.bias": 0.2}), JointBall(0.1, 0.02, None)],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

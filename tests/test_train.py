@@ -133,8 +133,8 @@ def test_a_run_killed_after_any_epoch_ends_with_the_same_weights(tmp_path, objec
         with pytest.raises(Killed):
             run(objective, norm=norm, directory=folder, on_epoch=kill_after(n))
         epochs = []
-        again = run(objective, norm=norm, directory=folder, on_epoch=lambda e: epochs.append(e.epoch))
-        assert epochs == list(range(n + 1, 5))
+        again = run(objective, norm=norm, directory=folder, on_epoch=epochs.append)
+        assert [e.epoch for e in epochs] == list(range(n + 1, 5))
         assert same(whole, again)
         assert not again.training
 
@@ -250,7 +250,7 @@ def test_accuracy_counts_nan_as_wrong_and_does_not_depend_on_the_chunk():
 
 
 def test_one_step_of_adam_by_hand():
-    # Adam's first step moves every weight by lr * sgn(gradient) (bias correction cancels); one epoch of one batch: lr is the whole lr
+    # Adam's first step moves every weight by lr * sgn(gradient): the bias correction cancels; at progress 0 lr is the whole lr
     model = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         model.weight.zero_()

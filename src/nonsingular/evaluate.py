@@ -102,9 +102,8 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
     ball = method.unit.scaled(eps_x, eps_w)
     params = dict(model.named_parameters())
     moving = sum(params[name].numel() * params[name].element_size() for name in ball.radii(params))
-    at_once = {"dataset": len(x), "batch": method.batch_size, "sample": max(1, min(512, SAMPLE_MEMORY // max(1, moving)))}[
-        method.scope
-    ]
+    in_memory = max(1, min(512, SAMPLE_MEMORY // max(1, moving)))
+    at_once = {"dataset": len(x), "batch": method.batch_size, "sample": in_memory}[method.scope]
     predictions: list[Tensor] = []
     correct: list[Tensor] = []
     for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
@@ -153,12 +152,13 @@ def evaluate(
     Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
+    x, y = data
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
-    check_inputs(model, *data, method.unit)
+    check_inputs(model, x, y, method.unit)
     return surface(
-        model, *data, method, axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w"), log=log
+        model, x, y.long(), method, axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w"), log=log
     )
 
 
@@ -229,8 +229,8 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: 
     bound = lookup(BOUNDS, method, "bound")
     check_inputs(model, x, y, ball)
     with torch.no_grad():
-        lower: Tensor = bound(twin(model).double(), x.double(), y, ball)
-        return Certificate(lower, worst_margin(lower, y) > 0, method)
+        lower: Tensor = bound(twin(model).double(), x.double(), y.long(), ball)
+        return Certificate(lower, worst_margin(lower, y.long()) > 0, method)
 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:

@@ -98,11 +98,13 @@ class JointBall:
 
     def check_domain(self, x: Tensor) -> None:
         """Raises InvalidInput if an input is not a number or lies outside the domain."""
-        if not torch.isfinite(x).all():
-            raise InvalidInput("the inputs contain NaN or infinite values; remove those examples first")
-        if self.domain is None or x.numel() == 0:
+        if x.numel() == 0:
             return
-        lo, hi = x.min().item(), x.max().item()
+        lo, hi = (end.item() for end in x.aminmax())  # NaN if one element is
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            raise InvalidInput("the inputs contain NaN or infinite values; remove those examples first")
+        if self.domain is None:
+            return
         if lo < self.domain[0] or hi > self.domain[1]:
             guess = ""
             if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:

@@ -87,7 +87,7 @@ def accuracy(model: nn.Module, data: Split, chunk: int = 4096) -> float:
     """Part of `data` that the model classifies correctly, in [0, 1]."""
     with torch.no_grad():
         pieces = zip(data.x.split(chunk), data.y.split(chunk), strict=True)
-        return sum(is_correct(model(x), y).sum().item() for x, y in pieces) / len(data)
+        return sum(is_correct(model(x.clone()), y).sum().item() for x, y in pieces) / len(data)
 
 
 def _checkpoint(model: nn.Module, optimiser: torch.optim.Adam, epoch: int, tag: str) -> bytes:

@@ -130,7 +130,7 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        x, y = x.detach().clone(), y.clone()
+        x, y = x.detach().clone(), y.long()
         network = shifts(model, ball)
         check_labels(y, len(x), len(network.net.weights[-1]))
         generator = generator or torch.Generator(x.device).manual_seed(0)

@@ -80,6 +80,7 @@ def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: Joint
 def _lower_margins(net: Dense, x: Tensor, y: Tensor, ball: JointBall, zeta_ij: Tensor) -> Tensor:
     ball.check_domain(x)
     check_labels(y, len(x), len(net.weights[-1]))
+    y = y.long()
     rise = tau(net, ball) + zeta_ij  # of f_j - f_y, so the column of y
     return margins(net(x), y) - rise[torch.arange(len(y)), :, y]
 
