@@ -44,7 +44,7 @@ def joint_pgd(
         with torch.no_grad():
             check_labels(y, len(x), moving(x[:1].clone()).shape[1] if len(x) else 0)
         ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
-        found = ascend(moving, x.detach().clone(), y.long(), ball, steps, step_x, step_w, chunk, generator)
+        found = ascend(moving, x.detach().clone(), y.long().clone(), ball, steps, step_x, step_w, chunk, generator)
         return Perturbation(*found, scope).check(model, x, ball)
 
 

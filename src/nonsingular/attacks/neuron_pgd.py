@@ -130,7 +130,7 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        x, y = x.detach().clone(), y.long()
+        x, y = x.detach().clone(), y.long().clone()
         network = shifts(model, ball)
         check_labels(y, len(x), len(network.net.weights[-1]))
         generator = generator or torch.Generator(x.device).manual_seed(0)
