@@ -223,7 +223,7 @@ def chord(box: Interval) -> tuple[Tensor, Tensor]:
     lo, hi = box.lo, box.hi
     mixed = (lo < 0) & (hi > 0)
     width = torch.where(mixed, hi - lo, 1.0)
-    slope = torch.where(mixed, (hi + lo) / width, torch.where(lo >= 0, 1.0, -1.0).to(lo.dtype))
+    slope = torch.where(mixed, (hi + lo) / width, torch.where(lo >= 0, torch.ones_like(lo), -torch.ones_like(lo)))
     return slope, torch.where(mixed, -2 * hi * lo / width, 0.0)
 
 
@@ -339,8 +339,9 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
     """rho(z) = max(z, s z): exact where the sign of z is known; otherwise a z <= rho(z) <= chord, a in [s, 1]."""
     lo, hi, s = z.lo, z.hi, node.slope
     mixed = (lo < 0) & (hi > 0)
-    steeper = torch.where(mixed, (hi - s * lo) / torch.where(mixed, hi - lo, 1.0), torch.where(lo >= 0, 1.0, s).to(lo.dtype))
-    start = torch.where(hi > -lo, 1.0, s).to(lo.dtype).detach()[None]
+    one, flat = torch.ones_like(lo), torch.full_like(lo, s)  # a Python number in torch.where would be rounded to float32
+    steeper = torch.where(mixed, (hi - s * lo) / torch.where(mixed, hi - lo, one), torch.where(lo >= 0, one, flat))
+    start = torch.where(hi > -lo, one, flat)[None]  # the smaller area
     lower = torch.where(mixed, choose(start), steeper)
     above = torch.where(mixed, (s - steeper) * lo, 0.0)
     return lower, torch.zeros_like(lo), steeper, above
