@@ -67,8 +67,8 @@ def alpha_crown(
     """
     with recording():
         whole = region(model, x.clone(), y, ball)
-        pieces = [slice(i, i + batch) for i in range(0, len(x), batch)]
-        return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate) for at in pieces]) if pieces else x.new_zeros(0, 2)
+        pieces = [slice(i, i + batch) for i in range(0, max(1, len(x)), batch)]
+        return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate) for at in pieces])
 
 
 def _ascend(where: Region, y: Tensor, steps: int, rate: float) -> Tensor:
