@@ -150,9 +150,10 @@ def conv_net(r: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
         groups = r.choice([1, 1, c])
         wide = groups * r.randint(1, 2)
         k = r.choice([1, 2, 3])
+        dilation = 2 if k == 2 and r.random() < 0.3 else 1
         layers.append(
             nn.Conv2d(
-                c, wide, k, stride=r.choice([1, 2]), padding=r.choice([0, 1]), dilation=2 if k == 2 and len(layers) < 2 and r.random() < 0.4 else 1,
+                c, wide, k, stride=r.choice([1, 2]), padding=r.choice([0, 1]), dilation=dilation,
                 groups=groups, bias=r.random() < 0.5,
             )
         )  # fmt: skip

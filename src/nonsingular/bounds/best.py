@@ -11,7 +11,8 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import alpha_crown, crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.margins import worst_margin
+from nonsingular.graph import twin
+from nonsingular.margins import margins, worst_margin
 from nonsingular.threat import JointBall
 
 Bound = Callable[[nn.Module, Tensor, Tensor, JointBall], Tensor]
@@ -22,8 +23,9 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball: element by element the largest of all sound bounds.
 
     x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
-    Bounds are computed cheapest first, each only for examples that no bound before it has decided (all margins above 0): it
-    certifies what any single bound certifies, but the margin of a decided example may be below what a dearer bound would give.
+    Bounds are computed cheapest first, each only for examples that are not decided: verified by a bound before it (all margins
+    above 0), or misclassified already at x.  It certifies what any single bound certifies; the margins of a decided example
+    may be below what a dearer bound would give.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
     Raises UnsupportedModel if no bound has rules for the model.  Cost: up to that of alpha-CROWN for the undecided examples.
     """
@@ -33,7 +35,9 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     for bound in CHEAPEST_FIRST:
         todo = torch.arange(len(x), device=x.device)
         if found is not None:
-            todo = (worst_margin(found, y) <= 0).nonzero().flatten()
+            with torch.no_grad():
+                right = worst_margin(margins(twin(model)(x.clone()), y), y) > 0
+            todo = ((worst_margin(found, y) <= 0) & right).nonzero().flatten()
             if not len(todo):
                 break
         try:
