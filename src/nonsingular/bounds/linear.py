@@ -19,6 +19,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,8 +31,14 @@ from nonsingular.graph import recording
 from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
-Slopes = Callable[[int, int, Tensor], Tensor]
-"""(number of the bounded node, number of the activation, default) -> lower slopes of the activation, (S or 1, B, *shape)."""
+Choose = Callable[[int, Tensor], Tensor]
+"""(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
+Slopes = Callable[[int, int, Tensor], Choose]
+"""(number of the bounded node, +1 or -1 for its lower or upper ends, which of its elements (S,)) -> how to choose."""
+
+
+def _default(at: int, default: Tensor) -> Tensor:
+    return default
 
 
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
@@ -58,7 +65,7 @@ def crown(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
 
 
 def alpha_crown(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 20, rate: float = 0.1, batch: int = 64
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 10, rate: float = 0.3, batch: int = 64
 ) -> Tensor:
     """(B, K) as `crown`, with every lower slope, also those for hidden layers, moved by `steps` of gradient ascent.
 
@@ -71,32 +78,48 @@ def alpha_crown(
         return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate) for at in pieces])
 
 
+class _Alphas:
+    """Lower slopes as variables: for each bounded element its own where these fit into memory, otherwise one for all of a node."""
+
+    def __init__(self, where: Region) -> None:
+        self.where = where
+        self.of: dict[tuple[int, int, int], Tensor] = {}
+
+    def __call__(self, bounded: int, end: int, elements: Tensor) -> Choose:
+        def choose(at: int, default: Tensor) -> Tensor:
+            key = (bounded, end, at)
+            if key not in self.of:
+                count = torch.Size(self.where.graph.nodes[bounded].shape).numel()
+                own = count if count * default.numel() <= ELEMENTS // 8 else 1
+                self.of[key] = default.detach().repeat(own, *[1] * (default.dim() - 1)).requires_grad_()
+            alpha = self.of[key]
+            return alpha if len(alpha) == 1 else alpha[elements]
+
+        return choose
+
+    def clamp_(self) -> None:
+        with torch.no_grad():
+            for (_, _, at), alpha in self.of.items():
+                alpha.clamp_(cast(Activation, self.where.graph.nodes[at]).slope, 1.0)
+
+
 def _ascend(where: Region, y: Tensor, steps: int, rate: float) -> Tensor:
-    """Adam on the sum of the margins' bounds."""
-    alphas: dict[tuple[int, int], Tensor] = {}
-
-    def slopes(bounded: int, at: int, default: Tensor) -> Tensor:
-        if (bounded, at) not in alphas:
-            alphas[bounded, at] = default.detach().clone().requires_grad_()
-        return alphas[bounded, at]
-
-    best: Tensor | None = None
-    optimiser: torch.optim.Adam | None = None
-    for step in range(steps + 1):
-        low = margin_bounds(where, hidden_bounds(where, slopes), y, slopes)
-        best = low.detach() if best is None else torch.fmax(best, low.detach())
-        if step == steps or not alphas or not low.requires_grad:
-            break
-        optimiser = optimiser or torch.optim.Adam(alphas.values(), lr=rate)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * 0.95**step
+    """Adam on the sum of the margins' bounds, with a rate that falls by 5 % a step."""
+    alphas = _Alphas(where)
+    low = margin_bounds(where, hidden_bounds(where, alphas), y, alphas)
+    best = low.detach()
+    if not alphas.of or not low.requires_grad or not steps:
+        return best
+    optimiser = torch.optim.Adam(alphas.of.values(), lr=rate)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.95)
+    for _ in range(steps):
         optimiser.zero_grad()
         low.sum().neg().backward()
         optimiser.step()
-        with torch.no_grad():
-            for (_, at), alpha in alphas.items():
-                alpha.clamp_(cast(Activation, where.graph.nodes[at]).slope, 1.0)
-    assert best is not None
+        schedule.step()
+        alphas.clamp_()
+        low = margin_bounds(where, hidden_bounds(where, alphas), y, alphas)
+        best = torch.fmax(best, low.detach())
     return best
 
 
@@ -105,7 +128,8 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     K = where.graph.nodes[-1].shape[0]
     one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
     A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
-    return lowest(where, boxes, len(where.graph.nodes) - 1, A, slopes).T
+    last = len(where.graph.nodes) - 1
+    return lowest(where, boxes, last, A, slopes(last, 1, torch.arange(K, device=A.device)) if slopes else _default).T
 
 
 def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
@@ -147,8 +171,8 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
     high: list[Tensor] = []
     for part in chosen.split(size):
         A = lo.new_zeros(len(part), lo.shape[1]).scatter_(1, part[:, None], 1.0).view(len(part), 1, *box.lo.shape[1:])
-        low.append(lowest(where, boxes, number, A, slopes))
-        high.append(-lowest(where, boxes, number, -A, slopes))
+        low.append(lowest(where, boxes, number, A, slopes(number, 1, part) if slopes else _default))
+        high.append(-lowest(where, boxes, number, -A, slopes(number, -1, part) if slopes else _default))
     new_lo = lo.index_copy(1, chosen, torch.fmax(lo[:, chosen], torch.cat(low).T))
     new_hi = hi.index_copy(1, chosen, torch.fmin(hi[:, chosen], torch.cat(high).T))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
@@ -166,7 +190,7 @@ def _largest(where: Region, number: int) -> int:
     return max(1, *sizes)
 
 
-def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, slopes: Slopes | None = None) -> Tensor:
+def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = _default) -> Tensor:
     """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
     nodes = where.graph.nodes
     found: dict[int, Tensor] = {number: A}
@@ -180,7 +204,7 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, slo
             case Product():
                 parts, offset = _through_product(node, where, z[0], A)
             case Activation():
-                parts, offset = _through_activation(node, z[0], A, _choice(slopes, number, i))
+                parts, offset = _through_activation(node, z[0], A, partial(choose, i))
             case Maximum():  # y >= z_k for the k with the largest l_k, and y <= max u
                 up, down = A.clamp(min=0), A.clamp(max=0)
                 route = z[0].lo.expand(len(A), *z[0].lo.shape)
@@ -199,10 +223,6 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, slo
         A = found[0]
         total = total + _dot(A.clamp(min=0), where.x.lo) + _dot(A.clamp(max=0), where.x.hi)
     return total
-
-
-def _choice(slopes: Slopes | None, bounded: int, at: int) -> Callable[[Tensor], Tensor]:
-    return (lambda default: default) if slopes is None else (lambda default: slopes(bounded, at, default))
 
 
 def _expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
