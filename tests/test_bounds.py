@@ -438,7 +438,7 @@ def test_a_moving_convolution_bias_against_brute_force():
     for bound in (crown_ibp, crown, alpha_crown):
         torch.testing.assert_close(bound(model, x, y, ball), exact.detach())
     model, x, y = kernel_net(nn.ReLU())
-    grid = torch.linspace(-0.2, 0.2, 41).double()
+    grid = torch.linspace(-0.2, 0.2, 41, dtype=torch.float64)
     reached = []
     for shift in itertools.product(grid, grid):
         moved = {"0.bias": model[0].bias.detach() + torch.stack(shift)}

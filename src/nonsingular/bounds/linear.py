@@ -79,7 +79,7 @@ def alpha_crown(
 
 
 class _Alphas:
-    """Lower slopes as variables: for each bounded element its own where these fit into memory, otherwise one for all of a node."""
+    """Lower slopes as variables: each bounded element has its own where these fit into memory, or one for all of a node."""
 
     def __init__(self, where: Region) -> None:
         self.where = where
