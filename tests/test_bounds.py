@@ -506,6 +506,31 @@ def test_alpha_crown_is_never_below_crown():
         assert a.sum() > c.sum()
 
 
+def test_work_in_pieces_gives_the_same_bounds(monkeypatch):
+    from nonsingular.bounds import interval as of_interval
+    from nonsingular.bounds import linear as of_linear
+
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model, shape = network(random.Random(seed))
+        model = model.double().eval()
+        x, y, ball = torch.randn(3, *shape).double(), torch.tensor([0, 1, 2]), JointBall(0.1, 0.05, None, moves="all")
+        whole = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
+        with monkeypatch.context() as m:
+            m.setattr(of_interval, "ELEMENTS", 40)
+            m.setattr(of_linear, "ELEMENTS", 40)
+            pieces = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
+            shallow = alpha_crown(model, x, y, ball)
+        for one, other in zip(whole, pieces, strict=True):
+            torch.testing.assert_close(one, other)
+        assert (shallow >= whole[2] - 1e-9).all()
+        for bound, one in zip((interval, crown_ibp, crown), whole, strict=True):
+            alone = torch.cat([bound(model, x[i : i + 1], y[i : i + 1], ball) for i in range(3)])
+            torch.testing.assert_close(alone, one)
+        check = lowest_found(model, region(model, x, y, ball), y)
+        assert (shallow <= check + 1e-9 * (1 + check.abs())).all()
+
+
 def test_bounds_keep_the_dtype_the_model_and_the_callers_gradient_mode():
     model, x, y = mlp((4,), 3, hidden=(5,)), torch.rand(2, 4), torch.tensor([0, 1])
     before = {k: v.clone() for k, v in model.state_dict().items()}

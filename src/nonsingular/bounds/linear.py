@@ -70,12 +70,27 @@ def alpha_crown(
     """(B, K) as `crown`, with every lower slope, also those for hidden layers, moved by `steps` of gradient ascent.
 
     Any slope is sound; each element is the best of all steps, so it is never below `crown`.
-    batch: examples at a time.  Cost: `steps` times crown with gradients.  Source: arXiv:2011.13824.
+    batch: largest number of examples at a time.  Where the gradients of one example's hidden bounds do not fit into memory,
+    these stay as in `crown` and only the slopes for the logits move.
+    Cost: `steps` times crown with gradients.  Source: arXiv:2011.13824.
     """
     with recording():
         whole = region(model, x.clone(), y, ball)
-        pieces = [slice(i, i + batch) for i in range(0, max(1, len(x)), batch)]
-        return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate) for at in pieces])
+        logits, hidden = _kept(whole)
+        deep = logits + hidden <= ELEMENTS
+        size = max(1, min(batch, ELEMENTS // (logits + hidden if deep else logits)))
+        pieces = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
+        return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate, deep) for at in pieces])
+
+
+def _kept(where: Region) -> tuple[int, int]:
+    """Numbers kept for the gradient of one example's bounds: those of the logits, and those of all hidden nodes."""
+    sizes = [torch.Size(node.shape).numel() for node in where.graph.nodes]
+    for i, node in enumerate(where.graph.nodes):
+        if isinstance(node, Product) and not node.dense and node.weight is not None and where.moves(node.weight):
+            sizes[i] += where.graph.value(node.weight).numel()
+    hidden = {i for node in where.graph.nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
+    return sizes[-1] * sum(sizes), sum(2 * torch.Size(where.graph.nodes[i].shape).numel() * sum(sizes[:i]) for i in hidden)
 
 
 class _Alphas:
@@ -103,10 +118,16 @@ class _Alphas:
                 alpha.clamp_(cast(Activation, self.where.graph.nodes[at]).slope, 1.0)
 
 
-def _ascend(where: Region, y: Tensor, steps: int, rate: float) -> Tensor:
-    """Adam on the sum of the margins' bounds, with a rate that falls by 5 % a step."""
+def _ascend(where: Region, y: Tensor, steps: int, rate: float, deep: bool = True) -> Tensor:
+    """Adam on the sum of the margins' bounds, with a rate that falls by 5 % a step; hidden bounds take part if `deep`."""
     alphas = _Alphas(where)
-    low = margin_bounds(where, hidden_bounds(where, alphas), y, alphas)
+    with torch.no_grad():
+        fixed = None if deep else hidden_bounds(where)
+
+    def bounds() -> Tensor:
+        return margin_bounds(where, fixed or hidden_bounds(where, alphas), y, alphas)
+
+    low = bounds()
     best = low.detach()
     if not alphas.of or not low.requires_grad or not steps:
         return best
@@ -118,7 +139,7 @@ def _ascend(where: Region, y: Tensor, steps: int, rate: float) -> Tensor:
         optimiser.step()
         schedule.step()
         alphas.clamp_()
-        low = margin_bounds(where, hidden_bounds(where, alphas), y, alphas)
+        low = bounds()
         best = torch.fmax(best, low.detach())
     return best
 
@@ -173,8 +194,9 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
         A = lo.new_zeros(len(part), lo.shape[1]).scatter_(1, part[:, None], 1.0).view(len(part), 1, *box.lo.shape[1:])
         low.append(lowest(where, boxes, number, A, slopes(number, 1, part) if slopes else _default))
         high.append(-lowest(where, boxes, number, -A, slopes(number, -1, part) if slopes else _default))
-    new_lo = lo.index_copy(1, chosen, torch.fmax(lo[:, chosen], torch.cat(low).T))
-    new_hi = hi.index_copy(1, chosen, torch.fmin(hi[:, chosen], torch.cat(high).T))
+    met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
+    new_lo = lo.index_copy(1, chosen, torch.where(met, torch.fmax(lo[:, chosen], torch.cat(low).T), lo[:, chosen]))
+    new_hi = hi.index_copy(1, chosen, torch.where(met, torch.fmin(hi[:, chosen], torch.cat(high).T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
 
