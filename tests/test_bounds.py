@@ -17,7 +17,7 @@ from nonsingular.bounds.best import CHEAPEST_FIRST, best
 from nonsingular.bounds.interval import Region, interval, interval_bounds, interval_margins, propagate, region
 from nonsingular.bounds.linear import _ascend, alpha_crown, crown, crown_ibp, hidden_bounds, margin_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at, trace_graph, twin
+from nonsingular.graph import PROBES, logits_at, trace_graph, twin
 from nonsingular.margins import margins, worst_margin
 from nonsingular.models import mlp
 from nonsingular.threat import Interval, JointBall
@@ -588,6 +588,24 @@ def test_a_bound_refuses_and_names_what_it_cannot_bound(message):
     for bound in (*BOUNDS.values(), best):
         with pytest.raises(UnsupportedModel, match=message):
             bound(model, torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, 0.1))
+
+
+@pytest.mark.parametrize("width", [PROBES, PROBES + 1])
+def test_operations_across_the_batch_are_refused(width):
+    """Also where the batch that the graph is read with has the width of the signal."""
+    net = nn.Linear(width, 3)
+    for f in (lambda self, x: self.inside[0](x.permute(1, 0)), lambda self, x: self.inside[0](torch.cat([x, x]))[: len(x)]):
+        with pytest.raises(UnsupportedModel):
+            interval(Wrap(f, net).eval(), torch.rand(width, width), torch.zeros(width).long(), JointBall(0.1, 0.1))
+    mixes = Wrap(lambda self, x: self.inside[0](x.permute(1, 0).reshape(-1, width)), net).eval()
+    with pytest.raises(UnsupportedModel):
+        interval(mixes, torch.rand(width, width), torch.zeros(width).long(), JointBall(0.1, 0.1))
+
+
+def test_a_parameter_that_widens_the_signal_is_refused():
+    model = nn.Sequential(nn.Linear(3, 1), Shift((3,))).eval()
+    with pytest.raises(UnsupportedModel, match="changes the shape"):
+        crown(model, torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, 0.1, moves="all"))
 
 
 def test_train_mode_is_refused():

@@ -300,7 +300,10 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     with torch.inference_mode(False), torch.no_grad():
         logits = _run(replica, x.clone())
         graph = Graph(tuple(_Reader(replica, trace(replica)).read(x.clone())), params)
-        alone = torch.cat([graph(one) for one in x.split(1)])
+        try:
+            alone = torch.cat([graph(one) for one in x.split(1)])
+        except RuntimeError as e:
+            raise UnsupportedModel(f"the traced operations do not work on one example alone: {e}") from e
     scale = logits.abs().amax() + 1
     if alone.shape != logits.shape or not torch.allclose(alone / scale, logits / scale, rtol=1e-3, atol=1e-4):
         raise UnsupportedModel(

@@ -296,6 +296,8 @@ def _add(call: Call, sign: float) -> list[Node]:
     if sign > 0 and (isinstance(a, Name) or isinstance(b, Name)):  # a parameter that is added: a bias
         z, name = (b, a) if isinstance(a, Name) else (a, b)
         z = _signal(call, z)
+        if z.shape != call.out:
+            raise call.refuse(f"adding '{name.of}' changes the shape from {z.shape} to {call.out}")
         return [Product(call.name, (z.number,), call.out, lambda z, w: z, None, name.of, lambda b: b)]
     if isinstance(a, Signal):
         return [Sum(call.name, (a.number,), call.out, (1.0,), sign * _constant(call, b))]
