@@ -49,8 +49,8 @@ def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor
     Raises UnsupportedModel without a rule for an operation.  Cost: about K passes back.  Source: arXiv:1906.06316.
     """
     with torch.no_grad():
-        where = region(model, x, y, ball)
-        return margin_bounds(where, interval_bounds(where), y.long())
+        pieces = _pieces(region(model, x, y, ball), y.long())
+        return torch.cat([margin_bounds(part, interval_bounds(part), labels) for part, labels in pieces])
 
 
 def crown(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
@@ -60,8 +60,8 @@ def crown(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     Source: arXiv:1811.00866.
     """
     with torch.no_grad():
-        where = region(model, x, y, ball)
-        return margin_bounds(where, hidden_bounds(where), y.long())
+        pieces = _pieces(region(model, x, y, ball), y.long())
+        return torch.cat([margin_bounds(part, hidden_bounds(part), labels) for part, labels in pieces])
 
 
 def alpha_crown(
@@ -78,9 +78,17 @@ def alpha_crown(
         whole = region(model, x.clone(), y, ball)
         logits, hidden = _kept(whole)
         deep = logits + hidden <= ELEMENTS
-        size = max(1, min(batch, ELEMENTS // (logits + hidden if deep else logits)))
-        pieces = [slice(i, i + size) for i in range(0, max(1, len(x)), size)]
-        return torch.cat([_ascend(whole.part(at), y[at].long(), steps, rate, deep) for at in pieces])
+        size = min(batch, ELEMENTS // (logits + hidden if deep else logits))
+        return torch.cat([_ascend(part, labels, steps, rate, deep) for part, labels in _pieces(whole, y.long(), size)])
+
+
+def _pieces(where: Region, y: Tensor, size: int | None = None) -> list[tuple[Region, Tensor]]:
+    """The examples, `size` at a time; by default as many as leave room for one linear function of each logit."""
+    if size is None:
+        size = ELEMENTS // _largest(where.part(slice(1)), len(where.graph.nodes) - 1) // where.graph.nodes[-1].shape[0]
+    size = max(1, size)
+    cuts = [slice(i, i + size) for i in range(0, max(1, len(y)), size)]  # one empty piece for no examples
+    return [(where.part(at), y[at]) for at in cuts]
 
 
 def _kept(where: Region) -> tuple[int, int]:
