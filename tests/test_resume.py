@@ -14,7 +14,7 @@ import yaml
 from nonsingular.cli import main
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 10, "--hidden", "16", "--quiet")
+TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 30, "--hidden", "16", "--quiet")
 GRID = ("--eps-x", "0:0.1:6", "--eps-w", "0:0.02:6", "--limit", 300, "--scope", "dataset", "--quiet")
 PATIENCE = 60
 

@@ -51,7 +51,7 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
         return list(models[name][which])
 
     def last(name: str, row: int, column: int) -> list[float]:
-        return [s["accuracy"][row][column] / s["accuracy"][0][0] for s in models[name]["surfaces"]]
+        return [_part(s["accuracy"][row][column], s["accuracy"][0][0]) for s in models[name]["surfaces"]]
 
     regularised = ("at-beta-1", "at-beta-2", "jiwp")
     baselines = ("standard", "weight-perturb", "at")
@@ -59,7 +59,7 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
     title = models[best]["title"]
     worst_axis = [max(pair) for pair in zip(last("standard", 0, -1), last("standard", -1, 0), strict=True)]
     gain = [
-        (wp - std) / (at - std)
+        _part(wp - std, at - std)
         for wp, std, at in zip(auc("weight-perturb", "auc_x"), auc("standard", "auc_x"), auc("at", "auc_x"), strict=True)
     ]
     least = {
@@ -99,11 +99,15 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
             "Joint adversarial training has at least 1.8 times the AUC of AT (no claim of the paper, which dismisses it)",
             _over(auc("joint"), auc("at")), (1.8, math.inf), "AUC of the joint model over AT's",
         )
-        | {"over_best_at_beta": _over(auc("joint"), auc(best))},
+        | {"over_best_at_beta": [None if math.isnan(v) else v for v in _over(auc("joint"), auc(best))]},
     }  # fmt: skip
 
 
 def _claim(statement: str, values: Sequence[float], interval: tuple[float, float], what: str) -> dict[str, Any]:
+    if any(math.isnan(v) for v in values):
+        evidence = f"{what}: not defined, it divides by zero for a seed"
+        numbers = {"per_seed": [None if math.isnan(v) else v for v in values], "mean": None, "half_width": None}
+        return {"statement": statement, "verdict": "undecided", "evidence": evidence, "numbers": numbers}
     lo, hi = interval
     wanted = f"above {lo:g}" if math.isinf(hi) else f"below {hi:g}" if math.isinf(lo) else f"between {lo:.4g} and {hi:.4g}"
     half = _half_width(values)
@@ -132,7 +136,15 @@ def _half_width(values: Sequence[float]) -> float:
     if n < 2:
         return math.inf
     sd = math.sqrt(sum((v - _mean(values)) ** 2 for v in values) / (n - 1))
-    return (_T[n - 2] if n - 2 < len(_T) else 1.96) * sd / math.sqrt(n)
+    return _t(n - 1) * sd / math.sqrt(n)
+
+
+def _t(df: int) -> float:
+    """Two-sided 95 % quantile of Student's t; beyond the table the expansion of Abramowitz and Stegun, 26.7.5."""
+    z = 1.959963984540054
+    if df <= len(_T):
+        return _T[df - 1]
+    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -144,4 +156,8 @@ def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def _over(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return [p / q for p, q in zip(a, b, strict=True)]
+    return [_part(p, q) for p, q in zip(a, b, strict=True)]
+
+
+def _part(p: float, q: float) -> float:
+    return p / q if q else math.nan

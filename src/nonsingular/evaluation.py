@@ -1,4 +1,4 @@
-"""evaluate.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
+"""evaluation.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nonsingular.attacks.neuron_pgd import shifts
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.data import hash_tensors
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain, logits_at, twin
+from nonsingular.graph import logits_at, twin
 from nonsingular.margins import check_labels, is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface
 from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
@@ -44,10 +45,11 @@ def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
     >>> axis(0.2, "eps_x")[:3]
     (0.0, 0.02, 0.04)
     """
-    if isinstance(radii, int | float):
-        values = [round(radii * i / (POINTS - 1), 12) for i in range(POINTS)] if radii else [0.0]
+    if isinstance(radii, Sequence) or getattr(radii, "ndim", 0):
+        values = [float(r) for r in cast(Sequence[float], radii)]
     else:
-        values = [float(r) for r in radii]
+        top = float(cast(float, radii))
+        values = [float(f"{top * i / (POINTS - 1):.12g}") for i in range(POINTS)] if top else [0.0]
     if not values or not all(np.isfinite(values)) or min(values) < 0:
         raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
     if any(b <= a for a, b in pairwise(values)):
@@ -90,10 +92,16 @@ def choose(
     check_scope(scope)
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
+    unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
     if attack is None:
-        attack = "neuron" if scope == "sample" and _is_dense(model) else "paper"
+        attack = "neuron" if scope == "sample" and _has_neurons(model, unit) else "paper"
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
-    return Method(function, _name(attack), scope, JointBall(1.0, radii or 1.0, domain, moves, relative), batch_size)
+    return Method(function, _name(attack), scope, unit, batch_size)
+
+
+def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> None:
+    """Attacks one example, so that an attack that does not fit the model or the scope says so before any work is done."""
+    method.attack(model, x[:1], y[:1].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
@@ -107,7 +115,10 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
     predictions: list[Tensor] = []
     correct: list[Tensor] = []
     for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
-        logits = logits_at(model, method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball))
+        point = method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball)
+        if point.weights and point.scope != method.scope:
+            raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
+        logits = logits_at(model, point)
         predictions.append(logits.argmax(1))
         correct.append(is_correct(logits, labels))
     flags = ("one-class",) if len(x) > 1 and len(torch.cat(predictions).unique()) == 1 else ()
@@ -152,14 +163,13 @@ def evaluate(
     Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
-    x, y = data
+    x, y = (torch.as_tensor(t) for t in data)
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
     check_inputs(model, x, y, method.unit)
-    return surface(
-        model, x, y.long(), method, axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w"), log=log
-    )
+    columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+    return surface(model, x, y.long(), method, columns, rows, log=log)
 
 
 def surface(
@@ -177,9 +187,12 @@ def surface(
 ) -> Surface:
     """`evaluate` on checked inputs, with the cells run by `cells`.  columns: eps_x.  rows: eps_w."""
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
-    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes], sort_keys=True).encode()).hexdigest()
+    with torch.no_grad():  # weights alone do not tell ReLU from tanh
+        predictions = logits_at(model, Perturbation(x)).argmax(1)
+    function = [str(model), hash_tensors({"predictions": predictions})]
+    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
     journal = Log(log) if log else None
-    done = {(c.eps_x, c.eps_w): c for e in journal or () if e["key"] == key for c in [Cell.from_dict(e["cell"])]}
+    done = {(c.eps_x, c.eps_w): c for e in journal or () if e.get("key") == key for c in [Cell.from_dict(e["cell"])]}
     wanted = [(eps_x, eps_w) for eps_w in rows for eps_x in columns]
     for point in set(wanted) & set(done):
         on_cell(done[point])
@@ -265,9 +278,9 @@ def _name(attack: Any) -> str:
     return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
 
 
-def _is_dense(model: nn.Module) -> bool:
+def _has_neurons(model: nn.Module, unit: JointBall) -> bool:
     try:
-        dense_chain(model)
+        shifts(model, unit)
     except UnsupportedModel:
         return False
     return True
