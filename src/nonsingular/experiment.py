@@ -206,12 +206,19 @@ def evaluate_run(
     """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again."""
     job = Job(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    started = time.time()
+    started, surroundings = time.time(), environment()
     name = Path(settings.model.rpartition(":")[0] or settings.model).stem
     with processes(workers) as pool:
         claim(out, settings)
         found = job.surface(name, out / EVENTS, pool, report)
-    results = assemble({name: (name, {}, [found])}, [0], job.data, settings, time.time() - started, command)
+    results = assemble(
+        {name: (name, {}, [found])},
+        [0],
+        job.data,
+        settings,
+        surroundings | {"wall_seconds": round(time.time() - started, 1)},
+        command,
+    )
     write_json(out / RESULTS, results)
     return results
 
@@ -229,7 +236,7 @@ def reproduce(
     data = dataset(settings.data, settings.data_dir)
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
     _rehearse_all(settings, data)
-    started = time.time()
+    started, surroundings = time.time(), environment()
     surfaces: dict[tuple[str, int], Surface] = {}
     with ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines, processes(workers) as pool:
         claim(out, settings)
@@ -264,7 +271,7 @@ def reproduce(
         name: (TITLES.get(name, name), recipe.model_dump(), [surfaces[name, seed] for seed in seeds])
         for name, recipe in settings.recipes.items()
     }
-    results = assemble(models, seeds, data, settings, time.time() - started, command)
+    results = assemble(models, seeds, data, settings, surroundings | {"wall_seconds": round(time.time() - started, 1)}, command)
     if set(TITLES) <= set(models):
         results["claims"] = judge(results["models"])
     write_json(out / RESULTS, results)
@@ -291,7 +298,7 @@ def assemble(
     seeds: list[int],
     data: Dataset,
     settings: Settings,
-    seconds: float,
+    surroundings: dict[str, Any],
     command: str,
 ) -> dict[str, Any]:
     """The results of a run: name -> (title, settings, one surface a seed), with everything that names the numbers."""
@@ -314,7 +321,7 @@ def assemble(
             for name, (title, recipe, surfaces) in models.items()
         },
         "config": json.loads(settings.model_dump_json(exclude={"data_dir"})),
-        "environment": environment() | {"wall_seconds": round(seconds, 1)},
+        "environment": surroundings,
     }  # fmt: skip
 
 
@@ -341,6 +348,9 @@ def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
         yield None
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    with _interrupts_ignored():  # workers inherit this: Ctrl-C is the parent's to handle, also while they start
+        for _ in range(workers):
+            pool.submit(os.getpid)
     try:
         yield pool
     except BaseException:
@@ -351,8 +361,20 @@ def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
     pool.shutdown()
 
 
+@contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that thread may change handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
