@@ -188,8 +188,8 @@ def surface(
     """`evaluate` on checked inputs, with the cells run by `cells`.  columns: eps_x.  rows: eps_w."""
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
     with torch.no_grad():  # weights alone do not tell ReLU from tanh
-        predictions = logits_at(model, Perturbation(x)).argmax(1)
-    function = [str(model), hash_tensors({"predictions": predictions})]
+        clean = logits_at(model, Perturbation(x))
+    function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
     key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
     journal = Log(log) if log else None
     done = {(c.eps_x, c.eps_w): c for e in journal or () if e.get("key") == key for c in [Cell.from_dict(e["cell"])]}
@@ -206,7 +206,10 @@ def surface(
         n: {"shape": list(params[n].shape), "radius": r}
         for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
     }
-    about = {**method.describe(), **hashes, "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type}
+    about = {
+        **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
+        "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
+    }  # fmt: skip
     return Surface.from_cells(
         (done[p] for p in wanted), columns, rows, scope=method.scope, attack=method.name, model=name, about=about
     )

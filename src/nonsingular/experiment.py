@@ -316,7 +316,7 @@ def assemble(
             name: {
                 "title": title, "settings": recipe, "seeds": seeds,
                 "auc": [s.auc for s in surfaces], "auc_x": [s.auc_x for s in surfaces], "auc_w": [s.auc_w for s in surfaces],
-                "clean": [float(s.accuracy[0, 0]) for s in surfaces], "surfaces": [s.to_dict() for s in surfaces],
+                "clean": [s.about["clean_accuracy"] for s in surfaces], "surfaces": [s.to_dict() for s in surfaces],
             }
             for name, (title, recipe, surfaces) in models.items()
         },
