@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, known
 from nonsingular.errors import InvalidInput
 
-MethodName = Literal["standard", "weight-perturb", "at", "at-beta", "jiwp", "joint"]
+AttackName = Annotated[str, AfterValidator(lambda name: known(ATTACKS, name, "attack"))]
+MethodName = Annotated[str, AfterValidator(lambda name: known(OBJECTIVES, name, "method"))]
+NetworkName = Annotated[str, AfterValidator(lambda name: known(MODELS, name, "network"))]
 ScopeName = Literal["sample", "batch", "dataset"]
 
 
@@ -81,7 +84,7 @@ class Recipe(Settings):
 class Network(Settings):
     """Which network is built: a name of the catalog and its widths."""
 
-    name: str = "mlp"
+    name: NetworkName = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64, 32)
     bias: bool = False
 
@@ -108,7 +111,7 @@ class EvaluateSettings(Settings):
     eps_x: Grid | None = None
     eps_w: WeightGrid | None = None
     scope: ScopeName = "sample"
-    attack: str | None = None
+    attack: AttackName | None = None
     domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
@@ -129,7 +132,7 @@ class ReproduceSettings(Settings):
     eps_x: Grid
     eps_w: Grid
     scope: ScopeName = "dataset"
-    attack: str = "paper"
+    attack: AttackName = "paper"
 
 
 S = TypeVar("S", bound=Settings)
