@@ -138,6 +138,14 @@ def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path):
     assert mine == theirs
 
 
+def test_workers_end_with_a_parent_that_is_killed(whole, tmp_path):
+    process = start("evaluate", whole / "run", *GRID, "--workers", 2, "--out", "surface", cwd=tmp_path)
+    wait_for(lambda: lines(tmp_path / "surface/events.jsonl") >= 2, process)
+    process.kill()  # the parent alone
+    process.communicate()
+    assert empty(process.pid)
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 
