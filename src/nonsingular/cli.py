@@ -49,7 +49,7 @@ def demo(*, out: Path = Path("runs/demo"), seeds: int = 2, workers: Workers = No
 
     settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
     results = _reproduce(settings, out, workers, quiet)
-    _show(results, out, claims=True)
+    _show(results, out, claims="claims" in results)
 
 
 @app.command
@@ -72,7 +72,7 @@ def train(
     config: Config = None,
     out: Out = None,
     threads: Annotated[
-        int, Parameter(help="Threads of torch. One gives the same bits everywhere and is fastest for small networks.")
+        int, Parameter(help="Threads of torch. One is fastest for small networks, and then the bits do not depend on the cores.")
     ] = 1,
     json: Json = False,
     quiet: Quiet = False,
@@ -121,7 +121,9 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
     limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
-    eps_x: Annotated[str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data.")] = None,
+    eps_x: Annotated[
+        str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data. Default: the grid of the data set.")
+    ] = None,
     eps_w: Annotated[
         str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
     ] = None,
@@ -200,7 +202,7 @@ def reproduce(
         claims = results.get("claims", {})
         print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
     else:
-        _show(results, out, claims=True)
+        _show(results, out, claims="claims" in results)
 
 
 @app.command

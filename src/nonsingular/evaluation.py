@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nonsingular import __version__
 from nonsingular.attacks.neuron_pgd import shifts
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.data import hash_tensors
@@ -70,13 +71,14 @@ class Method:
     """Examples that share W' in scope `batch`."""
 
     def describe(self) -> dict[str, Any]:
+        """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
         eps_w = self.unit.eps_w
         return {
             "attack": self.name, "scope": self.scope, "domain": self.unit.domain,
             "moves": self.unit.moves, "relative": self.unit.relative,
             "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
             "batch_size": self.batch_size if self.scope == "batch" else None,
-        }  # fmt: skip
+        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
 
 
 def choose(
@@ -159,6 +161,7 @@ def evaluate(
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
+        An attack given as a function is known there by its name and code, without the values that it closes over.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
     Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
     """
@@ -191,6 +194,7 @@ def surface(
         clean = logits_at(model, Perturbation(x))
     function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
     key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
+    versions = {"nonsingular": __version__, "torch": torch.__version__}
     journal = Log(log) if log else None
     done = {(c.eps_x, c.eps_w): c for e in journal or () if e.get("key") == key for c in [Cell.from_dict(e["cell"])]}
     wanted = [(eps_x, eps_w) for eps_w in rows for eps_x in columns]
@@ -198,7 +202,7 @@ def surface(
         on_cell(done[point])
     for cell in cells(model, x, y, method, [point for point in wanted if point not in done]):
         if journal:
-            journal.append({"key": key, "cell": cell.to_dict()})
+            journal.append({"key": key, "cell": cell.to_dict(), "about": {**method.describe(), **hashes, "versions": versions}})
         done[cell.eps_x, cell.eps_w] = cell
         on_cell(cell)
     params = dict(model.named_parameters())
@@ -210,9 +214,22 @@ def surface(
         **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
         "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
-    return Surface.from_cells(
-        (done[p] for p in wanted), columns, rows, scope=method.scope, attack=method.name, model=name, about=about
-    )
+    found = [done[p] for p in wanted]
+    if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
+        found = nested(found, columns, rows)
+    return Surface.from_cells(found, columns, rows, scope=method.scope, attack=method.name, model=name, about=about)
+
+
+def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
+    """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
+
+    Exact in scope `sample` alone, where each example has its own perturbation.
+    """
+    at = {(c.eps_w, c.eps_x): c for c in cells}
+    correct = np.array([[at[w, x].correct for x in columns] for w in rows])
+    for along in (0, 1):
+        correct = np.logical_and.accumulate(correct, axis=along)
+    return [replace(at[w, x], correct=correct[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)]
 
 
 @dataclass(frozen=True)
@@ -237,7 +254,8 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: 
     """Proves, where it can, that no input and no weights in `ball` change the prediction.
 
     x: (B, *input) in ball.domain.  y: (B,).  method: a sound bound of the catalog.  The bound is computed in float64.
-    Guarantee: that of the bound, in exact arithmetic; rounding in the deployed network is not covered.
+    Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
+    Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
     """
     if method in UNSOUND:
@@ -279,6 +297,16 @@ def _name(attack: Any) -> str:
     if isinstance(attack, partial):
         return f"{_name(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
     return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+
+
+def _code(attack: Any) -> str:
+    """Tells attacks of one name apart: module, bytecode, constants and defaults."""
+    while isinstance(attack, partial):
+        attack = attack.func
+    code = getattr(attack, "__code__", None)
+    parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
+    defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
+    return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
 
 
 def _has_neurons(model: nn.Module, unit: JointBall) -> bool:

@@ -62,7 +62,10 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     objective(model)  # a network that the method has no rule for is an error before anything is written
     claim(out, settings)
     if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
-        return json.loads((out / SUMMARY).read_text())
+        summary = json.loads((out / SUMMARY).read_text())
+        if summary["train_sha256"] != data.train.sha256():
+            raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
+        return summary
     started = time.time()
     train(
         model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
@@ -272,7 +275,8 @@ def reproduce(
         for name, recipe in settings.recipes.items()
     }
     results = assemble(models, seeds, data, settings, surroundings | {"wall_seconds": round(time.time() - started, 1)}, command)
-    if set(TITLES) <= set(models):
+    whole = set(TITLES) <= set(models) and (settings.scope, settings.attack) == ("dataset", "paper")
+    if whole and settings.eps_x[0] == settings.eps_w[0] == 0:
         results["claims"] = judge(results["models"])
     write_json(out / RESULTS, results)
     return results
@@ -339,7 +343,7 @@ def set_threads(n: int) -> None:
 def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
     """A pool of `workers` processes with one torch thread each; None for one worker: then everything runs in this process.
 
-    Small matrices run far slower on many threads than on one, and one thread gives the same bits everywhere.
+    Small matrices run far slower on many threads than on one, and with one the bits do not depend on the number of cores.
     """
     set_threads(1)
     if workers < 1:
@@ -415,6 +419,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "git": _git(),
     }
 
@@ -422,6 +427,9 @@ def environment() -> dict[str, Any]:
 def _git() -> str | None:
     here = ["git", "-C", str(Path(__file__).parent)]
     try:
+        root = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(root).resolve() / "src" / "nonsingular" != Path(__file__).resolve().parent:
+            return None  # installed inside somebody else's repository
         commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(
             [*here, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nonsingular.errors import InvalidInput
 
 FORMAT = 1
-"""Version of every file that this module writes."""
+"""Version of every file that this module writes, and of what the catalog's attacks do: a new one makes old cells run again."""
 
 
 def wilson(successes: NDArray[Any] | int, n: int, z: float = 1.959963984540054) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -94,7 +94,7 @@ class Surface:
     seconds: float = 0.0
     flags: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict[tuple[int, int], tuple[str, ...]])
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Everything else that names the numbers: seed, hashes of model and data, moved tensors, domain, versions."""
+    """Everything else that names the numbers: method, hashes of model and data, clean accuracy, moved tensors, domain."""
 
     @property
     def auc(self) -> float:

@@ -91,6 +91,9 @@ class JointBall:
         if self.domain is not None and not self.domain[0] < self.domain[1]:
             raise InvalidInput(f"domain is {self.domain}; give (lowest, highest) with lowest < highest, or None")
 
+    def __hash__(self) -> int:
+        return hash((self.eps_x, repr(self.eps_w), self.domain, self.moves, self.relative))
+
     def __reduce__(self) -> tuple[Any, ...]:
         eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
         return JointBall, (self.eps_x, eps_w, self.domain, self.moves, self.relative)
