@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.data import load
-from nonsingular.evaluate import attack_cell, choose
+from nonsingular.evaluation import attack_cell, choose
 from nonsingular.models import mlp
 from nonsingular.objectives import natural
 from nonsingular.threat import JointBall, Perturbation, Scope

@@ -32,7 +32,10 @@ def models(seeds=3, spread=1e-3, **changes):
             "title": TITLES[name],
             **{which: [row[which] + o for o in off] for which in ("auc", "auc_x", "auc_w")},
             "surfaces": [
-                {"accuracy": [[clean, 0.0, max(0.0, inputs + o)], [0.0] * 3, [max(0.0, weights + o), 0.0, 0.0]]}
+                {
+                    "accuracy": [[clean, 0.0, max(0.0, inputs + o)], [0.0] * 3, [max(0.0, weights + o), 0.0, 0.0]],
+                    "about": {"clean_accuracy": clean},
+                }
                 for clean, inputs, weights in [row["corners"]]
                 for o in off
             ],

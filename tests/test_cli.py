@@ -307,7 +307,11 @@ def test_a_run_whose_data_moved_takes_the_new_folder(here, shared_data):
         pytest.skip("no MNIST here")
     Path("moved").mkdir()
     Path("moved/config.yaml").write_text("{data: mnist, data_dir: /gone, network: {hidden: [8]}, recipe: {method: standard}}")
-    save_file(mlp((1, 28, 28), 10, hidden=(8,)).state_dict(), "moved/model.safetensors")
+    save_file(
+        mlp((1, 28, 28), 10, hidden=(8,)).state_dict(),
+        "moved/model.safetensors",
+        {"built_for": '{"input_shape": [1, 28, 28], "classes": 10}'},
+    )
     assert run("evaluate", "moved", "--data-dir", shared_data, *TINY, "--out", "e") == 0
 
 

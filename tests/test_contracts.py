@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, UNSOUND, lookup
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import logits_at
 from nonsingular.margins import margins, worst_margin
@@ -96,3 +96,20 @@ def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kin
     assert worst.sum() < worst_margin(margins(model(x), y), y).sum()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_names_that_stand_twice_are_the_same():
+    """config.py says the scopes again, and catalog.py the data sets, because neither may import torch."""
+    from typing import get_args
+
+    from nonsingular.config import ScopeName
+    from nonsingular.data import NAMES
+
+    assert get_args(ScopeName) == SCOPES
+    assert tuple(DATASETS) == NAMES
+
+
+@pytest.mark.parametrize("table", [ATTACKS, BOUNDS, OBJECTIVES, MODELS, DATASETS])
+def test_every_name_of_the_catalog_stands_for_a_function(table):
+    for name in table:
+        assert callable(lookup(table, name, "entry"))

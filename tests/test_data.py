@@ -529,7 +529,7 @@ def test_npz_with_all_there_is(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "lacking": ({"y_test": None}, r"lacks y_test; it holds \['x_test', 'x_train', 'y_train'\]. Expected x_train"),
+    "lacking": ({"y_test": None}, r"lacks y_test; it holds \['x_test', 'x_train', 'y_train'\]. Expected x_test"),
     "half a val": ({"x_val": np.zeros((2, 5))}, "lacks y_val"),
     "flat": ({"x_train": np.zeros(N)}, r"x_train is float64 of shape \(40,\); expected \(N, ...\)"),
     "empty": (
@@ -543,7 +543,7 @@ WRONG = {
     "huge": ({"x_test": np.full((M, 5), 1e300)}, r"spans \[inf, inf\]"),
     "other shape": (
         {"x_test": np.zeros((M, 6))},
-        r"x_test has shape \(20, 6\) and x_train \(40, 5\); expected the same, but for N",
+        r"x_train has shape \(40, 5\) and x_test \(20, 6\); expected the same, but for N",
     ),
     "float labels": ({"y_test": np.zeros(M)}, r"y_test is float64 of shape \(20,\); expected a whole number for each of the 20"),
     "one-hot": ({"y_test": np.eye(M, dtype=int)}, r"y_test is int64 of shape \(20, 20\).*y.argmax\(1\)"),

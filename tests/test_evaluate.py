@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-import nonsingular.evaluate as module
+import nonsingular.evaluation as module
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.evaluate import axis, certify, evaluate
+from nonsingular.evaluation import axis, certify, evaluate
 from nonsingular.records import Log
 from nonsingular.threat import JointBall, Perturbation
 

@@ -10,7 +10,7 @@ import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.evaluate import certify
+from nonsingular.evaluation import certify
 from nonsingular.graph import logits_at
 from nonsingular.threat import JointBall
 

@@ -11,7 +11,7 @@ import oracle
 from nonsingular import objectives
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import OBJECTIVES, lookup
-from nonsingular.errors import UnsupportedModel
+from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.objectives import adversarial, jointly_adversarial, natural, ramp, theorem_regularised
 from nonsingular.threat import JointBall
 
@@ -148,10 +148,20 @@ def test_the_ramp_by_hand():
     assert ramp(0.0, 0.0) == 1.0
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_without_radii_every_method_is_standard(model, data, name):
-    loss = lookup(OBJECTIVES, name, "method")(JointBall(0.0, 0.0), ALPHA, BETA)(model)
-    assert loss(*data, 1.0, generator()).item() == pytest.approx(ce(model, *data))
+def test_without_radii_every_objective_is_standard(model, data):
+    still = JointBall(0.0, 0.0)
+    for objective in (
+        adversarial(still),
+        jointly_adversarial(still),
+        theorem_regularised(natural, still, alpha=ALPHA, beta=BETA),
+    ):
+        assert objective(model)(*data, 1.0, generator()).item() == pytest.approx(ce(model, *data))
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "standard"])
+def test_a_method_without_its_radii_is_refused_and_not_trained_as_another(name):
+    with pytest.raises(InvalidInput, match=f"'{name}'"):
+        lookup(OBJECTIVES, name, "method")(JointBall(0.0, 0.0), ALPHA, BETA)
 
 
 def test_without_weights_the_regularised_loss_is_its_base(model, data):

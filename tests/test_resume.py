@@ -14,7 +14,7 @@ import yaml
 from nonsingular.cli import main
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 10, "--hidden", "16", "--quiet")
+TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 30, "--hidden", "16", "--quiet")
 GRID = ("--eps-x", "0:0.1:6", "--eps-w", "0:0.02:6", "--limit", 300, "--scope", "dataset", "--quiet")
 PATIENCE = 60
 
@@ -136,6 +136,14 @@ def test_a_killed_evaluation_ends_with_the_same_surface(whole, tmp_path):
     mine, theirs = surface(tmp_path / "surface"), surface(whole / "surface")
     assert mine["accuracy"] == theirs["accuracy"]
     assert mine == theirs
+
+
+def test_workers_end_with_a_parent_that_is_killed(whole, tmp_path):
+    process = start("evaluate", whole / "run", *GRID, "--workers", 2, "--out", "surface", cwd=tmp_path)
+    wait_for(lambda: lines(tmp_path / "surface/events.jsonl") >= 2, process)
+    process.kill()  # the parent alone
+    process.communicate()
+    assert empty(process.pid)
 
 
 # ---------------------------------------------------------------- Ctrl-C

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.data import load
     from nonsingular.errors import InvalidInput, UnsupportedModel
-    from nonsingular.evaluate import Certificate, certify, evaluate
+    from nonsingular.evaluation import Certificate, certify, evaluate
     from nonsingular.records import Surface
     from nonsingular.threat import JointBall, Perturbation
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _HOME = {
     "JointBall": "threat", "Perturbation": "threat", "InvalidInput": "errors", "UnsupportedModel": "errors",
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "load": "data",
-    "Certificate": "evaluate", "certify": "evaluate", "evaluate": "evaluate", "Surface": "records",
+    "Certificate": "evaluation", "certify": "evaluation", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
 
 __all__ = [

@@ -43,12 +43,16 @@ MODELS = {
 DATASETS = {name: "nonsingular.data:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
 
 
-def lookup(table: Mapping[str, str], name: str, kind: str) -> Any:
-    """The function behind `name`.  Raises InvalidInput, with the nearest name, if the table does not have it."""
+def known(table: Mapping[str, str], name: str, kind: str) -> str:
+    """`name` itself.  Raises InvalidInput, with the nearest name, if the table does not have it."""
     if name not in table:
         near = difflib.get_close_matches(name, table, 1)
-        raise InvalidInput(
-            f"there is no {kind} '{name}'{f'; did you mean {near[0]!r}?' if near else ''}; choose one of {', '.join(table)}"
-        )
-    module, function = table[name].split(":")
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InvalidInput(f"there is no {kind} '{name}'{hint}; choose one of {', '.join(table)}")
+    return name
+
+
+def lookup(table: Mapping[str, str], name: str, kind: str) -> Any:
+    """The function behind `name`.  Raises InvalidInput if the table does not have it."""
+    module, function = table[known(table, name, kind)].split(":")
     return getattr(importlib.import_module(module), function)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from nonsingular.config import Settings
 
 app = App(
-    name="nonsingular", version=__version__,
+    name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
     "Exit codes: 0 done; 1 a worker process died; 2 something given cannot be used; 130 interrupted (what is finished is kept: "
     "run the same command again).",
@@ -48,7 +49,7 @@ def demo(*, out: Path = Path("runs/demo"), seeds: int = 2, workers: Workers = No
 
     settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
     results = _reproduce(settings, out, workers, quiet)
-    _show(results, out, claims=True)
+    _show(results, out, claims="claims" in results)
 
 
 @app.command
@@ -71,7 +72,7 @@ def train(
     config: Config = None,
     out: Out = None,
     threads: Annotated[
-        int, Parameter(help="Threads of torch. One gives the same bits everywhere and is fastest for small networks.")
+        int, Parameter(help="Threads of torch. One is fastest for small networks, and then the bits do not depend on the cores.")
     ] = 1,
     json: Json = False,
     quiet: Quiet = False,
@@ -83,7 +84,7 @@ def train(
 
     file = read_config(config) if config else {}
     recipe = _given(method=method, eps_x=eps_x, eps_w=eps_w, alpha=alpha, beta=beta, epochs=epochs, lr=lr, batch_size=batch_size)
-    net = _given(name=network, hidden=hidden.split(",") if hidden else None, bias=bias)
+    net = _given(name=network, hidden=hidden.split(",") if hidden is not None else None, bias=bias)
     top = _given(data=data, data_dir=data_dir, seed=seed)
     chosen = _under({"recipe": recipe, "network": net, **top}, file)
     settings = _merge(
@@ -120,7 +121,9 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
     limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
-    eps_x: Annotated[str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data.")] = None,
+    eps_x: Annotated[
+        str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data. Default: the grid of the data set.")
+    ] = None,
     eps_w: Annotated[
         str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
     ] = None,
@@ -128,7 +131,7 @@ def evaluate(
     attack: Annotated[
         str | None, Parameter(help="paper or neuron. Default: neuron in scope sample on dense networks, else paper.")
     ] = None,
-    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default), or none.")] = None,
+    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")] = None,
     moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
     relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch.")] = None,
@@ -157,8 +160,7 @@ def evaluate(
 
     out = out or Path("runs") / f"evaluate-{_stem(settings.model)}-{_short(settings)}"
     with _progress(quiet or json, {}) as report:
-        results = evaluate_run(settings, out, _cores() if workers is None else workers, report)
-    results["command"] = _command()
+        results = evaluate_run(settings, out, _cores() if workers is None else workers, report, _command.get())
     files = write(results, out)
     surface = next(iter(results["models"].values()))["surfaces"][0]
     if json:
@@ -187,7 +189,11 @@ def reproduce(
     from nonsingular.presets import reproduction
 
     given = {**(read_config(config) if config else {}), **_given(data=data, seeds=seeds, limit=limit, data_dir=data_dir)}
-    settings = checked(ReproduceSettings, {**reproduction(given.get("data", "mnist")).model_dump(), **given})
+    preset = reproduction(given.get("data", "mnist")).model_dump()
+    named = given.get("recipes")  # a file that names recipes runs these alone, each laid over the preset's of that name
+    if isinstance(named, Mapping):
+        preset["recipes"] = {name: preset["recipes"][name] for name in named if name in preset["recipes"]}
+    settings = checked(ReproduceSettings, _under(given, preset))
     if print_config:
         return _print_config(settings)
     out = out or Path("runs") / f"reproduce-{settings.data}"
@@ -196,7 +202,7 @@ def reproduce(
         claims = results.get("claims", {})
         print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
     else:
-        _show(results, out, claims=True)
+        _show(results, out, claims="claims" in results)
 
 
 @app.command
@@ -228,6 +234,9 @@ def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models 
     print("\n".join(tables[kind]))
 
 
+_command: ContextVar[str] = ContextVar("command", default="nonsingular")
+"""The command line as it was typed: for the record."""
+
 # --- from flags to settings -----------------------------------------------------------------------------------------------
 
 S = TypeVar("S", bound="Settings")
@@ -241,8 +250,11 @@ def _under(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any
     """`winner` laid over `loser`, mapping by mapping."""
     merged = dict(loser)
     for key, value in winner.items():
-        below = merged.get(key)
-        merged[key] = _under(value, below) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        if isinstance(value, Mapping) and key in merged:
+            if not isinstance(merged[key], Mapping):
+                raise InvalidInput(f"{key} is {merged[key]!r}; give a mapping of settings to values")
+            value = _under(value, merged[key])
+        merged[key] = value
     return merged
 
 
@@ -272,10 +284,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _command() -> str:
-    return shlex.join(["nonsingular", *sys.argv[1:]])
-
-
 # --- running and showing --------------------------------------------------------------------------------------------------
 
 
@@ -286,8 +294,7 @@ def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> di
     models = len(settings.recipes) * settings.seeds
     cells = models * len(settings.eps_x) * len(settings.eps_w)
     with _progress(quiet, {"models": models, "cells": cells}) as report:
-        results = reproduce(settings, out, _cores() if workers is None else workers, report)
-    results["command"] = _command()
+        results = reproduce(settings, out, _cores() if workers is None else workers, report, _command.get())
     write(results, out)
     return results
 
@@ -301,8 +308,9 @@ def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks = {what: progress.add_task(what, total=total) for what, total in totals.items()}
 
         def report(what: str, n: int) -> None:
@@ -335,13 +343,21 @@ def _say(text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point.  Returns the exit code; a user's mistake is one line on stderr, without a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    argv = sys.argv[1:] if argv is None else argv
+    _command.set(shlex.join(["nonsingular", *argv]))
     try:
         app(argv, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
         return 0
     except cyclopts.CycloptsError as e:
         return _fail(f"{e}\nsee: nonsingular --help")
     except InvalidInput as e:
-        return _fail(str(e))
+        return _fail(" ".join(str(e).split()))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        return _fail(f"{e.filename or 'a file'}: {e.strerror or e}")
     except BrokenExecutor:
         _say("error: a worker process died (killed, or out of memory); what is finished is kept: run again, with fewer --workers")
         return 1

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, known
 from nonsingular.errors import InvalidInput
 
-MethodName = Literal["standard", "weight-perturb", "at", "at-beta", "jiwp", "joint"]
+AttackName = Annotated[str, AfterValidator(lambda name: known(ATTACKS, name, "attack"))]
+MethodName = Annotated[str, AfterValidator(lambda name: known(OBJECTIVES, name, "method"))]
+NetworkName = Annotated[str, AfterValidator(lambda name: known(MODELS, name, "network"))]
 ScopeName = Literal["sample", "batch", "dataset"]
 
 
@@ -68,7 +71,7 @@ class Settings(BaseModel):
 class Recipe(Settings):
     """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞."""
 
-    method: MethodName = "standard"
+    method: MethodName
     eps_x: Radius = 0.0
     eps_w: Radius = 0.0
     alpha: Radius = 0.0
@@ -81,7 +84,7 @@ class Recipe(Settings):
 class Network(Settings):
     """Which network is built: a name of the catalog and its widths."""
 
-    name: str = "mlp"
+    name: NetworkName = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64, 32)
     bias: bool = False
 
@@ -92,8 +95,8 @@ class TrainSettings(Settings):
     data: str = "digits"
     data_dir: Path | None = None
     network: Network = Network()
-    recipe: Recipe = Recipe()
-    seed: int = Field(default=0, ge=0)
+    recipe: Recipe = Recipe(method="standard")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
 class EvaluateSettings(Settings):
@@ -108,7 +111,7 @@ class EvaluateSettings(Settings):
     eps_x: Grid | None = None
     eps_w: WeightGrid | None = None
     scope: ScopeName = "sample"
-    attack: str | None = None
+    attack: AttackName | None = None
     domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
@@ -121,15 +124,15 @@ class ReproduceSettings(Settings):
     data: str = "digits"
     data_dir: Path | None = None
     split: Literal["test", "val"] = "test"
-    seeds: int = Field(default=3, ge=1)
-    first_seed: int = Field(default=0, ge=0)
+    seeds: int = Field(default=3, ge=1, le=1000)
+    first_seed: int = Field(default=0, ge=0, le=2**31)
     limit: Limit = 1000
     network: Network
     recipes: dict[str, Recipe]
     eps_x: Grid
     eps_w: Grid
     scope: ScopeName = "dataset"
-    attack: str = "paper"
+    attack: AttackName = "paper"
 
 
 S = TypeVar("S", bound=Settings)
@@ -150,9 +153,10 @@ def _say(schema: type[Settings], error: Any) -> str:
     path = [str(p) for p in error["loc"] if not (isinstance(p, str) and ("[" in p or p in ("constrained-int", "float", "int")))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], schema.model_fields, 1)
+        inner = Recipe if {"recipe", "recipes"} & set(path[:-1]) else Network if "network" in path[:-1] else schema
+        near = difflib.get_close_matches(path[-1], inner.model_fields, 1)
         return f"there is no setting '{where}'" + (
-            f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(schema.model_fields)}"
+            f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(inner.model_fields)}"
         )
     if error["type"] == "missing":
         return f"'{where}' is missing"

@@ -438,22 +438,26 @@ NAMES: tuple[str, ...] = ("digits", *SOURCES)
 
 def _npz(path: Path) -> Dataset:
     stored = _stored(path)
-    parts = ("train", "val", "test") if stored.keys() & {"x_val", "y_val"} else ("train", "test")
+    parts = tuple(part for part in ("train", "val", "test") if part == "test" or stored.keys() & {f"x_{part}", f"y_{part}"})
     if lacking := [name for part in parts for name in (f"x_{part}", f"y_{part}") if name not in stored]:
         raise InvalidInput(
-            f"{path} lacks {', '.join(lacking)}; it holds {sorted(stored)}. Expected x_train (N, ...), y_train (N,), x_test and "
-            "y_test; if you like, x_val with y_val, and the names of the classes in classes"
+            f"{path} lacks {', '.join(lacking)}; it holds {sorted(stored)}. Expected x_test (N, ...) and y_test (N,), for "
+            "training x_train and y_train too; if you like, x_val with y_val, and the names of the classes in classes"
         )
     arrays = {part: _checked(path, part, stored[f"x_{part}"], stored[f"y_{part}"]) for part in parts}
-    like = arrays["train"][0].shape
+    like = arrays["test"][0].shape
     for part, (x, _) in arrays.items():
         if x.shape[1:] != like[1:]:
-            raise InvalidInput(f"{path}: x_{part} has shape {x.shape} and x_train {like}; expected the same, but for N")
+            raise InvalidInput(f"{path}: x_{part} has shape {x.shape} and x_test {like}; expected the same, but for N")
     classes = _classes(path, stored.get("classes"), [y for _, y in arrays.values()])
-    if "val" not in arrays:
-        if like[0] < 2:
+    nothing = (np.zeros((0, *like[1:]), np.float32), np.zeros(0, np.int64))
+    arrays.setdefault("train", nothing)
+    examples = len(arrays["train"][0])
+    if "val" not in arrays and examples:
+        if examples < 2:
             raise InvalidInput(f"{path}: x_train holds one example; give two or more (one is set aside), or x_val and y_val")
-        arrays["train"], arrays["val"] = _hold_out(arrays["train"], max(1, min(5_000, like[0] // 10)))
+        arrays["train"], arrays["val"] = _hold_out(arrays["train"], max(1, min(5_000, examples // 10)))
+    arrays.setdefault("val", nothing)
     train, val, test = (Split(torch.tensor(x), torch.tensor(y)) for x, y in (arrays[part] for part in ("train", "val", "test")))
     return Dataset(path.stem, train, val, test, classes)
 

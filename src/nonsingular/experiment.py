@@ -34,11 +34,11 @@ from nonsingular.claims import judge
 from nonsingular.config import EvaluateSettings, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
 from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluate import Method, attack_cell, axis, check_inputs, choose, in_this_process, surface
+from nonsingular.evaluation import Method, attack_cell, axis, check_inputs, choose, in_this_process, rehearse, surface
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
 from nonsingular.threat import JointBall
-from nonsingular.train import CHECKPOINT, Epoch, accuracy, read_tensors, train
+from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
 
 CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 
@@ -55,20 +55,25 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     Returns the summary that is also written to train.json.
     """
     data = dataset(settings.data, settings.data_dir)
-    model = build(settings, data)
-    claim(out, settings)
-    if (out / SUMMARY).exists():
-        return json.loads((out / SUMMARY).read_text())
-    recipe = settings.recipe
+    shape, recipe = tuple(data.train.x.shape[1:]), settings.recipe
+    model = build(settings, shape, len(data.classes))
     ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
     objective = lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
+    objective(model)  # a network that the method has no rule for is an error before anything is written
+    claim(out, settings)
+    if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
+        summary = json.loads((out / SUMMARY).read_text())
+        if summary["train_sha256"] != data.train.sha256():
+            raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
+        return summary
     started = time.time()
     train(
         model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
         batch_size=recipe.batch_size, directory=out, on_epoch=on_epoch,
         tag=data.train.sha256()[:16] + settings.model_dump_json(exclude={"data_dir"}),
     )  # fmt: skip
-    write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}))
+    about = {"built_for": json.dumps({"input_shape": shape, "classes": len(data.classes)})}  # one key: the same bytes every time
+    write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
     summary = {
         "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": data.train.sha256(),
         "val_accuracy": accuracy(model, data.val), "seconds": time.time() - started, "environment": environment(),
@@ -78,34 +83,32 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     return summary
 
 
-def build(settings: TrainSettings, data: Dataset) -> nn.Module:
+def build(settings: TrainSettings, input_shape: Sequence[int], classes: int) -> nn.Module:
     """The untrained network, initialised from the seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         make = lookup(MODELS, settings.network.name, "model")
-        return make(data.train.x.shape[1:], len(data.classes), hidden=settings.network.hidden, bias=settings.network.bias)
+        return make(input_shape, classes, hidden=settings.network.hidden, bias=settings.network.bias)
 
 
 def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
-    """The trained model of a run directory, in eval mode, and the settings that made it."""
+    """The trained model of a run directory, in eval mode, and the settings that made it.  Needs no data."""
     settings = checked(TrainSettings, read_config(run / CONFIG))
-    model = build(settings, dataset(settings.data, settings.data_dir))
-    return load_weights(model, run / WEIGHTS), settings
-
-
-def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """`model` with the tensors of a safetensors file, in eval mode.  Raises InvalidInput if names or shapes differ."""
-    tensors, _ = read_tensors(path)
+    tensors, about = read_tensors(run / WEIGHTS)
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
-    return model.eval()
+        built_for = json.loads(about["built_for"])
+        model = build(settings, built_for["input_shape"], built_for["classes"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
+    fit_weights(model, tensors, run / WEIGHTS)
+    return model.eval(), settings
 
 
 def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSettings | None]:
     """A run directory of `train`, or FILE.py:FUNCTION that returns an nn.Module, with `weights` for it."""
     if (Path(spec) / CONFIG).exists():
+        if weights:
+            raise InvalidInput(f"{spec} has its own weights; give either it or file.py:function with --weights {weights}")
         return load_run(Path(spec))
     path, _, function = spec.rpartition(":")
     if not path.endswith(".py"):
@@ -122,11 +125,13 @@ def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSetting
     try:
         found.loader.exec_module(module)
         model = getattr(module, function)()
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise InvalidInput(f"{spec} failed: {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"{spec} returns {type(model).__name__}; it must return an nn.Module")
-    return (load_weights(model, weights) if weights else model.eval()), None
+    if weights:
+        fit_weights(model, read_tensors(weights)[0], weights)
+    return model.eval(), None
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------------
@@ -194,37 +199,50 @@ def _cell(settings: str, model_sha256: str, eps_x: float, eps_w: float) -> Cell:
     return attack_cell(job.model, job.split.x, job.split.y, job.method, eps_x, eps_w)
 
 
+AGAIN = "nonsingular COMMAND --config config.yaml"
+"""How a run is done again from its directory, where the caller does not say it better."""
+
+
 def evaluate_run(
-    settings: EvaluateSettings, out: Path | None, workers: int, report: Report = lambda what, n: None
+    settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
 ) -> dict[str, Any]:
-    """One surface, as the results that a report is made of; written to `out` if given.  Finished cells are not run again."""
+    """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again."""
     job = Job(settings)
-    if out:
-        claim(out, settings)
-    started = time.time()
+    rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
+    started, surroundings = time.time(), environment()
     name = Path(settings.model.rpartition(":")[0] or settings.model).stem
     with processes(workers) as pool:
-        found = job.surface(name, out / EVENTS if out else None, pool, report)
-    results = assemble({name: (name, {}, [found])}, [0], job.data, settings, time.time() - started)
-    if out:
-        write_json(out / RESULTS, results)
+        claim(out, settings)
+        found = job.surface(name, out / EVENTS, pool, report)
+    results = assemble(
+        {name: (name, {}, [found])},
+        [0],
+        job.data,
+        settings,
+        surroundings | {"wall_seconds": round(time.time() - started, 1)},
+        command,
+    )
+    write_json(out / RESULTS, results)
     return results
 
 
 # --- the whole paper ------------------------------------------------------------------------------------------------------
 
 
-def reproduce(settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None) -> dict[str, Any]:
+def reproduce(
+    settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
+) -> dict[str, Any]:
     """Trains every model with every seed, attacks each on the grid, judges the claims.  Models and cells run in parallel.
 
     Returns the results that are also written to results.json.  Progress units: "models" trained, "cells" attacked.
     """
-    data = dataset(settings.data, settings.data_dir)  # a missing data set is an error before anything is written
-    claim(out, settings)
-    started = time.time()
+    data = dataset(settings.data, settings.data_dir)
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
+    _rehearse_all(settings, data)
+    started, surroundings = time.time(), environment()
     surfaces: dict[tuple[str, int], Surface] = {}
     with ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines, processes(workers) as pool:
+        claim(out, settings)
 
         def pipeline(name: str, seed: int) -> None:
             run = out / "models" / f"{name}-seed{seed}"
@@ -256,11 +274,23 @@ def reproduce(settings: ReproduceSettings, out: Path, workers: int, report: Repo
         name: (TITLES.get(name, name), recipe.model_dump(), [surfaces[name, seed] for seed in seeds])
         for name, recipe in settings.recipes.items()
     }
-    results = assemble(models, seeds, data, settings, time.time() - started)
-    if set(TITLES) <= set(models):
+    results = assemble(models, seeds, data, settings, surroundings | {"wall_seconds": round(time.time() - started, 1)}, command)
+    whole = set(TITLES) <= set(models) and (settings.scope, settings.attack) == ("dataset", "paper")
+    if whole and settings.eps_x[0] == settings.eps_w[0] == 0:
         results["claims"] = judge(results["models"])
     write_json(out / RESULTS, results)
     return results
+
+
+def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
+    """Binds every objective and attacks one example of an untrained network: what does not fit says so before work is done."""
+    network = TrainSettings(data=settings.data, network=settings.network)
+    model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
+    for recipe in settings.recipes.values():
+        ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
+        lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)(model)
+    method = choose(model, attack=settings.attack, scope=settings.scope, domain=data.domain)
+    rehearse(model, data.test.x, data.test.y, method, settings.eps_x[-1], settings.eps_w[-1])
 
 
 def _cost(recipe: Any) -> int:
@@ -272,12 +302,14 @@ def assemble(
     seeds: list[int],
     data: Dataset,
     settings: Settings,
-    seconds: float,
+    surroundings: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
     """The results of a run: name -> (title, settings, one surface a seed), with everything that names the numbers."""
     a_surface = next(iter(models.values()))[2][0]
     return {
         "format": FORMAT,
+        "command": command,
         "data": {
             "name": data.name, "split": getattr(settings, "split", "test"), "n": a_surface.n, "classes": list(data.classes),
             "sha256": a_surface.about["data_sha256"],
@@ -288,12 +320,12 @@ def assemble(
             name: {
                 "title": title, "settings": recipe, "seeds": seeds,
                 "auc": [s.auc for s in surfaces], "auc_x": [s.auc_x for s in surfaces], "auc_w": [s.auc_w for s in surfaces],
-                "clean": [float(s.accuracy[0, 0]) for s in surfaces], "surfaces": [s.to_dict() for s in surfaces],
+                "clean": [s.about["clean_accuracy"] for s in surfaces], "surfaces": [s.to_dict() for s in surfaces],
             }
             for name, (title, recipe, surfaces) in models.items()
         },
         "config": json.loads(settings.model_dump_json(exclude={"data_dir"})),
-        "environment": environment() | {"wall_seconds": round(seconds, 1)},
+        "environment": surroundings,
     }  # fmt: skip
 
 
@@ -311,7 +343,7 @@ def set_threads(n: int) -> None:
 def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
     """A pool of `workers` processes with one torch thread each; None for one worker: then everything runs in this process.
 
-    Small matrices run far slower on many threads than on one, and one thread gives the same bits everywhere.
+    Small matrices run far slower on many threads than on one, and with one the bits do not depend on the number of cores.
     """
     set_threads(1)
     if workers < 1:
@@ -320,6 +352,9 @@ def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
         yield None
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    with _interrupts_ignored():  # workers inherit this: Ctrl-C is the parent's to handle, also while they start
+        for _ in range(workers):
+            pool.submit(os.getpid)
     try:
         yield pool
     except BaseException:
@@ -330,8 +365,20 @@ def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
     pool.shutdown()
 
 
+@contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that thread may change handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -357,7 +404,7 @@ def claim(out: Path, settings: Settings) -> None:
             differ = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
             raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
         return
-    if out.exists() and (not out.is_dir() or any(p.name != "models" for p in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p.name != "models" and p.suffix != ".part" for p in out.iterdir())):
         raise InvalidInput(f"{out} exists and is no run directory; choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -372,6 +419,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "git": _git(),
     }
 
@@ -379,6 +427,9 @@ def environment() -> dict[str, Any]:
 def _git() -> str | None:
     here = ["git", "-C", str(Path(__file__).parent)]
     try:
+        root = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(root).resolve() / "src" / "nonsingular" != Path(__file__).resolve().parent:
+            return None  # installed inside somebody else's repository
         commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(
             [*here, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True

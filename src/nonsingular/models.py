@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from nonsingular.errors import InvalidInput
+
 
 def mlp(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (128, 64, 32), bias: bool = False) -> nn.Sequential:
     """Flatten, then Linear and ReLU in turn, ending with Linear: the network of Theorem 1.  (B, *input_shape) -> (B, classes)."""
@@ -20,7 +22,12 @@ def mlp(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (12
 
 
 def conv(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (16, 32, 64), bias: bool = True) -> nn.Sequential:
-    """One 3x3 convolution of stride 2 and a ReLU for each width in `hidden`, then one Linear.  (B, C, H, W) -> (B, classes)."""
+    """One 3x3 convolution of stride 2 and a ReLU for each width in `hidden`, then one Linear.  (B, C, H, W) -> (B, classes).
+
+    Raises InvalidInput for inputs that are not images.
+    """
+    if len(input_shape) != 3:
+        raise InvalidInput(f"network 'conv' takes images (C, H, W); these inputs have shape {tuple(input_shape)}: use 'mlp'")
     channels = [input_shape[0], *hidden]
     body: list[nn.Module] = []
     for c_in, c_out in pairwise(channels):

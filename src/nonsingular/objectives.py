@@ -13,7 +13,7 @@ in [0, 1] is the part of the training that is done.  Everything that needs a war
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_ascent, shifts
 from nonsingular.bounds.theorem import tau, zeta_printed
+from nonsingular.errors import InvalidInput
 from nonsingular.graph import dense_chain
 from nonsingular.margins import cross_entropy
 from nonsingular.threat import JointBall
@@ -117,6 +118,12 @@ def jointly_adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6)
 # --- the methods of the paper, and the joint one, each as (ball, alpha, beta) -> Objective ---------------------------------
 
 
+def _need(method: str, **numbers: float | Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        if not value:
+            raise InvalidInput(f"method '{method}' with {name} = 0 is another method; give {name} a value above 0")
+
+
 def standard(ball: JointBall, alpha: float, beta: float) -> Objective:
     """Plain training."""
     return natural
@@ -124,24 +131,29 @@ def standard(ball: JointBall, alpha: float, beta: float) -> Objective:
 
 def weight_perturb(ball: JointBall, alpha: float, beta: float) -> Objective:
     """The beta term alone on plain training."""
+    _need("weight-perturb", eps_w=ball.eps_w, beta=beta)
     return theorem_regularised(natural, ball, alpha=0, beta=beta)
 
 
 def at(ball: JointBall, alpha: float, beta: float) -> Objective:
     """Adversarial training on the inputs."""
+    _need("at", eps_x=ball.eps_x)
     return adversarial(ball)
 
 
 def at_beta(ball: JointBall, alpha: float, beta: float) -> Objective:
     """Adversarial training on the inputs with the beta term."""
+    _need("at-beta", eps_x=ball.eps_x, eps_w=ball.eps_w, beta=beta)
     return theorem_regularised(adversarial(ball), ball, alpha=0, beta=beta)
 
 
 def jiwp(ball: JointBall, alpha: float, beta: float) -> Objective:
     """Joint input-weight perturbation: both terms, no inner maximisation."""
+    _need("jiwp", eps_x=ball.eps_x, eps_w=ball.eps_w, alpha=alpha, beta=beta)
     return theorem_regularised(natural, ball, alpha=alpha, beta=beta)
 
 
 def joint(ball: JointBall, alpha: float, beta: float) -> Objective:
     """Adversarial training on inputs and neurons together."""
+    _need("joint", eps_x=ball.eps_x, eps_w=ball.eps_w)
     return jointly_adversarial(ball)

@@ -1,6 +1,7 @@
 """presets.py - the seven models of Figure 1 on each data set, and its grid.
 
 Hyperparameters come from the search on the *validation* split in docs/reproduction/search.md; the test set chose none of them.
+Fashion-MNIST has MNIST's, not searched for.
 """
 
 from __future__ import annotations
@@ -64,17 +65,18 @@ GRIDS = {name: (s.eps_x, s.eps_w) for name, s in REPRODUCTIONS.items()} | {
 """Default grid (eps_x, eps_w) of each named data set: 11 x 11 from 0."""
 
 
-def reproduction(data: str) -> ReproduceSettings:
+def reproduction(data: Any) -> ReproduceSettings:
     """The preset of a data set.  Raises InvalidInput if there is none."""
-    if data not in REPRODUCTIONS:
-        raise InvalidInput(f"there is no reproduction preset for '{data}'; choose one of {', '.join(REPRODUCTIONS)}")
+    if not isinstance(data, str) or data not in REPRODUCTIONS:
+        raise InvalidInput(f"data is {data!r}, which has no reproduction preset; choose one of {', '.join(REPRODUCTIONS)}")
     return REPRODUCTIONS[data]
 
 
-def training_defaults(data: str, method: str | None) -> dict[str, Any]:
-    """Settings of `train` that the data set's preset has for this method; nothing for other data."""
-    if data not in REPRODUCTIONS:
-        return {}
+def training_defaults(data: Any, method: str | None) -> dict[str, Any]:
+    """Settings of `train` that the data set's preset has for this method; for other data the method alone."""
+    if not isinstance(data, str) or data not in REPRODUCTIONS:
+        return {"recipe": {"method": method or "standard"}}
     preset = REPRODUCTIONS[data]
-    recipe = next((r for r in preset.recipes.values() if r.method == (method or "standard")), None)
+    of_method = [r for r in preset.recipes.values() if r.method == (method or "standard")]
+    recipe = of_method[-1] if of_method else None  # of the two AT + beta, the better one on the validation split
     return {"network": preset.network.model_dump()} | ({"recipe": recipe.model_dump()} if recipe else {})

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nonsingular.errors import InvalidInput
 
 FORMAT = 1
-"""Version of every file that this module writes."""
+"""Version of every file that this module writes, and of what the catalog's attacks do: a new one makes old cells run again."""
 
 
 def wilson(successes: NDArray[Any] | int, n: int, z: float = 1.959963984540054) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -94,7 +94,7 @@ class Surface:
     seconds: float = 0.0
     flags: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict[tuple[int, int], tuple[str, ...]])
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Everything else that names the numbers: seed, hashes of model and data, moved tensors, domain, versions."""
+    """Everything else that names the numbers: method, hashes of model and data, clean accuracy, moved tensors, domain."""
 
     @property
     def auc(self) -> float:
@@ -181,7 +181,7 @@ class Surface:
 
 
 class Log:
-    """Append-only file of JSON lines, each with a checksum; a torn or damaged last line is dropped when it is read.
+    """Append-only file of JSON lines, each with a checksum; a last line torn by an interruption is dropped when it is read.
 
     One key is written once; who runs again finds what is already there.
     """
@@ -208,9 +208,13 @@ class Log:
         line = json.dumps({"crc": zlib.crc32(body.encode()), "entry": entry}, sort_keys=True)
         with self.path.open("a+b") as f:
             f.seek(max(0, f.tell() - 1))
-            if f.read(1) not in (b"", b"\n"):  # torn by an interruption: the part after the last whole line goes
+            if f.read(1) not in (b"", b"\n"):  # torn by an interruption
                 f.seek(0)
-                f.truncate(f.read().rfind(b"\n") + 1)
+                whole, newline, tail = f.read().rpartition(b"\n")
+                if _parse(tail) is None:
+                    f.truncate(len(whole) + len(newline))
+                else:  # only its newline is missing
+                    f.write(b"\n")
             f.write(line.encode() + b"\n")
             f.flush()
             os.fsync(f.fileno())

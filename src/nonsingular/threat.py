@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,13 @@ class JointBall:
         if self.domain is not None and not self.domain[0] < self.domain[1]:
             raise InvalidInput(f"domain is {self.domain}; give (lowest, highest) with lowest < highest, or None")
 
+    def __hash__(self) -> int:
+        return hash((self.eps_x, repr(self.eps_w), self.domain, self.moves, self.relative))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
+        return JointBall, (self.eps_x, eps_w, self.domain, self.moves, self.relative)
+
     def scaled(self, x: float, w: float) -> JointBall:
         """The ball with the input radius times `x` and every weight radius times `w`."""
         eps_w = {k: r * w for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
@@ -160,12 +167,16 @@ class Perturbation:
     def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
         """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
 
-        Raises AssertionError if a tensor has left its box: that is a fault of the attack, never of the user.
+        Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
         """
-        assert ball.input_box(x).contains(self.x), "the attack left the input ball"
         params = dict(model.named_parameters())
         boxes = ball.weight_boxes(params)
-        assert set(self.weights) <= set(boxes), "the attack moved a tensor that the ball holds fixed"
+        own = (len(x),) if self.scope == "sample" else ()
+        if self.x.shape != x.shape or not ball.input_box(x).contains(self.x):
+            raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
+        if fixed := sorted(set(self.weights) - set(boxes)):
+            raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
         for name, w in self.weights.items():
-            assert boxes[name].contains(w), f"the attack left the weight ball at {name}"
+            if w.shape != (*own, *params[name].shape) or not boxes[name].contains(w):
+                raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
         return self

@@ -66,14 +66,16 @@ def train(
         order = torch.randperm(len(data), generator=generator, device=data.x.device)
         model.train()
         total = 0.0
-        for i, rows in enumerate(order.split(batch_size)):
-            progress = (epoch * batches + i) / (epochs * batches)
-            optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
-            loss = loss_of(data.x[rows], data.y[rows], progress, generator)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.item() * len(rows)
+        with torch.random.fork_rng():  # what the model itself draws, e.g. for dropout
+            torch.manual_seed(seed * 1_000_003 + epoch)
+            for i, rows in enumerate(order.split(batch_size)):
+                progress = (epoch * batches + i) / (epochs * batches)
+                optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
+                loss = loss_of(data.x[rows], data.y[rows], progress, generator)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total += loss.item() * len(rows)
         if not math.isfinite(total):
             raise InvalidInput(f"the loss is not finite in epoch {epoch + 1}; lower lr, alpha, beta or the radii")
         model.eval()
@@ -103,7 +105,7 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Adam, tag: str
         raise InvalidInput(
             f"{path} is the checkpoint of another run ({about.get('tag')}, not {tag}); choose another output folder"
         )
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    fit_weights(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, path)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("adam."):
@@ -111,6 +113,14 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Adam, tag: str
             state.setdefault(int(i), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return int(about["epoch"])
+
+
+def fit_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes `tensors`, read from `path`, into the model.  Raises InvalidInput if names or shapes differ."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

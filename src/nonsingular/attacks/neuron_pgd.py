@@ -130,9 +130,9 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        x, y = x.detach().clone(), y.long().clone()
         network = shifts(model, ball)
         check_labels(y, len(x), len(network.net.weights[-1]))
+        x, y = x.detach().clone(), y.long().clone()
         generator = generator or torch.Generator(x.device).manual_seed(0)
         best_x, best_s = x, network.zeros(x)
         best = worst_margin(margins(network(best_x, best_s), y), y)

@@ -249,7 +249,7 @@ def _meaning() -> str:
 
 def _again(results: Mapping[str, Any]) -> str:
     record = {k: results.get(k) for k in ("data", "grid", "attack", "scope", "config", "environment")}
-    return _section("Do it again", f"<pre>{escape(str(results['command']))}</pre>", f"<pre>{_lines(record)}</pre>")
+    return _section("Do it again", f"<pre>{escape(str(results.get('command', '')))}</pre>", f"<pre>{_lines(record)}</pre>")
 
 
 def _lines(record: Mapping[str, Any]) -> str:

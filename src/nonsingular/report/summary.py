@@ -69,6 +69,8 @@ def read(results: Mapping[str, Any]) -> list[Model]:
 
     Raises InvalidInput for another format, no model, or grids that differ.
     """
+    if not isinstance(results, Mapping) or not isinstance(results.get("models"), Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput("these are no results of a run: they have no models; finish the run first")
     if results.get("format") != FORMAT:
         raise InvalidInput(f"results have format {results.get('format')!r}; this version reads format {FORMAT}: make them again")
     entries: Mapping[str, Mapping[str, Any]] = results["models"]

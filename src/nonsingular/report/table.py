@@ -97,7 +97,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += ["", "± is the sample standard deviation over the seeds."]
     if claims := list(claim_rows(results)):
         lines += ["", "## Claims", "", *_pipes(CLAIM_HEADER, claims)]
-    command = " ".join(str(results["command"]).split())
+    command = " ".join(str(results.get("command", "")).split())
     return "\n".join([*lines, "", "## Command", "", f"    {command}", ""])
 
 

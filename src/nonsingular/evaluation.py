@@ -1,4 +1,4 @@
-"""evaluate.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
+"""evaluation.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nonsingular import __version__
+from nonsingular.attacks.neuron_pgd import shifts
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.data import hash_tensors
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain, logits_at, twin
+from nonsingular.graph import logits_at, twin
 from nonsingular.margins import check_labels, is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface
 from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
@@ -44,10 +46,11 @@ def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
     >>> axis(0.2, "eps_x")[:3]
     (0.0, 0.02, 0.04)
     """
-    if isinstance(radii, int | float):
-        values = [round(radii * i / (POINTS - 1), 12) for i in range(POINTS)] if radii else [0.0]
+    if isinstance(radii, Sequence) or getattr(radii, "ndim", 0):
+        values = [float(r) for r in cast(Sequence[float], radii)]
     else:
-        values = [float(r) for r in radii]
+        top = float(cast(float, radii))
+        values = [float(f"{top * i / (POINTS - 1):.12g}") for i in range(POINTS)] if top else [0.0]
     if not values or not all(np.isfinite(values)) or min(values) < 0:
         raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
     if any(b <= a for a, b in pairwise(values)):
@@ -68,13 +71,14 @@ class Method:
     """Examples that share W' in scope `batch`."""
 
     def describe(self) -> dict[str, Any]:
+        """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
         eps_w = self.unit.eps_w
         return {
             "attack": self.name, "scope": self.scope, "domain": self.unit.domain,
             "moves": self.unit.moves, "relative": self.unit.relative,
             "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
             "batch_size": self.batch_size if self.scope == "batch" else None,
-        }  # fmt: skip
+        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
 
 
 def choose(
@@ -90,10 +94,16 @@ def choose(
     check_scope(scope)
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
+    unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
     if attack is None:
-        attack = "neuron" if scope == "sample" and _is_dense(model) else "paper"
+        attack = "neuron" if scope == "sample" and _has_neurons(model, unit) else "paper"
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
-    return Method(function, _name(attack), scope, JointBall(1.0, radii or 1.0, domain, moves, relative), batch_size)
+    return Method(function, _name(attack), scope, unit, batch_size)
+
+
+def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> None:
+    """Attacks one example, so that an attack that does not fit the model or the scope says so before any work is done."""
+    method.attack(model, x[:1], y[:1].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
@@ -107,7 +117,10 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
     predictions: list[Tensor] = []
     correct: list[Tensor] = []
     for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
-        logits = logits_at(model, method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball))
+        point = method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball)
+        if point.weights and point.scope != method.scope:
+            raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
+        logits = logits_at(model, point)
         predictions.append(logits.argmax(1))
         correct.append(is_correct(logits, labels))
     flags = ("one-class",) if len(x) > 1 and len(torch.cat(predictions).unique()) == 1 else ()
@@ -148,18 +161,18 @@ def evaluate(
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
+        An attack given as a function is known there by its name and code, without the values that it closes over.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
     Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
-    x, y = data
+    x, y = (torch.as_tensor(t) for t in data)
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
     check_inputs(model, x, y, method.unit)
-    return surface(
-        model, x, y.long(), method, axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w"), log=log
-    )
+    columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+    return surface(model, x, y.long(), method, columns, rows, log=log)
 
 
 def surface(
@@ -177,15 +190,19 @@ def surface(
 ) -> Surface:
     """`evaluate` on checked inputs, with the cells run by `cells`.  columns: eps_x.  rows: eps_w."""
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
-    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes], sort_keys=True).encode()).hexdigest()
+    with torch.no_grad():  # weights alone do not tell ReLU from tanh
+        clean = logits_at(model, Perturbation(x))
+    function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
+    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
+    versions = {"nonsingular": __version__, "torch": torch.__version__}
     journal = Log(log) if log else None
-    done = {(c.eps_x, c.eps_w): c for e in journal or () if e["key"] == key for c in [Cell.from_dict(e["cell"])]}
+    done = {(c.eps_x, c.eps_w): c for e in journal or () if e.get("key") == key for c in [Cell.from_dict(e["cell"])]}
     wanted = [(eps_x, eps_w) for eps_w in rows for eps_x in columns]
     for point in set(wanted) & set(done):
         on_cell(done[point])
     for cell in cells(model, x, y, method, [point for point in wanted if point not in done]):
         if journal:
-            journal.append({"key": key, "cell": cell.to_dict()})
+            journal.append({"key": key, "cell": cell.to_dict(), "about": {**method.describe(), **hashes, "versions": versions}})
         done[cell.eps_x, cell.eps_w] = cell
         on_cell(cell)
     params = dict(model.named_parameters())
@@ -193,10 +210,26 @@ def surface(
         n: {"shape": list(params[n].shape), "radius": r}
         for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
     }
-    about = {**method.describe(), **hashes, "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type}
-    return Surface.from_cells(
-        (done[p] for p in wanted), columns, rows, scope=method.scope, attack=method.name, model=name, about=about
-    )
+    about = {
+        **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
+        "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
+    }  # fmt: skip
+    found = [done[p] for p in wanted]
+    if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
+        found = nested(found, columns, rows)
+    return Surface.from_cells(found, columns, rows, scope=method.scope, attack=method.name, model=name, about=about)
+
+
+def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
+    """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
+
+    Exact in scope `sample` alone, where each example has its own perturbation.
+    """
+    at = {(c.eps_w, c.eps_x): c for c in cells}
+    correct = np.array([[at[w, x].correct for x in columns] for w in rows])
+    for along in (0, 1):
+        correct = np.logical_and.accumulate(correct, axis=along)
+    return [replace(at[w, x], correct=correct[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)]
 
 
 @dataclass(frozen=True)
@@ -222,8 +255,8 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: 
 
     x: (B, *input) in ball.domain.  y: (B,).  The bound is computed in float64.
     method: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
-    Guarantee: that of the bound, in exact arithmetic; rounding in the deployed network is not covered.
-    A bound that is not finite verifies nothing.
+    Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
+    A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
     """
     if method in UNSOUND:
@@ -267,9 +300,19 @@ def _name(attack: Any) -> str:
     return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
 
 
-def _is_dense(model: nn.Module) -> bool:
+def _code(attack: Any) -> str:
+    """Tells attacks of one name apart: module, bytecode, constants and defaults."""
+    while isinstance(attack, partial):
+        attack = attack.func
+    code = getattr(attack, "__code__", None)
+    parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
+    defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
+    return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
+
+
+def _has_neurons(model: nn.Module, unit: JointBall) -> bool:
     try:
-        dense_chain(model)
+        shifts(model, unit)
     except UnsupportedModel:
         return False
     return True
