@@ -471,7 +471,7 @@ def test_a_certificate_is_the_bound_in_float64(bias):
     model, ball = dense(9, 8, 3, bias=bias), JointBall(0.08, 0.02) if bias else JointBall(0.01, 0.001)
     y = model(X).argmax(1)
     before = snapshot(model)
-    c = certify(model, X, y, ball)
+    c = certify(model, X, y, ball, method="theorem1")
     assert unchanged(model, before)
     assert c.margins.shape == (30, 3)
     assert c.margins.dtype == torch.float64
@@ -485,6 +485,22 @@ def test_a_certificate_is_the_bound_in_float64(bias):
     assert 0 < c.accuracy < 1
     double = dense(9, 8, 3, bias=bias).double()
     assert torch.allclose(c.margins, theorem1(double, X.double(), y, ball))
+
+
+def test_the_default_certificate_is_the_best_bound_and_knows_convolutions():
+    for model in (dense(9, 8, 3), conv()):
+        y, ball = model(X).argmax(1), JointBall(0.002, 0.0005)
+        c = certify(model, X, y, ball)
+        assert c.method == "best"
+        for method in ("interval", "crown-ibp", "crown"):
+            assert (c.verified | ~certify(model, X, y, ball, method=method).verified).all()
+        assert 0 < c.accuracy <= 1
+
+
+def test_a_bound_that_is_not_finite_verifies_nothing(monkeypatch):
+    for value in (float("nan"), float("inf")):
+        monkeypatch.setattr(module, "lookup", lambda *_, value=value: lambda model, x, y, ball: torch.full((len(x), 3), value))
+        assert certify(dense(9, 3), X, Y, JointBall(0.1, 0.1)).accuracy == 0
 
 
 def test_a_certificate_at_radius_zero_is_the_margin():
@@ -518,8 +534,10 @@ def test_the_printed_theorem_may_not_certify():
 
 
 def test_a_network_without_rules_is_not_certified():
+    with pytest.raises(UnsupportedModel, match="gelu at node"):
+        certify(nn.Sequential(conv(), nn.GELU()), X, Y, JointBall(0.1, 0.1))
     with pytest.raises(UnsupportedModel, match="conv2d"):
-        certify(conv(), X, Y, JointBall(0.1, 0.1))
+        certify(conv(), X, Y, JointBall(0.1, 0.1), method="theorem1")
 
 
 @pytest.mark.parametrize("case", [name for name, row in BAD.items() if not row[3] and name != "float64 data, float32 model"])

@@ -20,6 +20,11 @@ ATTACKS = {
 BOUNDS = {
     "theorem1": "nonsingular.bounds.theorem:theorem1",
     "theorem1-printed": "nonsingular.bounds.theorem:theorem1_printed",
+    "interval": "nonsingular.bounds.interval:interval",
+    "crown-ibp": "nonsingular.bounds.linear:crown_ibp",
+    "crown": "nonsingular.bounds.linear:crown",
+    "alpha-crown": "nonsingular.bounds.linear:alpha_crown",
+    "best": "nonsingular.bounds.best:best",
 }
 UNSOUND = frozenset({"theorem1-printed"})
 """Bounds that are offered for reproduction and may not certify."""

@@ -250,21 +250,22 @@ class Certificate:
         return self.verified.double().mean().item()
 
 
-def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "theorem1") -> Certificate:
+def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "best") -> Certificate:
     """Proves, where it can, that no input and no weights in `ball` change the prediction.
 
-    x: (B, *input) in ball.domain.  y: (B,).  method: a sound bound of the catalog.  The bound is computed in float64.
+    x: (B, *input) in ball.domain.  y: (B,).  The bound is computed in float64.
+    method: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
     Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
-    Cost: that of the bound.
+    A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
     """
     if method in UNSOUND:
-        raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='theorem1'")
+        raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='best'")
     bound = lookup(BOUNDS, method, "bound")
     check_inputs(model, x, y, ball)
     with torch.no_grad():
         lower: Tensor = bound(twin(model).double(), x.double(), y.long(), ball)
-        return Certificate(lower, worst_margin(lower, y.long()) > 0, method)
+        return Certificate(lower, (worst_margin(lower, y.long()) > 0) & torch.isfinite(lower).all(1), method)
 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:

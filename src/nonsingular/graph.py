@@ -1,4 +1,5 @@
-"""graph.py - what a model computes, read off the module: its perturbable copy, and the chain of layers of a dense network.
+"""graph.py - what a model computes, read off the module: its perturbable copy, its graph of operations with the parameters
+as named inputs, and the chain of layers of a dense network.
 
 Nothing here, and nothing that uses it, writes into the user's module.
 """
@@ -7,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
 from nonsingular.threat import JointBall, Perturbation
 
 
@@ -248,3 +250,161 @@ def _flattens(node: fx.Node, args: list[Any]) -> bool:
         return False
     keeps_batch = isinstance(sizes[0], fx.Node) and sizes[1] == -1  # x.view(x.shape[0], -1)
     return keeps_batch or (sizes[0] == -1 and isinstance(sizes[1], int) and sizes[1] > 0)  # x.view(-1, 784)
+
+
+# --- any network that torch.fx can follow ---------------------------------------------------------------------------------
+
+PROBES = 5
+"""Examples that a traced graph is run on.  Not 1: an operation across the batch must show."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network as typed nodes in the order of computation; the first is its input, the last its (K,) logits.
+
+    params: all parameters of the module by name, detached; a tied tensor has one name and is used by several nodes.
+    """
+
+    nodes: tuple[Node, ...]
+    params: Mapping[str, Tensor]
+
+    def value(self, parameter: str | Tensor) -> Tensor:
+        """The tensor behind a parameter of a node."""
+        return self.params[parameter] if isinstance(parameter, str) else parameter
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, K) logits."""
+        values = [x]
+        for node in self.nodes[1:]:
+            z = [values[i] for i in node.inputs]
+            if isinstance(node, Product):
+                y = z[0] if node.weight is None else node.apply(z[0], self.value(node.weight))
+                values.append(y if node.bias is None else y + node.spread(self.value(node.bias)))
+            else:
+                values.append(cast(Any, node).apply(*z))
+        return values[-1]
+
+
+def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
+    """Reads the operations of `model` on inputs of shape (B, *example_shape); see operators.py for those that are known.
+
+    The graph is run on random inputs, one at a time, and compared with the model: in-place operations that change another value
+    of the network, and operations across the batch, are refused.  Never changes `model`.  Cost: milliseconds.
+    Raises InvalidInput for BatchNorm or Dropout in train mode, UnsupportedModel, with node and operation, for what has no rule.
+    """
+    replica = twin(model)
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    first = next((t for t in [*params.values(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
+    generator = torch.Generator(first.device).manual_seed(0)
+    x = torch.randn(PROBES, *example_shape, generator=generator, dtype=first.dtype, device=first.device)
+    with torch.inference_mode(False), torch.no_grad():
+        logits = _run(replica, x.clone())
+        graph = Graph(tuple(_Reader(replica, trace(replica)).read(x.clone())), params)
+        try:
+            alone = torch.cat([graph(one) for one in x.split(1)])
+        except RuntimeError as e:
+            raise UnsupportedModel(f"the traced operations do not work on one example alone: {e}") from e
+    scale = logits.abs().amax() + 1
+    if alone.shape != logits.shape or not torch.allclose(alone / scale, logits / scale, rtol=1e-3, atol=1e-4):
+        raise UnsupportedModel(
+            "the traced operations do not give the model's outputs: an operation works in place on a value that is used again, "
+            "or across the batch; write it without in-place operations, one example independent of the others"
+        )
+    return graph
+
+
+def _run(model: nn.Module, x: Tensor) -> Tensor:
+    try:
+        y = model(x)
+    except (RuntimeError, TypeError, ValueError, IndexError) as e:
+        raise UnsupportedModel(f"the model does not accept inputs of shape {tuple(x.shape)}: {e}") from e
+    if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(x):
+        raise UnsupportedModel("the model does not return one (B, K) tensor of logits")
+    return y
+
+
+class _Reader(fx.Interpreter):
+    """Runs a traced model once and turns each operation on the signal into nodes."""
+
+    def __init__(self, replica: nn.Module, traced: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(replica, traced))
+        self.names = {id(p): name for name, p in replica.named_parameters()}
+        self.order = {node: i for i, node in enumerate(traced.nodes)}
+        self.nodes: list[Node] = []
+        self.signals: dict[fx.Node, Signal] = {}
+        self.computed: set[fx.Node] = set()
+        """Values computed from parameters or from shapes: no constants."""
+        self.extra_traceback = False
+
+    def read(self, x: Tensor) -> list[Node]:
+        self.run(x)
+        return self.nodes
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "placeholder":
+            if self.nodes:
+                raise UnsupportedModel(f"the model has a second input: '{n}'")
+            self.nodes.append(Input(n.name, (), tuple(value.shape[1:])))
+            self.signals[n] = Signal(0, tuple(value.shape[1:]))
+        elif n.op == "output":
+            if n.args[0] not in self.signals or self.signals[n.args[0]].number != len(self.nodes) - 1:
+                raise UnsupportedModel(f"the model returns {n.args[0]}, not the value of its last operation")
+        elif n.op != "get_attr":
+            self._operation(n, value)
+        return value
+
+    def _operation(self, n: fx.Node, value: Any) -> None:
+        sources = n.all_input_nodes
+        if not isinstance(value, Tensor) or not any(s in self.signals for s in sources):
+            if not isinstance(value, Tensor) and n.target not in _SIZES and any(s in self.signals for s in sources):
+                raise UnsupportedModel(f"no rule for {n.target} at node '{n}': it is not a tensor")
+            if any(s in self.computed or s in self.signals or self._is_parameter(s) for s in sources):
+                self.computed.add(n)  # for example sizes, which only reshapes may use
+            return
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            args = (n.args[0], *(getattr(module, "weight", None), getattr(module, "bias", None)))
+            call = self._call(n, type(module), args, {}, value)
+            nodes = batch_norm_module(call, module)
+        else:
+            call = self._call(n, n.target, n.args, dict(n.kwargs), value)
+            if call.target not in RULES:
+                raise call.refuse("nonsingular does not know it")
+            nodes = RULES[call.target](call)
+        if value.dim() == 0 or len(value) != PROBES:
+            raise call.refuse("it does not keep the batch as first dimension")
+        self._check_in_place(n, call)
+        for node in nodes:
+            inputs = tuple(len(self.nodes) - 1 if i < 0 else i for i in node.inputs)  # -1: the node before it
+            self.nodes.append(replace(node, inputs=inputs))
+        self.signals[n] = Signal(len(self.nodes) - 1, tuple(value.shape[1:]))
+
+    def _is_parameter(self, n: fx.Node) -> bool:
+        return n.op == "get_attr" and isinstance(self.fetch_attr(str(n.target)), nn.Parameter)
+
+    def _call(self, n: fx.Node, target: Any, args: Any, kwargs: dict[str, Any], value: Tensor) -> Call:
+        def known(a: Any) -> Any:
+            if isinstance(a, nn.Parameter):
+                return Name(self.names[id(a)])
+            if not isinstance(a, fx.Node):
+                return a
+            if a in self.signals:
+                return self.signals[a]
+            if a.op == "get_attr":
+                return known(self.fetch_attr(str(a.target)))
+            return COMPUTED if a in self.computed else self.env[a]
+
+        def deep(a: Any) -> Any:
+            return type(a)(deep(v) for v in a) if isinstance(a, list | tuple) else known(a)
+
+        kwargs = {k: deep(v) for k, v in kwargs.items()}
+        return Call(n.name, target, tuple(deep(a) for a in args), kwargs, tuple(value.shape[1:]))
+
+    def _check_in_place(self, n: fx.Node, call: Call) -> None:
+        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+        in_place = n.kwargs.get("inplace") or name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+        if in_place and n.op != "call_module":
+            changed = n.all_input_nodes[0]
+            if any(self.order[user] > self.order[n] for user in changed.users):
+                raise call.refuse(f"it works in place on '{changed}', which is used again later")

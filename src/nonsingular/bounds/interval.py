@@ -2,10 +2,171 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from nonsingular.graph import Dense
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nonsingular.graph import Dense, Graph, trace_graph
+from nonsingular.margins import check_labels
+from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
+from nonsingular.threat import Interval, JointBall
+
+ELEMENTS = 2**24
+"""Numbers that one temporary tensor of a bound may hold; larger work is done in pieces."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A network and where it may be: every input in `x`, and every parameter in its box (those without one stay put).
+
+    x: ends of shape (B, *input).  boxes: by name, any ends lo <= hi, symmetric about the parameter or not.
+    """
+
+    graph: Graph
+    x: Interval
+    boxes: Mapping[str, Interval]
+
+    def box(self, parameter: Parameter) -> Interval:
+        """The box of a node's parameter; a point if it does not move (then its ends are one tensor)."""
+        if isinstance(parameter, str) and parameter in self.boxes:
+            return self.boxes[parameter]
+        value = self.graph.value(parameter)
+        return Interval(value, value)
+
+    def moves(self, parameter: Parameter | None) -> bool:
+        return isinstance(parameter, str) and parameter in self.boxes
+
+    def part(self, at: slice) -> Region:
+        """The same for some of the examples."""
+        return Region(self.graph, Interval(self.x.lo[at], self.x.hi[at]), self.boxes)
+
+
+def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
+    """The network and its ball.  Raises UnsupportedModel without a rule for an operation, InvalidInput for x or y."""
+    graph = trace_graph(model, x.shape[1:])
+    box, boxes = ball.input_box(x.detach()), ball.weight_boxes(graph.params)
+    check_labels(y, len(x), graph.nodes[-1].shape[0])
+    return Region(graph, box, boxes)
+
+
+def interval(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
+    """(B, K) lower bounds of logit_y - logit_j over the joint ball, by interval arithmetic; column y is 0.
+
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
+    Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
+    A margin over a last Linear layer is bounded as one, not as the difference of two logits.
+    Raises UnsupportedModel without a rule for an operation.  Cost: about four forward passes.  Source: arXiv:1810.12715.
+    """
+    with torch.no_grad():
+        where = region(model, x, y, ball)
+        return interval_margins(where, y.long(), interval_bounds(where))
+
+
+def interval_bounds(where: Region) -> list[Interval]:
+    """The box of every node's output."""
+    boxes = [where.x]
+    for node in where.graph.nodes[1:]:
+        boxes.append(propagate(node, where, boxes))
+    return boxes
+
+
+def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
+    """The box of `node`'s output from the boxes of the nodes before it.  One rule for each kind of node."""
+    z = [boxes[i] for i in node.inputs]
+    match node:
+        case Product():
+            y = z[0]
+            if node.weight is not None:
+                w = where.box(node.weight)
+                minus = _negative(w)
+                y = Interval(
+                    lowest_product(node.apply, w, y, node.dense),
+                    -lowest_product(node.apply, minus, y, node.dense),  # max w z = - min (-w) z
+                )
+            if node.bias is not None:
+                b = where.box(node.bias)
+                y = Interval(y.lo + node.spread(b.lo), y.hi + node.spread(b.hi))
+            return y
+        case Sum():  # c >= 0: ends stay; c < 0: ends swap
+            ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
+            lo, hi = [e.lo for e in ends], [e.hi for e in ends]
+            return Interval(sum(lo[1:], lo[0]) + node.offset, sum(hi[1:], hi[0]) + node.offset)
+        case Map() | Activation() | Maximum():  # non-decreasing in every input: ends map to ends
+            return Interval(node.apply(*(t.lo for t in z)), node.apply(*(t.hi for t in z)))
+        case _:
+            raise AssertionError(f"no interval rule for {type(node).__name__}")
+
+
+def _negative(box: Interval) -> Interval:
+    low = -box.hi
+    return Interval(low, low if box.lo is box.hi else -box.lo)
+
+
+def _scaled(c: Tensor | float, z: Interval) -> Interval:
+    a, b = c * z.lo, c * z.hi
+    return Interval(torch.minimum(a, b), torch.maximum(a, b))
+
+
+def lowest_product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: Interval, dense: bool = False) -> Tensor:
+    """A lower bound of apply(z, w) over both boxes, each product of one element of z and one of w at its own worst corner.
+
+    With w in [a, b] and z in [l, u], and t+ = max(t, 0), t- = min(t, 0):
+
+        w z  >=  a+ l+ + b+ l- + a- u+ + b- u-            exact, except where both w and z may have either sign:
+        there the sum counts b l + a u, the exact minimum is min(b l, a u) = b l + a u + min(b |l|, |a| u)
+                                                                           >= b l + a u + min(b, |a|) min(|l|, u).
+    `dense` (apply is F.linear) uses the exact one.
+    """
+    a, b, lo, hi = w.lo, w.hi, z.lo, z.hi
+    if w.lo is w.hi or bool((lo >= 0).all()):
+        return apply(lo, a.clamp(min=0)) + apply(hi, a.clamp(max=0))
+    b_up, a_down, hi_up, lo_down = b.clamp(min=0), a.clamp(max=0), hi.clamp(min=0), lo.clamp(max=0)
+    low = (
+        apply(lo.clamp(min=0), a.clamp(min=0))
+        + apply(lo_down, b_up)
+        + apply(hi_up, a_down)
+        + apply(hi.clamp(max=0), b.clamp(max=0))
+    )
+    if not bool(((a < 0) & (b > 0)).any()):
+        return low
+    if not dense:
+        return low + apply(torch.minimum(-lo_down, hi_up), torch.minimum(b_up, -a_down))
+    rows = max(1, ELEMENTS // max(1, lo.numel()))
+    both = [
+        torch.minimum(q * -lo_down[:, None], -p * hi_up[:, None]).sum(2)
+        for p, q in zip(a_down.split(rows), b_up.split(rows), strict=True)
+    ]
+    return low + torch.cat(both, 1)
+
+
+def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Tensor:
+    """(B, K) lower bounds of logit_y - logit_j from the boxes of all nodes."""
+    last = where.graph.nodes[-1]
+    if isinstance(last, Product) and last.dense and last.weight is not None:
+        w, z = where.box(last.weight), boxes[last.inputs[0]]
+        b = None if last.bias is None else where.box(last.bias)
+        size = max(1, ELEMENTS // max(1, w.lo.numel()))
+        pieces = zip(y.split(size), z.lo.split(size), z.hi.split(size), strict=True)
+        low = torch.cat([_merged(w, b, labels, *ends) for labels, *ends in pieces])
+    else:
+        logits = boxes[-1]
+        low = logits.lo.gather(1, y[:, None]) - logits.hi
+    return low.scatter(1, y[:, None], 0.0)
+
+
+def _merged(w: Interval, b: Interval | None, y: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """min over z of sum_k min over D_k of D_k z_k, D = W_y - W_j in [a_y - b_j, b_y - a_j]: rows y and j move apart."""
+    d_lo, d_hi = w.lo[y][:, None] - w.hi, w.hi[y][:, None] - w.lo  # (B, K, d)
+    lo, hi = lo[:, None], hi[:, None]
+    # w z is bilinear: its minimum over a box is at a corner.  For lo >= 0 the two corners with d_hi are never below.
+    low = torch.minimum(d_lo * lo, d_lo * hi)
+    if not bool((lo >= 0).all()):
+        low = torch.minimum(low, torch.minimum(d_hi * lo, d_hi * hi))
+    total = low.sum(2)
+    return total if b is None else total + b.lo[y][:, None] - b.hi
 
 
 def hidden_upper_bounds(net: Dense, x: Tensor, eps_w: list[float], eps_b: list[float]) -> list[Tensor]:
