@@ -16,7 +16,7 @@ from nonsingular.report.table import CLAIM_HEADER, claim_rows, model_header, mod
 MOST_RISES = 10
 """Rises listed per model, the largest first; the others are in results.json."""
 
-MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
+MARKS = {"reproduced": "✓", "holds": "✓", "not reproduced": "✗", "does not hold": "✗", "undecided": "?"}
 
 NUMBER = ' class="number"'
 
