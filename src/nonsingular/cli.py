@@ -42,7 +42,7 @@ PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective s
 
 
 @app.command
-def demo(*, out: Path = Path("runs/demo"), seeds: int = 2, workers: Workers = None, quiet: Quiet = False) -> None:
+def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: Workers = None, quiet: Quiet = False) -> None:
     """Train the seven models on the digits, attack them over the grid, draw Figure 1 and the report. About two minutes."""
     from nonsingular.config import ReproduceSettings, checked
     from nonsingular.presets import reproduction
@@ -293,6 +293,8 @@ def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> di
 
     models = len(settings.recipes) * settings.seeds
     cells = models * len(settings.eps_x) * len(settings.eps_w)
+    if not quiet:
+        _say(f"{settings.data}: {models} networks to train, {cells} cells of the grid to attack, into {out}")
     with _progress(quiet, {"models": models, "cells": cells}) as report:
         results = reproduce(settings, out, _cores() if workers is None else workers, report, _command.get())
     write(results, out)
@@ -333,7 +335,8 @@ def _show(results: Mapping[str, Any], out: Path, *, claims: bool) -> None:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)
 
 
 def _say(text: str) -> None:
