@@ -197,6 +197,8 @@ def test_evaluate_prints_one_json_object(here, trained, capsys):
     results = json.loads(Path("e/results.json").read_text())
     assert next(iter(results["models"].values()))["surfaces"][0] == surface
     assert {"figure1.png", "figure1.svg", "report.html", "report.md", "config.yaml", "events.jsonl"} <= set(files("e"))
+    effective = yaml.safe_load(Path("e/config.yaml").read_text())  # every default filled in
+    assert not [k for k in ("data", "eps_x", "eps_w", "attack", "scope", "domain") if effective[k] is None]
 
 
 def test_a_table_without_json(here, trained, capsys):

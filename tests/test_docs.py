@@ -38,16 +38,45 @@ def test_make_targets_in_the_readme_exist():
     assert named <= targets
 
 
-def test_numbers_of_the_reproduction_are_those_of_its_results():
-    models = json.loads(RESULTS.read_text())["models"]
-    table = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) ± ([\d.]+) \|", README, re.M)
-    assert {row[0] for row in table} == {m["title"] for m in models.values()}
-    for title, clean, auc, spread in table:
-        m = next(m for m in models.values() if m["title"] == title)
-        n = len(m["auc"])
-        mean = sum(m["auc"]) / n
-        sd = (sum((a - mean) ** 2 for a in m["auc"]) / (n - 1)) ** 0.5
-        assert (clean, auc, spread) == (f"{100 * sum(m['clean']) / n:.1f}", f"{mean:.3f}", f"{sd:.3f}")
+REPRODUCTION = (ROOT / "docs" / "reproduction" / "README.md").read_text(encoding="utf-8")
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("page", [README, REPRODUCTION], ids=["README", "docs/reproduction"])
+def test_numbers_of_the_reproduction_are_those_of_its_results(page):
+    results = json.loads(RESULTS.read_text())
+    assert "uncommitted" not in results["environment"]["git"]
+    expected = []
+    for m in results["models"].values():
+        auc = mean(m["auc"])
+        sd = (sum((a - auc) ** 2 for a in m["auc"]) / (len(m["auc"]) - 1)) ** 0.5
+        middle = mean([s["accuracy"][5][5] for s in m["surfaces"]])
+        numbers = [f"{auc:.3f} ± {sd:.3f}", f"{mean(m['auc_x']):.3f}", f"{mean(m['auc_w']):.3f}", f"{100 * middle:.1f}"]
+        expected.append(" | ".join([f"| {m['title']}", f"{100 * mean(m['clean']):.1f}", *numbers]) + " |")
+    assert "\n".join(expected) in page
+
+
+def test_what_is_said_of_the_reproduction_is_in_its_results():
+    results = json.loads(RESULTS.read_text())
+    claims, models = results["claims"], results["models"]
+    assert all(f"**{c['verdict']}** | {c['evidence']} |" in REPRODUCTION for c in claims.values())
+    over_at, over_at_beta = mean(claims["joint"]["numbers"]["per_seed"]), mean(claims["joint"]["over_at_beta"])
+    assert f"Joint adversarial training has {over_at:.1f} times the AUC of AT and {over_at_beta:.1f} times" in README
+    for m in models.values():
+        rises = [r for s in m["surfaces"] for r in s["rises"]]
+        one_class = sum("one-class" in f["flags"] for s in m["surfaces"] for f in s["flags"])
+        largest = 100 * max(r["to"] - r["from"] for r in rises)
+        assert f"| {m['title']} | {len(rises)} | {largest:.1f} | {one_class} |" in REPRODUCTION
+
+
+def test_links_within_the_pages_resolve():
+    for folder, page in ((ROOT, README), (ROOT / "docs" / "reproduction", REPRODUCTION)):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+            assert target.startswith("https://") or (folder / target).exists(), target
+    assert "](#" not in README + REPRODUCTION
 
 
 def test_presets_are_what_the_search_chose():

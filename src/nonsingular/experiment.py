@@ -147,7 +147,6 @@ class Job:
     """One model under one method on one split: what a worker needs to run a cell."""
 
     def __init__(self, settings: EvaluateSettings) -> None:
-        self.settings = settings
         self.model, trained = load_model(settings.model, settings.weights)
         name = settings.data or (trained.data if trained else None)
         if name is None:
@@ -168,6 +167,8 @@ class Job:
         )  # fmt: skip
         check_inputs(self.model, self.split.x, self.split.y, self.method.unit)
         self.model_sha256 = hash_tensors(self.model.state_dict())
+        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows, "attack": self.method.name})
+        """The settings with every default filled in."""
 
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
         """The surface of this job, its cells spread over `pool`."""
@@ -212,13 +213,13 @@ def evaluate_run(
     started, surroundings = time.time(), environment()
     name = Path(settings.model.rpartition(":")[0] or settings.model).stem
     with processes(workers) as pool:
-        claim(out, settings)
+        claim(out, job.settings)
         found = job.surface(name, out / EVENTS, pool, report)
     results = assemble(
         {name: (name, {}, [found])},
         [0],
         job.data,
-        settings,
+        job.settings,
         surroundings | {"wall_seconds": round(time.time() - started, 1)},
         command,
     )
