@@ -226,7 +226,7 @@ def test_a_finished_evaluation_is_not_done_again(whole):
     [
         ((*TRAIN, "--seed", 5, "--out", "run"), "seed"),
         ((*TRAIN[:-1], "--lr", 0.5, "--quiet", "--out", "run"), "recipe"),
-        (("evaluate", "run", *GRID, "--attack", "paper", "--out", "surface"), "attack"),
+        (("evaluate", "run", *GRID, "--moves", "all", "--out", "surface"), "moves"),
         (("evaluate", "run", *GRID, "--out", "run"), "other settings"),
         ((*TRAIN, "--out", "surface"), "other settings"),
         (("reproduce", "--data", "digits", "--quiet", "--out", "run"), "other settings"),
@@ -244,11 +244,17 @@ def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, 
     assert {name: contents(whole / name) for name in ("run", "surface")} == before
 
 
+def test_a_default_that_is_named_is_the_same_run(whole):
+    before = (whole / "surface/events.jsonl").read_bytes()
+    run("evaluate", "run", *GRID, "--attack", "paper", "--data", "digits", "--workers", 1, "--out", "surface", cwd=whole)
+    assert (whole / "surface/events.jsonl").read_bytes() == before
+
+
 def test_a_damaged_log_is_named_and_kept(whole, tmp_path, capsys):
     argv = ("evaluate", whole / "run", *GRID, "--workers", 1, "--out", "surface")
-    run(*argv, "--print-config", cwd=tmp_path)
     (tmp_path / "surface").mkdir()
-    (tmp_path / "surface/config.yaml").write_text(capsys.readouterr().out)
+    settings = (whole / "surface/config.yaml").read_text().replace("model: run\n", f"model: {whole / 'run'}\n")
+    (tmp_path / "surface/config.yaml").write_text(settings)
     rows = (whole / "surface/events.jsonl").read_bytes().split(b"\n")
     rows[4] = rows[4][:50]
     (tmp_path / "surface/events.jsonl").write_bytes(b"\n".join(rows))
