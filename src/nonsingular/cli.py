@@ -49,7 +49,7 @@ def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: Workers = No
 
     settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
     results = _reproduce(settings, out, workers, quiet)
-    _show(results, out, claims="claims" in results)
+    _show(results, out)
 
 
 @app.command
@@ -158,7 +158,7 @@ def evaluate(
     from nonsingular.records import Surface
     from nonsingular.report import surface_table, write
 
-    out = out or Path("runs") / f"evaluate-{_stem(settings.model)}-{_short(settings)}"
+    out = out or Path("runs") / f"evaluate-{settings.label}-{_short(settings)}"
     with _progress(quiet or json, {}) as report:
         results = evaluate_run(settings, out, _cores() if workers is None else workers, report, _command.get())
     files = write(results, out)
@@ -202,7 +202,7 @@ def reproduce(
         claims = results.get("claims", {})
         print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
     else:
-        _show(results, out, claims="claims" in results)
+        _show(results, out)
 
 
 @app.command
@@ -217,7 +217,7 @@ def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate 
     except (OSError, ValueError) as e:
         raise InvalidInput(f"{run / 'results.json'} cannot be read: {e}") from None
     write(results, run)
-    _show(results, run, claims="claims" in results)
+    _show(results, run)
 
 
 @app.command(name="list")
@@ -276,10 +276,6 @@ def _short(settings: Settings) -> str:
     return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
 
 
-def _stem(model: str) -> str:
-    return Path(model.rpartition(":")[0] or model).stem
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -323,11 +319,11 @@ def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str
         yield report
 
 
-def _show(results: Mapping[str, Any], out: Path, *, claims: bool) -> None:
+def _show(results: Mapping[str, Any], out: Path) -> None:
     from nonsingular.report import claims_table, model_table
 
     _print(model_table(results))
-    if claims:
+    if "claims" in results:
         _print(claims_table(results))
     _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
 

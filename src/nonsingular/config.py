@@ -117,6 +117,11 @@ class EvaluateSettings(Settings):
     relative: bool = False
     batch_size: int = Field(default=128, ge=1)
 
+    @property
+    def label(self) -> str:
+        """What records call the model: the name of its folder or file."""
+        return Path(self.model.rpartition(":")[0] or self.model).stem
+
 
 class ReproduceSettings(Settings):
     """The whole of the paper on one data set: seven models, their surfaces, Figure 1 and the claims."""

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 
 from nonsingular.catalog import MODELS, OBJECTIVES, lookup
 from nonsingular.claims import judge
-from nonsingular.config import EvaluateSettings, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
+from nonsingular.config import EvaluateSettings, Recipe, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
 from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import Method, attack_cell, axis, check_inputs, choose, in_this_process, rehearse, surface
+from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
 from nonsingular.threat import JointBall
@@ -57,30 +58,36 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     data = dataset(settings.data, settings.data_dir)
     shape, recipe = tuple(data.train.x.shape[1:]), settings.recipe
     model = build(settings, shape, len(data.classes))
-    ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
-    objective = lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
+    objective = objective_of(recipe, data)
     objective(model)  # a network that the method has no rule for is an error before anything is written
     claim(out, settings)
+    train_sha256 = data.train.sha256()
     if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
         summary = json.loads((out / SUMMARY).read_text())
-        if summary["train_sha256"] != data.train.sha256():
+        if summary["train_sha256"] != train_sha256:
             raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
         return summary
     started = time.time()
     train(
         model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
         batch_size=recipe.batch_size, directory=out, on_epoch=on_epoch,
-        tag=data.train.sha256()[:16] + settings.model_dump_json(exclude={"data_dir"}),
+        tag=train_sha256[:16] + settings.model_dump_json(exclude={"data_dir"}),
     )  # fmt: skip
     about = {"built_for": json.dumps({"input_shape": shape, "classes": len(data.classes)})}  # one key: the same bytes every time
     write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
     summary = {
-        "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": data.train.sha256(),
+        "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
         "val_accuracy": accuracy(model, data.val), "seconds": time.time() - started, "environment": environment(),
     }  # fmt: skip
     write_json(out / SUMMARY, summary)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return summary
+
+
+def objective_of(recipe: Recipe, data: Dataset) -> Objective:
+    """What a recipe minimises, in the domain of the data."""
+    ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
+    return lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
 
 
 def build(settings: TrainSettings, input_shape: Sequence[int], classes: int) -> nn.Module:
@@ -177,9 +184,8 @@ class Job:
             model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
         ) -> Iterator[Cell]:
             assert pool is not None
-            for future in as_completed(
-                [pool.submit(_cell, self.settings.model_dump_json(), self.model_sha256, *p) for p in points]
-            ):
+            settings = self.settings.model_dump_json()
+            for future in as_completed([pool.submit(_cell, settings, self.model_sha256, *p) for p in points]):
                 yield future.result()
 
         return surface(
@@ -211,12 +217,11 @@ def evaluate_run(
     job = Job(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
     started, surroundings = time.time(), environment()
-    name = Path(settings.model.rpartition(":")[0] or settings.model).stem
     with processes(workers) as pool:
         claim(out, job.settings)
-        found = job.surface(name, out / EVENTS, pool, report)
+        found = job.surface(settings.label, out / EVENTS, pool, report)
     results = assemble(
-        {name: (name, {}, [found])},
+        {settings.label: (settings.label, {}, [found])},
         [0],
         job.data,
         job.settings,
@@ -288,13 +293,12 @@ def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
     network = TrainSettings(data=settings.data, network=settings.network)
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():
-        ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
-        lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)(model)
+        objective_of(recipe, data)(model)
     method = choose(model, attack=settings.attack, scope=settings.scope, domain=data.domain)
     rehearse(model, data.test.x, data.test.y, method, settings.eps_x[-1], settings.eps_w[-1])
 
 
-def _cost(recipe: Any) -> int:
+def _cost(recipe: Recipe) -> int:
     return recipe.epochs * {"standard": 1, "weight-perturb": 2, "jiwp": 2}.get(recipe.method, 10)
 
 

@@ -32,21 +32,23 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     y = y.long()
     found: Tensor | None = None
     refusal: UnsupportedModel | None = None
+    todo = torch.arange(len(x), device=x.device)
     for bound in CHEAPEST_FIRST:
-        todo = torch.arange(len(x), device=x.device)
-        if found is not None:
-            with torch.no_grad():
-                right = worst_margin(margins(twin(model)(x.clone()), y), y) > 0
-            todo = ((worst_margin(found, y) <= 0) & right).nonzero().flatten()
-            if not len(todo):
-                break
+        if found is not None and not len(todo):
+            break
         try:
             with torch.no_grad():
                 low = bound(model, x[todo], y[todo], ball).nan_to_num(nan=-torch.inf)  # not a number: no bound
         except UnsupportedModel as e:
             refusal = e
             continue
-        found = low if found is None else found.index_copy(0, todo, torch.maximum(found[todo], low))
+        if found is None:
+            found = low
+            with torch.no_grad():
+                todo = (worst_margin(margins(twin(model)(x.clone()), y), y) > 0).nonzero().flatten()
+        else:
+            found = found.index_copy(0, todo, torch.maximum(found[todo], low))
+        todo = todo[worst_margin(found[todo], y[todo]) <= 0]
     if found is None:
         assert refusal is not None
         raise refusal
