@@ -13,9 +13,10 @@ from torch.func import functional_call, grad, vmap
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
+from nonsingular.bounds.alpha import alpha_crown, ascend
 from nonsingular.bounds.best import CHEAPEST_FIRST, best
 from nonsingular.bounds.interval import Region, interval, interval_bounds, interval_margins, propagate, region
-from nonsingular.bounds.linear import _ascend, alpha_crown, crown, crown_ibp, hidden_bounds, margin_bounds
+from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds, margin_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import PROBES, logits_at, trace_graph, twin
 from nonsingular.margins import margins, worst_margin
@@ -81,7 +82,7 @@ def all_bounds(where: Region, y: torch.Tensor, steps: int = 2) -> dict[str, torc
         "crown": margin_bounds(where, hidden_bounds(where), y),
     }
     if steps:
-        found["alpha-crown"] = _ascend(where, y, steps, 0.2)
+        found["alpha-crown"] = ascend(where, y, steps, 0.2)
     return found
 
 
@@ -616,7 +617,7 @@ def test_train_mode_is_refused():
 
 @pytest.mark.parametrize("kind", ["hinge", "s-shaped"])
 def test_lines_enclose_the_activation(kind):
-    from nonsingular.bounds.linear import _hinge, _s_shaped
+    from nonsingular.bounds.activations import lines
 
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 500, generator=generator, dtype=torch.float64) * torch.tensor([[1.0], [3.0]])
@@ -624,8 +625,8 @@ def test_lines_enclose_the_activation(kind):
     forms = [nn.ReLU(), nn.LeakyReLU(0.2)] if kind == "hinge" else [nn.Sigmoid(), nn.Tanh()]
     for form in forms:
         node = trace_graph(nn.Sequential(nn.Flatten(), form), (3,)).nodes[-1]
-        found = _hinge(node, box, lambda start: start) if kind == "hinge" else _s_shaped(node, box)
-        lower, below, upper, above = (t.reshape(-1, 500)[0] for t in found)
+        found = lines(node, box, lambda start: start)
+        lower, below, upper, above = (t.reshape(-1, 500)[0] for t in (found.lower, found.below, found.upper, found.above))
         for t in torch.linspace(0, 1, 51).double():
             z = torch.lerp(box.lo, box.hi, t)
             assert (lower * z + below <= form(z) + 1e-12).all()

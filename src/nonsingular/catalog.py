@@ -23,7 +23,7 @@ BOUNDS = {
     "interval": "nonsingular.bounds.interval:interval",
     "crown-ibp": "nonsingular.bounds.linear:crown_ibp",
     "crown": "nonsingular.bounds.linear:crown",
-    "alpha-crown": "nonsingular.bounds.linear:alpha_crown",
+    "alpha-crown": "nonsingular.bounds.alpha:alpha_crown",
     "best": "nonsingular.bounds.best:best",
 }
 UNSOUND = frozenset({"theorem1-printed"})

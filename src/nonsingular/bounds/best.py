@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.interval import interval
-from nonsingular.bounds.linear import alpha_crown, crown, crown_ibp
+from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import twin
