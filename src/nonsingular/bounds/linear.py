@@ -8,7 +8,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -133,6 +133,23 @@ def largest(where: Region, number: int) -> int:
 
 def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes) -> Tensor:
     """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
+    return lowest_over(where.x, *pull_back(where, boxes, number, A, choose))
+
+
+def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
+    """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner."""
+    return offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+
+
+def pull_back(
+    where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes,
+    penalties: Mapping[int, Tensor] | None = None, heard: dict[int, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(coefficients (S, B or 1, *input), offset (S, B)) of a linear function of the input below A times node `number`.
+
+    penalties: node -> coefficients m (S or 1, B, *shape) with m z <= 0 wherever the bound has to hold: adding m z keeps it below.
+    heard: filled with the coefficients that reach each node.
+    """
     nodes = where.graph.nodes
     found: dict[int, Tensor] = {number: A}
     total = A.new_zeros(len(A), len(where.x.lo))
@@ -140,6 +157,10 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, cho
         if i not in found:
             continue
         node, A = nodes[i], found.pop(i)
+        if penalties and i in penalties:
+            A = A + penalties[i]
+        if heard is not None:
+            heard[i] = A
         z = [boxes[k] for k in node.inputs]
         match node:
             case Product():
@@ -162,7 +183,4 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, cho
         total = total + offset
         for k, part in zip(node.inputs, parts, strict=True):
             found[k] = found[k] + part if k in found else part
-    if 0 in found:
-        A = found[0]
-        total = total + dot(A.clamp(min=0), where.x.lo) + dot(A.clamp(max=0), where.x.hi)
-    return total
+    return found.get(0, A.new_zeros(1, 1, *nodes[0].shape)), total
