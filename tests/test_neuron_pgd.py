@@ -9,8 +9,8 @@ from torch import nn
 import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
+from nonsingular.certification import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.evaluation import certify
 from nonsingular.graph import logits_at
 from nonsingular.threat import JointBall
 

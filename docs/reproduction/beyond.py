@@ -12,9 +12,10 @@ import argparse
 import os
 from pathlib import Path
 
+from nonsingular.certification import certify
 from nonsingular.config import ReproduceSettings, checked, read_config
 from nonsingular.data import load
-from nonsingular.evaluation import certify, evaluate
+from nonsingular.evaluation import evaluate
 from nonsingular.experiment import CONFIG, load_run, processes
 from nonsingular.threat import JointBall
 

@@ -16,32 +16,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
+    from nonsingular.bounds.branch import Verdicts
+    from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
     from nonsingular.data import load
-    from nonsingular.errors import InvalidInput, UnsupportedModel
-    from nonsingular.evaluation import Certificate, certify, evaluate
+    from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
+    from nonsingular.evaluation import evaluate
     from nonsingular.records import Surface
+    from nonsingular.sandwich import certified_surface
     from nonsingular.threat import JointBall, Perturbation
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "JointBall": "threat", "Perturbation": "threat", "InvalidInput": "errors", "UnsupportedModel": "errors",
-    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "load": "data",
-    "Certificate": "evaluation", "certify": "evaluation", "evaluate": "evaluation", "Surface": "records",
+    "JointBall": "threat", "Perturbation": "threat",
+    **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
+    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "load": "data", "Verdicts": "bounds.branch",
+    **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
+    "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
 
 __all__ = [
     "Certificate",
+    "Front",
     "InvalidInput",
     "JointBall",
     "Perturbation",
+    "SoundnessError",
     "Surface",
     "UnsupportedModel",
+    "Verdicts",
+    "certified_front",
+    "certified_radius",
+    "certified_surface",
     "certify",
     "evaluate",
     "joint_pgd",
     "load",
     "neuron_pgd",
+    "verify",
 ]
 
 

@@ -24,6 +24,7 @@ BOUNDS = {
     "crown-ibp": "nonsingular.bounds.linear:crown_ibp",
     "crown": "nonsingular.bounds.linear:crown",
     "alpha-crown": "nonsingular.bounds.alpha:alpha_crown",
+    "branch-and-bound": "nonsingular.bounds.branch:branch_and_bound",
     "best": "nonsingular.bounds.best:best",
 }
 UNSOUND = frozenset({"theorem1-printed"})

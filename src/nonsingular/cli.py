@@ -18,7 +18,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from nonsingular import __version__
-from nonsingular.errors import InvalidInput
+from nonsingular.errors import InvalidInput, SoundnessError
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 app = App(
     name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
-    "Exit codes: 0 done; 1 a worker process died; 2 something given cannot be used; 130 interrupted (what is finished is kept: "
-    "run the same command again).",
+    "Exit codes: 0 done; 1 a worker process died, or an attack beat a certificate; 2 something given cannot be used; "
+    "130 interrupted (what is finished is kept: run the same command again).",
 )  # fmt: skip
 
 Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
@@ -135,6 +135,9 @@ def evaluate(
     moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
     relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch.")] = None,
+    certify: Annotated[
+        str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
+    ] = None,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -149,25 +152,84 @@ def evaluate(
     given = _given(
         model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
         scope=scope, attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves,
-        relative=relative, batch_size=batch_size,
+        relative=relative, batch_size=batch_size, certify=certify,
     )  # fmt: skip
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
         return _print_config(settings)
     from nonsingular.experiment import evaluate_run
-    from nonsingular.records import Surface
-    from nonsingular.report import surface_table, write
 
-    out = out or Path("runs") / f"evaluate-{settings.label}-{_short(settings)}"
+    _one_surface(evaluate_run, settings, out or _folder("evaluate", settings), workers, json, quiet)
+
+
+@app.command
+def certify(
+    model: Annotated[
+        str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")
+    ] = None,
+    /,
+    *,
+    weights: Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
+    ] = None,
+    split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
+    limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
+    eps_x: Annotated[str | None, Parameter(help="Input radii, as in 'evaluate'.")] = None,
+    eps_w: Annotated[str | None, Parameter(help="Weight radii, as in 'evaluate'.")] = None,
+    method: Annotated[
+        str | None, Parameter(help="A sound bound: crown (default), best, ... ('nonsingular list bounds').")
+    ] = None,
+    accuracy: Annotated[
+        str | None, Parameter(help="Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x.")
+    ] = None,
+    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")] = None,
+    moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
+    relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+    out: Out = None,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Certify one model over a grid of (eps_x, eps_w): what no input and no weights within the radii can change."""
+    from nonsingular.config import CertifySettings, read_config
+
+    given = _given(
+        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
+        method=method, accuracy=None if accuracy is None else accuracy.split(","),
+        domain=domain if domain in (None, "none") else domain.split(","), moves=moves, relative=relative,
+    )  # fmt: skip
+    settings = _merge(CertifySettings, read_config(config) if config else {}, given)
+    if print_config:
+        return _print_config(settings)
+    from nonsingular.experiment import certify_run
+
+    _one_surface(certify_run, settings, out or _folder("certify", settings), workers, json, quiet)
+
+
+def _one_surface(run: Any, settings: Any, out: Path, workers: int | None, json: bool, quiet: bool) -> None:
+    """Runs, writes the report, and shows the surface of the one model."""
+    from nonsingular.records import Surface
+    from nonsingular.report import fronts_table, surface_table, write
+
     with _progress(quiet or json, {}) as report:
-        results = evaluate_run(settings, out, _cores() if workers is None else workers, report, _command.get())
+        results = run(settings, out, _cores() if workers is None else workers, report, _command.get())
     files = write(results, out)
-    surface = next(iter(results["models"].values()))["surfaces"][0]
+    (found,) = results["models"].values()
     if json:
-        print(json_.dumps(surface))
-    else:
-        _print(surface_table(Surface.from_dict(surface)))
-        _say(f"report: {files['report.html']}\nrecords: {out}")
+        print(json_.dumps(found["surfaces"][0] | ({"fronts": found["fronts"]} if "fronts" in found else {})))
+        return
+    surface = Surface.from_dict(found["surfaces"][0])
+    for shown in (surface, surface.certified):
+        if shown:
+            _print(surface_table(shown))
+    if "fronts" in found:
+        _print(fronts_table(found["fronts"]))
+    _say(f"report: {files['report.html']}\nrecords: {out}")
 
 
 @app.command
@@ -206,7 +268,7 @@ def reproduce(
 
 
 @app.command
-def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate or reproduce.")], /) -> None:
+def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate, certify or reproduce.")], /) -> None:
     """Draw the pictures and the page of a finished run again, from its records."""
     from nonsingular.report import write
 
@@ -270,10 +332,11 @@ def _print_config(settings: Settings) -> None:
     print(to_yaml(settings), end="")
 
 
-def _short(settings: Settings) -> str:
+def _folder(command: str, settings: Any) -> Path:
+    """The default run directory: a name of its own for each model and each other settings."""
     import hashlib
 
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+    return Path("runs") / f"{command}-{settings.label}-{hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 def _cores() -> int:
@@ -350,6 +413,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except cyclopts.CycloptsError as e:
         return _fail(f"{e}\nsee: nonsingular --help")
+    except SoundnessError as e:
+        _say(f"error: {e}")
+        return 1
     except InvalidInput as e:
         return _fail(" ".join(str(e).split()))
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, known
+from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
 
 AttackName = Annotated[str, AfterValidator(lambda name: known(ATTACKS, name, "attack"))]
+BoundName = Annotated[
+    str, AfterValidator(lambda name: known({b: BOUNDS[b] for b in BOUNDS if b not in UNSOUND}, name, "sound bound"))
+]
 MethodName = Annotated[str, AfterValidator(lambda name: known(OBJECTIVES, name, "method"))]
 NetworkName = Annotated[str, AfterValidator(lambda name: known(MODELS, name, "network"))]
 ScopeName = Literal["sample", "batch", "dataset"]
@@ -99,8 +102,8 @@ class TrainSettings(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
-class EvaluateSettings(Settings):
-    """One surface of one model."""
+class GridSettings(Settings):
+    """A model, data and a grid of radii."""
 
     model: str
     weights: Path | None = None
@@ -110,17 +113,30 @@ class EvaluateSettings(Settings):
     limit: Limit = None
     eps_x: Grid | None = None
     eps_w: WeightGrid | None = None
-    scope: ScopeName = "sample"
-    attack: AttackName | None = None
     domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
-    batch_size: int = Field(default=128, ge=1)
 
     @property
     def label(self) -> str:
         """What records call the model: the name of its folder or file."""
         return Path(self.model.rpartition(":")[0] or self.model).stem
+
+
+class EvaluateSettings(GridSettings):
+    """One attacked surface of one model, and on request the certified one beside it."""
+
+    scope: ScopeName = "sample"
+    attack: AttackName | None = None
+    batch_size: int = Field(default=128, ge=1)
+    certify: BoundName | None = None
+
+
+class CertifySettings(GridSettings):
+    """One certified surface of one model; with `accuracy`, also the largest certified radii for these shares of the examples."""
+
+    method: BoundName = "crown"
+    accuracy: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
 
 
 class ReproduceSettings(Settings):

@@ -1,4 +1,4 @@
-"""errors.py - what a user is told when something they gave cannot be used."""
+"""errors.py - what a user is told when something cannot be used, and when a number contradicts another."""
 
 
 class InvalidInput(ValueError):
@@ -11,3 +11,22 @@ class InvalidInput(ValueError):
 
 class UnsupportedModel(InvalidInput):
     """The model contains something that a method has no rule for; the message names the node and the operation."""
+
+
+class SoundnessError(AssertionError):
+    """An attack reached a margin below a certified lower bound: one of the two is wrong, and no number of the run can be trusted.
+
+    example: its number in the data.  eps_x, eps_w: the point of the grid.  certified, attacked: the two margins.
+    """
+
+    def __init__(self, example: int, eps_x: float, eps_w: float, certified: float, attacked: float, saved: str = "") -> None:
+        super().__init__(example, eps_x, eps_w, certified, attacked, saved)  # these arguments: it travels between processes
+        self.example, self.eps_x, self.eps_w = example, eps_x, eps_w
+        self.certified, self.attacked, self.saved = certified, attacked, saved
+
+    def __str__(self) -> str:
+        return (
+            f"example {self.example} at eps_x = {self.eps_x:g}, eps_w = {self.eps_w:g}: its margin is certified to be at least "
+            f"{self.certified:.6g}, and an attack reached {self.attacked:.6g}; this is a fault of nonsingular, please report it"
+            + (f" with {self.saved}" if self.saved else "")
+        )

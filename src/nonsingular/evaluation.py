@@ -1,4 +1,4 @@
-"""evaluation.py - attacked accuracy over a grid of radii, and certified accuracy at one."""
+"""evaluation.py - attacked accuracy over a grid of radii, and on request the certified one beside it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +17,16 @@ from torch import Tensor, nn
 
 from nonsingular import __version__
 from nonsingular.attacks.neuron_pgd import shifts
-from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.catalog import ATTACKS, lookup
+from nonsingular.checks import check_inputs
 from nonsingular.data import hash_tensors
-from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at, twin
-from nonsingular.margins import check_labels, is_correct, worst_margin
-from nonsingular.records import FORMAT, Cell, Log, Surface
+from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
+from nonsingular.graph import logits_at
+from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.records import FORMAT, Cell, Log, Surface, axis
+from nonsingular.sandwich import Parts, Proof, certified, margins_of
 from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
 
-POINTS = 11
-"""Points of an axis that is given by its largest radius alone."""
 SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
 
@@ -36,26 +35,6 @@ class Attack(Protocol):
     """(model, x, y, ball, *, scope) -> a point of the ball."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope) -> Perturbation: ...
-
-
-def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
-    """The radii of one axis of the grid: as given, or from 0 to the given one in 11 equal steps.
-
-    Raises InvalidInput unless they are finite, 0 or larger, and strictly increasing.
-
-    >>> axis(0.2, "eps_x")[:3]
-    (0.0, 0.02, 0.04)
-    """
-    if isinstance(radii, Sequence) or getattr(radii, "ndim", 0):
-        values = [float(r) for r in cast(Sequence[float], radii)]
-    else:
-        top = float(cast(float, radii))
-        values = [float(f"{top * i / (POINTS - 1):.12g}") for i in range(POINTS)] if top else [0.0]
-    if not values or not all(np.isfinite(values)) or min(values) < 0:
-        raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
-    if any(b <= a for a, b in pairwise(values)):
-        raise InvalidInput(f"{name} is {radii}; give radii in strictly increasing order")
-    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -110,12 +89,10 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
     """Which examples survive at one point of the grid.  Accuracy is taken from the tensors that the attack returns."""
     started = time.perf_counter()
     ball = method.unit.scaled(eps_x, eps_w)
-    params = dict(model.named_parameters())
-    moving = sum(params[name].numel() * params[name].element_size() for name in ball.radii(params))
-    in_memory = max(1, min(512, SAMPLE_MEMORY // max(1, moving)))
-    at_once = {"dataset": len(x), "batch": method.batch_size, "sample": in_memory}[method.scope]
+    at_once = _at_once(model, x, method, ball)
     predictions: list[Tensor] = []
     correct: list[Tensor] = []
+    reached: list[Tensor] = []
     for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
         point = method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball)
         if point.weights and point.scope != method.scope:
@@ -123,8 +100,18 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
         logits = logits_at(model, point)
         predictions.append(logits.argmax(1))
         correct.append(is_correct(logits, labels))
+        reached.append(worst_margin(margins(logits, labels), labels))
     flags = ("one-class",) if len(x) > 1 and len(torch.cat(predictions).unique()) == 1 else ()
-    return Cell(eps_x, eps_w, torch.cat(correct).cpu().numpy(), time.perf_counter() - started, flags)
+    seconds = time.perf_counter() - started
+    return Cell(eps_x, eps_w, torch.cat(correct).cpu().numpy(), seconds, flags, torch.cat(reached).float().cpu().numpy())
+
+
+def _at_once(model: nn.Module, x: Tensor, method: Method, ball: JointBall) -> int:
+    """Examples that are attacked together."""
+    params = dict(model.named_parameters())
+    moving = sum(params[name].numel() * params[name].element_size() for name in ball.radii(params))
+    in_memory = max(1, min(512, SAMPLE_MEMORY // max(1, moving)))
+    return {"dataset": len(x), "batch": method.batch_size, "sample": in_memory}[method.scope]
 
 
 Cells = Callable[[nn.Module, Tensor, Tensor, Method, Sequence[tuple[float, float]]], Iterable[Cell]]
@@ -151,6 +138,7 @@ def evaluate(
     moves: Moves = "weights",
     relative: bool = False,
     batch_size: int = 128,
+    certify: str | None = None,
     log: Path | None = None,
 ) -> Surface:
     """Accuracy of `model` under attack over a grid of input and weight radii.
@@ -160,10 +148,12 @@ def evaluate(
         A mapping from parameter name to radius moves these tensors alone; the axis is then the fraction of the radii, 0 to 1.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
+    certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
         An attack given as a function is known there by its name and code, without the values that it closes over.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
-    Raises InvalidInput for an unusable grid, model, label, or input.  Cost: one attack per cell.
+    Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
+    attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
     x, y = (torch.as_tensor(t) for t in data)
@@ -172,7 +162,7 @@ def evaluate(
     )
     check_inputs(model, x, y, method.unit)
     columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-    return surface(model, x, y.long(), method, columns, rows, log=log)
+    return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
 
 
 def surface(
@@ -183,12 +173,16 @@ def surface(
     columns: Sequence[float],
     rows: Sequence[float],
     *,
+    certify: str | None = None,
     name: str = "model",
     log: Path | None = None,
     cells: Cells = in_this_process,
+    parts: Parts | None = None,
     on_cell: Callable[[Cell], None] = lambda cell: None,
+    on_part: Callable[[int], None] = lambda examples: None,
 ) -> Surface:
-    """`evaluate` on checked inputs, with the cells run by `cells`.  columns: eps_x.  rows: eps_w."""
+    """`evaluate` on checked inputs, with the cells run by `cells`, the certificates by `parts`.  columns: eps_x.  rows: eps_w."""
+    proof = None if certify is None else Proof(certify, method.unit)
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
     with torch.no_grad():  # weights alone do not tell ReLU from tanh
         clean = logits_at(model, Perturbation(x))
@@ -215,9 +209,36 @@ def surface(
         "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
     found = [done[p] for p in wanted]
+    proven = None
+    if proof:
+        try:
+            proven = certified(
+                model, x, y, proof, columns, rows, attacked=found, name=name, log=log, parts=parts, on_part=on_part
+            )  # fmt: skip
+        except SoundnessError as e:
+            raise _saved(e, model, x, y, method, log) from None
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
         found = nested(found, columns, rows)
-    return Surface.from_cells(found, columns, rows, scope=method.scope, attack=method.name, model=name, about=about)
+    return Surface.from_cells(
+        found, columns, rows, scope=method.scope, attack=method.name, model=name, about=about, certified=proven
+    )
+
+
+def _saved(e: SoundnessError, model: nn.Module, x: Tensor, y: Tensor, method: Method, log: Path | None) -> SoundnessError:
+    """The same with its case written beside the log: the batch that holds the example, and the perturbation found for it."""
+    if log is None:
+        return e
+    at_once = _at_once(model, x, method, method.unit.scaled(e.eps_x, e.eps_w))
+    start = e.example // at_once * at_once
+    part, labels = x[start : start + at_once], y[start : start + at_once]
+    point = method.attack(model, part, labels, method.unit.scaled(e.eps_x, e.eps_w), scope=method.scope)
+    k = e.example - start
+    weights = {f"weights.{n}": w[k] if point.scope == "sample" else w for n, w in point.weights.items()}
+    tensors = {"x": part[k], "y": labels[k], "x_adv": point.x[k], **weights}
+    path = log.with_name(f"violation-{e.example}.npz")
+    arrays: dict[str, Any] = {n: t.detach().float().cpu().numpy() for n, t in tensors.items()}
+    np.savez(path, **arrays)
+    return SoundnessError(e.example, e.eps_x, e.eps_w, e.certified, e.attacked, str(path))
 
 
 def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
@@ -227,70 +248,13 @@ def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float
     """
     at = {(c.eps_w, c.eps_x): c for c in cells}
     correct = np.array([[at[w, x].correct for x in columns] for w in rows])
+    reached = margins_of(cells, columns, rows)
     for along in (0, 1):
         correct = np.logical_and.accumulate(correct, axis=along)
-    return [replace(at[w, x], correct=correct[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Lower bounds that hold for every point of the ball, each example with its own W' (scope `sample`).
-
-    margins: (B, K) lower bounds of logit_y - logit_j, column y is 0.  verified: (B,) no class can overtake y.
-    """
-
-    margins: Tensor
-    verified: Tensor
-    method: str
-    scope: Scope = "sample"
-
-    @property
-    def accuracy(self) -> float:
-        """Certified accuracy in [0, 1]: a lower bound of robust accuracy in every scope."""
-        return self.verified.double().mean().item()
-
-
-def certify(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "best") -> Certificate:
-    """Proves, where it can, that no input and no weights in `ball` change the prediction.
-
-    x: (B, *input) in ball.domain.  y: (B,).  The bound is computed in float64.
-    method: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
-    Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
-    A bound that is not finite verifies nothing.  Cost: that of the bound.
-    Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
-    """
-    if method in UNSOUND:
-        raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='best'")
-    bound = lookup(BOUNDS, method, "bound")
-    check_inputs(model, x, y, ball)
-    with torch.no_grad():
-        lower: Tensor = bound(twin(model).double(), x.double(), y.long(), ball)
-        return Certificate(lower, (worst_margin(lower, y.long()) > 0) & torch.isfinite(lower).all(1), method)
-
-
-def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:
-    """Raises InvalidInput, with what to do, for data or a model that no number can be computed for."""
-    if not len(x):
-        raise InvalidInput("the data set is empty; give at least one example")
-    if not x.is_floating_point():
-        raise InvalidInput(f"x is {x.dtype}; give floating-point inputs, scaled to the domain")
-    ball.check_domain(x)
-    params = dict(model.named_parameters())
-    ball.radii(params)  # an unknown name in eps_w
-    still = twin(model)
-    try:
-        with torch.no_grad():
-            logits = torch.cat([still(part.clone()) for part in x.split(1024)])
-    except (RuntimeError, TypeError, ValueError, IndexError) as e:
-        raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {e}") from e
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise InvalidInput(f"the model returns shape {tuple(logits.shape)}; a classifier returns (B, K) logits with K >= 2")
-    check_labels(y, len(x), logits.shape[1])
-    bad = (~torch.isfinite(logits).all(1)).nonzero()
-    if len(bad):
-        raise InvalidInput(
-            f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
-        )
+        reached = np.minimum.accumulate(reached, axis=along)
+    return [
+        replace(at[w, x], correct=correct[i, j], margins=reached[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)
+    ]
 
 
 def _name(attack: Any) -> str:

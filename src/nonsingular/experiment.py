@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import signal
@@ -30,14 +31,27 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonsingular.catalog import MODELS, OBJECTIVES, lookup
+from nonsingular.certification import Front, certified_front
+from nonsingular.checks import check_inputs
 from nonsingular.claims import judge
-from nonsingular.config import EvaluateSettings, Recipe, ReproduceSettings, Settings, TrainSettings, checked, read_config, to_yaml
+from nonsingular.config import (
+    CertifySettings,
+    EvaluateSettings,
+    Recipe,
+    ReproduceSettings,
+    Settings,
+    TrainSettings,
+    checked,
+    read_config,
+    to_yaml,
+)  # fmt: skip
 from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation import Method, attack_cell, axis, check_inputs, choose, in_this_process, rehearse, surface
+from nonsingular.evaluation import Method, attack_cell, choose, in_this_process, rehearse, surface
 from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
-from nonsingular.records import FORMAT, Cell, Surface, write_atomic, write_json
+from nonsingular.records import FORMAT, Cell, Surface, axis, write_atomic, write_json
+from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified, certified_part, rehearse_proof
 from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
 
@@ -151,9 +165,9 @@ def dataset(name: str, data_dir: Path | None) -> Dataset:
 
 
 class Job:
-    """One model under one method on one split: what a worker needs to run a cell."""
+    """One model, the examples and the grid that settings name: what a worker needs to do a piece of the work."""
 
-    def __init__(self, settings: EvaluateSettings) -> None:
+    def __init__(self, settings: EvaluateSettings | CertifySettings) -> None:
         self.model, trained = load_model(settings.model, settings.weights)
         name = settings.data or (trained.data if trained else None)
         if name is None:
@@ -167,43 +181,119 @@ class Job:
             raise InvalidInput(f"there is no default grid for '{name}'; give eps_x and eps_w, e.g. 0:0.1:11")
         radii = rows if isinstance(rows, dict) else None
         self.columns, self.rows = columns, axis(1.0, "eps_w") if isinstance(rows, dict) else rows
-        self.method = choose(
-            self.model, attack=settings.attack, scope=settings.scope, radii=radii, moves=settings.moves,
-            relative=settings.relative,
-            domain=None if settings.domain == "none" else settings.domain, batch_size=settings.batch_size,
-        )  # fmt: skip
-        check_inputs(self.model, self.split.x, self.split.y, self.method.unit)
+        domain = None if settings.domain == "none" else settings.domain
+        self.unit = JointBall(1.0, 1.0 if radii is None else radii, domain, settings.moves, settings.relative)
+        check_inputs(self.model, self.split.x, self.split.y, self.unit)
         self.model_sha256 = hash_tensors(self.model.state_dict())
-        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows, "attack": self.method.name})
+        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows})
         """The settings with every default filled in."""
 
+
+class Attacked(Job):
+    """A job whose cells are attacked, and certified where the settings ask for it."""
+
+    settings: EvaluateSettings
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        super().__init__(settings)
+        unit = self.unit
+        radii = unit.eps_w if isinstance(unit.eps_w, Mapping) else None
+        self.method = choose(
+            self.model, attack=settings.attack, scope=settings.scope, radii=radii, domain=unit.domain, moves=unit.moves,
+            relative=unit.relative, batch_size=settings.batch_size,
+        )  # fmt: skip
+        self.settings = self.settings.model_copy(update={"attack": self.method.name})
+        if settings.certify:
+            self.proof = Proof(settings.certify, unit)
+            rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
-        """The surface of this job, its cells spread over `pool`."""
+        """The surface of this job, its work spread over `pool`."""
+        settings = self.settings.model_dump_json()
 
         def spread(
             model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
         ) -> Iterator[Cell]:
             assert pool is not None
-            settings = self.settings.model_dump_json()
             for future in as_completed([pool.submit(_cell, settings, self.model_sha256, *p) for p in points]):
                 yield future.result()
 
         return surface(
-            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, name=name, log=log,
-            cells=spread if pool else in_this_process, on_cell=lambda cell: report("cells", 1),
+            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
+            name=name, log=log, cells=spread if pool else in_this_process, on_cell=lambda cell: report("cells", 1),
+            parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
 
+class Certified(Job):
+    """A job whose cells are certified."""
+
+    settings: CertifySettings
+
+    def __init__(self, settings: CertifySettings) -> None:
+        super().__init__(settings)
+        self.proof = Proof(settings.method, self.unit)
+        rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+
+    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
+        """The certified surface of this job, its work spread over `pool`."""
+        return certified(
+            self.model, self.split.x, self.split.y, self.proof, self.columns, self.rows, name=name, log=log,
+            parts=_parts(Certified, self, pool), on_part=lambda n: report("examples certified", n),
+        )  # fmt: skip
+
+    def front(self, pool: Executor | None, report: Report) -> Front:
+        """The largest certified weight radii of the examples at each input radius of the grid, up to the grid's largest."""
+        n, settings = len(self.split.x), self.settings.model_dump_json()
+        spans = [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
+        if pool:
+            futures = [pool.submit(_front, settings, self.model_sha256, span) for span in spans]
+            found = [future.result() for future in futures]
+        else:
+            found = [_front_of(self, span) for span in spans]
+        report("radii", n)
+        return Front(tuple(self.columns), torch.cat([f.eps_w for f in found], 1))
+
+
 @lru_cache(maxsize=4)
-def _job(settings: str) -> Job:
-    return Job(EvaluateSettings.model_validate_json(settings))
+def _job(kind: type[Attacked | Certified], settings: str, model_sha256: str) -> Any:
+    job = kind((EvaluateSettings if kind is Attacked else CertifySettings).model_validate_json(settings))  # pyright: ignore[reportArgumentType]
+    if job.model_sha256 != model_sha256:
+        raise InvalidInput(f"{job.settings.model} returns other weights at each call; give --weights with a safetensors file")
+    return job
 
 
 def _cell(settings: str, model_sha256: str, eps_x: float, eps_w: float) -> Cell:
-    job = _job(settings)
-    if job.model_sha256 != model_sha256:
-        raise InvalidInput(f"{job.settings.model} returns other weights at each call; give --weights with a safetensors file")
+    job = _job(Attacked, settings, model_sha256)
     return attack_cell(job.model, job.split.x, job.split.y, job.method, eps_x, eps_w)
+
+
+def _part(kind: type[Attacked | Certified], settings: str, model_sha256: str, span: Span, attacked: Any) -> Any:
+    job = _job(kind, settings, model_sha256)
+    return certified_part(job.model, job.split.x, job.split.y, job.proof, job.columns, job.rows, span, attacked)
+
+
+def _front(settings: str, model_sha256: str, span: Span) -> Front:
+    return _front_of(_job(Certified, settings, model_sha256), span)
+
+
+def _front_of(job: Certified, span: Span) -> Front:
+    at, ball = slice(*span), job.unit.scaled(job.columns[-1], job.rows[-1])
+    return certified_front(job.model, job.split.x[at], job.split.y[at], ball, eps_x=job.columns, method=job.settings.method)
+
+
+def _parts(kind: type[Attacked | Certified], job: Attacked | Certified, pool: Executor | None) -> Parts | None:
+    """Pieces of a certified surface, done by `pool`."""
+    if pool is None:
+        return None
+
+    def parts(spans: Sequence[Span], known: Callable[[Span], Any]) -> Iterator[Any]:
+        settings = job.settings.model_dump_json()
+        futures = [pool.submit(_part, kind, settings, job.model_sha256, span, known(span)) for span in spans]
+        for future in as_completed(futures):
+            yield future.result()
+
+    return parts
 
 
 AGAIN = "nonsingular COMMAND --config config.yaml"
@@ -214,22 +304,41 @@ def evaluate_run(
     settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
 ) -> dict[str, Any]:
     """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again."""
-    job = Job(settings)
+    job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    started, surroundings = time.time(), environment()
+    return _run(job, out, workers, report, command)
+
+
+def certify_run(
+    settings: CertifySettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
+) -> dict[str, Any]:
+    """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
+    return _run(Certified(settings), out, workers, report, command)
+
+
+def _run(job: Attacked | Certified, out: Path, workers: int, report: Report, command: str) -> dict[str, Any]:
+    label, started, surroundings = job.settings.label, time.time(), environment()
+    fronts: list[dict[str, Any]] = []
     with processes(workers) as pool:
         claim(out, job.settings)
-        found = job.surface(settings.label, out / EVENTS, pool, report)
-    results = assemble(
-        {settings.label: (settings.label, {}, [found])},
-        [0],
-        job.data,
-        job.settings,
-        surroundings | {"wall_seconds": round(time.time() - started, 1)},
-        command,
-    )
+        found = job.surface(label, out / EVENTS, pool, report)
+        if isinstance(job, Certified) and job.settings.accuracy:
+            front = job.front(pool, report)
+            fronts = [front_dict(front, share) for share in job.settings.accuracy]
+    surroundings |= {"wall_seconds": round(time.time() - started, 1)}
+    results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
+    if fronts:
+        results["models"][label]["fronts"] = fronts
     write_json(out / RESULTS, results)
     return results
+
+
+def front_dict(front: Front, accuracy: float) -> dict[str, Any]:
+    """The front for a required accuracy as a record; None where no weight radius is certified."""
+    return {
+        "accuracy": accuracy, "eps_x": list(front.eps_x),
+        "eps_w": [None if math.isnan(r) else r for r in front.at(accuracy)],
+    }  # fmt: skip
 
 
 # --- the whole paper ------------------------------------------------------------------------------------------------------
@@ -264,7 +373,7 @@ def reproduce(
                 model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
                 scope=settings.scope, attack=settings.attack,
             )  # fmt: skip
-            surfaces[name, seed] = Job(evaluation).surface(name, run / EVENTS, pool, report)
+            surfaces[name, seed] = Attacked(evaluation).surface(name, run / EVENTS, pool, report)
 
         # the costly ones first, so that no worker is left alone with one at the end
         todo = sorted(
@@ -320,7 +429,7 @@ def assemble(
             "sha256": a_surface.about["data_sha256"],
         },
         "grid": {"eps_x": list(a_surface.eps_x), "eps_w": list(a_surface.eps_w)},
-        "scope": a_surface.scope, "attack": a_surface.attack,
+        "kind": a_surface.kind, "scope": a_surface.scope, "attack": a_surface.attack,
         "models": {
             name: {
                 "title": title, "settings": recipe, "seeds": seeds,

@@ -11,14 +11,17 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 
+POINTS = 11
+"""Points of an axis that is given by its largest radius alone."""
 FORMAT = 1
 """Version of every file that this module writes, and of what the catalog's attacks do: a new one makes old cells run again."""
 
@@ -51,6 +54,26 @@ def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float])
     return float((w * values).sum() / w.sum())
 
 
+def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
+    """The radii of one axis of the grid: as given, or from 0 to the given one in 11 equal steps.
+
+    Raises InvalidInput unless they are finite, 0 or larger, and strictly increasing.
+
+    >>> axis(0.2, "eps_x")[:3]
+    (0.0, 0.02, 0.04)
+    """
+    if isinstance(radii, Sequence) or getattr(radii, "ndim", 0):
+        values = [float(r) for r in cast(Sequence[float], radii)]
+    else:
+        top = float(cast(float, radii))
+        values = [float(f"{top * i / (POINTS - 1):.12g}") for i in range(POINTS)] if top else [0.0]
+    if not values or not all(np.isfinite(values)) or min(values) < 0:
+        raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
+    if any(b <= a for a, b in pairwise(values)):
+        raise InvalidInput(f"{name} is {radii}; give radii in strictly increasing order")
+    return tuple(values)
+
+
 @dataclass(frozen=True)
 class Cell:
     """Outcome of one method on one model at one point of the grid."""
@@ -62,18 +85,33 @@ class Cell:
     seconds: float = 0.0
     flags: tuple[str, ...] = ()
     """Things that a reader should know, e.g. "one-class": every prediction fell into one class."""
+    margins: NDArray[np.float32] | None = None
+    """(N,) smallest margin over the other classes that was attained."""
 
     def to_dict(self) -> dict[str, Any]:
-        packed = base64.b64encode(np.packbits(self.correct).tobytes()).decode("ascii")
         return {
-            "eps_x": self.eps_x, "eps_w": self.eps_w, "n": int(self.correct.size), "correct": packed,
+            "eps_x": self.eps_x, "eps_w": self.eps_w, "n": int(self.correct.size), "correct": pack(self.correct),
             "seconds": self.seconds, "flags": list(self.flags),
-        }  # fmt: skip
+        } | ({} if self.margins is None else {"margins": _text(self.margins.astype("<f4").tobytes())})  # fmt: skip
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Cell:
-        bits = np.unpackbits(np.frombuffer(base64.b64decode(d["correct"]), dtype=np.uint8), count=d["n"])
-        return Cell(d["eps_x"], d["eps_w"], bits.astype(bool), d["seconds"], tuple(d["flags"]))
+        margins = np.frombuffer(base64.b64decode(d["margins"]), dtype="<f4").astype(np.float32) if "margins" in d else None
+        return Cell(d["eps_x"], d["eps_w"], unpack(d["correct"], d["n"]), d["seconds"], tuple(d["flags"]), margins)
+
+
+def pack(bits: NDArray[np.bool_]) -> str:
+    """Bits as text."""
+    return _text(np.packbits(bits).tobytes())
+
+
+def unpack(text: str, n: int) -> NDArray[np.bool_]:
+    """(n,) the bits that `pack` wrote."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -93,6 +131,10 @@ class Surface:
     model: str = "model"
     seconds: float = 0.0
     flags: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict[tuple[int, int], tuple[str, ...]])
+    kind: str = "attacked"
+    """"attacked": an upper bound of robust accuracy.  "certified": a lower bound, in every scope; `attack` is then the bound."""
+    certified: Surface | None = None
+    """The certified surface on the same grid and examples, if there is one: nowhere above this one."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Everything else that names the numbers: method, hashes of model and data, clean accuracy, moved tensors, domain."""
 
@@ -135,19 +177,20 @@ class Surface:
     def to_dict(self) -> dict[str, Any]:
         lo, hi = self.interval
         return {
-            "format": FORMAT, "model": self.model, "attack": self.attack, "scope": self.scope, "n": self.n,
+            "format": FORMAT, "model": self.model, "kind": self.kind, "attack": self.attack, "scope": self.scope, "n": self.n,
             "eps_x": list(self.eps_x), "eps_w": list(self.eps_w), "accuracy": self.accuracy.tolist(),
             "interval": {"level": 0.95, "low": lo.tolist(), "high": hi.tolist()},
             "auc": self.auc, "auc_x": self.auc_x, "auc_w": self.auc_w, "rises": self.rises, "seconds": self.seconds,
             "flags": [{"row": i, "column": j, "flags": list(f)} for (i, j), f in sorted(self.flags.items())],
             "about": dict(self.about),
-        }  # fmt: skip
+        } | ({} if self.certified is None else {"certified": self.certified.to_dict()})  # fmt: skip
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Surface:
         return Surface(
             tuple(d["eps_x"]), tuple(d["eps_w"]), np.asarray(d["accuracy"], dtype=np.float64), d["n"], d["scope"], d["attack"],
-            d["model"], d["seconds"], {(f["row"], f["column"]): tuple(f["flags"]) for f in d["flags"]}, d["about"],
+            d["model"], d["seconds"], {(f["row"], f["column"]): tuple(f["flags"]) for f in d["flags"]},
+            d.get("kind", "attacked"), Surface.from_dict(d["certified"]) if "certified" in d else None, d["about"],
         )  # fmt: skip
 
     @staticmethod
@@ -167,11 +210,12 @@ class Surface:
         rows = [
             f"{w:>13.4g} " + "".join(f"{100 * a:>8.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
         ]
+        how = f"scope {self.scope}, attack {self.attack}" if self.kind == "attacked" else f"certified by {self.attack}"
         tail = (
             f"AUC {self.auc:.3f} (eps_w = {self.eps_w[0]:g}: {self.auc_x:.3f}, eps_x = {self.eps_x[0]:g}: {self.auc_w:.3f}); "
-            f"accuracy in % of {self.n} examples, scope {self.scope}, attack {self.attack}"
+            f"accuracy in % of {self.n} examples, {how}"
         )
-        return "\n".join([head, *rows, tail])
+        return "\n".join([head, *rows, tail, *([] if self.certified is None else ["", str(self.certified)])])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """The contour of this surface as a matplotlib figure; written to `path` (png, svg, pdf) if given."""

@@ -43,7 +43,8 @@ STEPS = 12
 class Verdicts:
     """What is known of each example over the whole ball, each with its own W' (scope `sample`).
 
-    status: (B,) "verified": no point of the ball changes the prediction; "falsified": `perturbation` does; "timeout": neither yet.
+    status: (B,) "verified": no point of the ball changes the prediction; "falsified": `perturbation` does; "timeout":
+    neither yet.
     lower: (B, K) sound lower bounds of logit_y - logit_j so far.  upper: (B,) the smallest margin attained, by `perturbation`.
     parts: (B,) parts that were bounded.
     """
@@ -56,13 +57,13 @@ class Verdicts:
 
 
 def branch_and_bound(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, parts: int = 2000) -> Tensor:
-    """(B, K) lower bounds of logit_y - logit_j over the joint ball, by branch and bound until each sign is decided; column y is 0.
+    """(B, K) lower bounds of logit_y - logit_j over the joint ball, by branch and bound until all signs are known; column y is 0.
 
     x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
     parts: largest number of parts bounded for an example.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
-    Raises UnsupportedModel without a rule for an operation.  Cost: that of crown, and for an undecided example up to `parts` times
-    about 30 passes back from one logit.  Source: arXiv:2103.06624 on inputs; weights: the rules of products.py.
+    Raises UnsupportedModel without a rule for an operation.  Cost: that of crown, and for each part about 30 passes back from
+    one logit.  Source: arXiv:2103.06624 on inputs; weights: the rules of products.py.
     """
     return search(model, x, y, ball, parts=parts).lower
 

@@ -10,9 +10,9 @@ from nonsingular.records import write_atomic
 from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
 from nonsingular.report.summary import read
-from nonsingular.report.table import claims_table, markdown, model_table, surface_table
+from nonsingular.report.table import claims_table, fronts_table, markdown, model_table, surface_table
 
-__all__ = ["claims_table", "contours", "markdown", "model_table", "page", "surface_table", "write"]
+__all__ = ["claims_table", "contours", "fronts_table", "markdown", "model_table", "page", "surface_table", "write"]
 
 
 def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
@@ -21,7 +21,9 @@ def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
     Each file is written whole or not at all, and the same results give the same bytes.
     Raises InvalidInput for results that cannot be shown; then nothing is written.
     """
-    figure = contours({m.title: m.runs.surfaces for m in read(results)})
+    panels = {m.title: m.runs.surfaces for m in read(results)}
+    panels |= {f"{m.title}, certified": m.certified.surfaces for m in read(results) if m.certified}
+    figure = contours(panels)
     svg = render(figure, "svg")
     files: dict[str, str | bytes] = {
         "figure1.png": render(figure, "png"),

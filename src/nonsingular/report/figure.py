@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.records import Surface, write_atomic
-from nonsingular.report.summary import Seeds, between, mean_spread, same_grid, seed_count, weight_unit
+from nonsingular.report.summary import Seeds, between, how, mean_spread, same_grid, seed_count, weight_unit
 
 CMAP = matplotlib.colormaps["viridis"]
 BANDS = np.arange(0.0, 101.0, 5.0)
@@ -140,8 +140,7 @@ def _caption(runs: Sequence[Seeds], width: int) -> str:
     def each(values: Sequence[str]) -> str:
         return ", ".join(dict.fromkeys(values))
 
-    text = f"Accuracy on {each([f'{s.n:,}' for s in surfaces])} examples, attack: {each([s.attack for s in surfaces])}, "
-    text += f"scope: {each([s.scope for s in surfaces])}."
+    text = f"Accuracy on {each([f'{s.n:,}' for s in surfaces])} examples, {how(surfaces)}."
     text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     if most > 1:
         text += " Mean over the seeds; ± is their sample standard deviation."

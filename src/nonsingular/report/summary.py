@@ -63,6 +63,12 @@ class Model:
     clean: tuple[float, ...]
     runs: Seeds
 
+    @property
+    def certified(self) -> Seeds | None:
+        """The certified surfaces beside the attacked ones, if every seed has one."""
+        found = tuple(s.certified for s in self.runs.surfaces if s.certified)
+        return Seeds(found) if len(found) == len(self.runs.surfaces) else None
+
 
 def read(results: Mapping[str, Any]) -> list[Model]:
     """The models in their order; titles that occur twice get their key.  All surfaces share one grid.
@@ -100,6 +106,14 @@ def same_grid(surfaces: Iterable[Surface]) -> None:
             f"surfaces of {a.model!r} and {b.model!r} have different grids "
             f"(eps_x {a.eps_x} and {b.eps_x}, eps_w {a.eps_w} and {b.eps_w}); evaluate both on one grid"
         )
+
+
+def how(surfaces: Iterable[Surface]) -> str:
+    """By what these accuracies were found: attacks with their scope, and bounds."""
+    every = [s for surface in surfaces for s in (surface, surface.certified) if s]
+    attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
+    bounds = dict.fromkeys(f"certified by {s.attack}, in every scope" for s in every if s.kind == "certified")
+    return "; ".join([*attacks, *bounds])
 
 
 def middle(surface: Surface) -> tuple[int, int]:

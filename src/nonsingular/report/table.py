@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nonsingular.records import Surface
-from nonsingular.report.summary import Model, Seeds, mean_spread, middle, percent, read, weight_unit
+from nonsingular.report.summary import Model, Seeds, how, mean_spread, middle, percent, read, weight_unit
 
 
 def model_header(models: Sequence[Model]) -> list[str]:
@@ -61,7 +61,7 @@ def claims_table(results: Mapping[str, Any]) -> Table:
 def surface_table(surface: Surface) -> Table:
     """Accuracy in percent over the grid; an arrow marks each point to which it rises."""
     risen = Seeds((surface,)).risen
-    caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, scope {surface.scope}, attack {surface.attack}"
+    caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, {how([surface])}"
     if risen:
         caption += "; ↑ accuracy rises to this point: the attack missed something"
     table = Table("ε_w \\ ε_x", title=Text(surface.model), caption=Text(caption), caption_justify="left")
@@ -76,14 +76,25 @@ def surface_table(surface: Surface) -> Table:
     )
 
 
+def fronts_table(fronts: Sequence[Mapping[str, Any]]) -> Table:
+    """The largest certified weight radius at each input radius, one column for each required accuracy."""
+    table = Table("ε_x", title="Largest certified ε_w", caption=Text("-: not even ε_w = 0 is certified"), caption_justify="left")
+    for front in fronts:
+        table.add_column(f"for {100 * front['accuracy']:g} %", justify="right")
+    columns = [front["eps_w"] for front in fronts]
+    rows = zip(fronts[0]["eps_x"], *columns, strict=True)
+    return _fill(table, ([f"{x:g}", *("-" if r is None else f"{r:.4g}" for r in radii)] for x, *radii in rows))
+
+
 def setting(results: Mapping[str, Any]) -> list[str]:
     """What the numbers hold for, in sentences."""
     data, grid = results["data"], results["grid"]
+    surfaces = [s for m in read(results) for s in m.runs.surfaces]
     unit = weight_unit(next(iter(results["models"].values()))["surfaces"][0]["about"])
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
-        f"Attack: {results['attack']}. Scope: {results['scope']}.",
+        f"{how(surfaces).capitalize()}.",
         *([f"A weight moves by up to ε_w{unit}."] if unit else []),
     ]
 

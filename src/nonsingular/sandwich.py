@@ -1,0 +1,228 @@
+"""sandwich.py - certified accuracy over a grid of radii, held against what attacks reached.
+
+Per example: certified margin <= worst margin <= attacked margin.  A violation is a fault of this library and fails the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nonsingular.catalog import BOUNDS, UNSOUND, lookup
+from nonsingular.certification import Prover
+from nonsingular.checks import check_inputs
+from nonsingular.data import hash_tensors
+from nonsingular.errors import InvalidInput, SoundnessError
+from nonsingular.graph import logits_at
+from nonsingular.margins import is_correct, worst_margin
+from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
+from nonsingular.threat import JointBall, Moves, Perturbation
+
+SLACK = 1e-4
+"""How far an attacked margin may lie below a certified one, relative to 1 + the two: attacks run in the model's own precision."""
+TOGETHER = 50
+"""Examples whose certificates are one piece of work."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything but the model, the data and the radii that a certified accuracy depends on."""
+
+    method: str
+    unit: JointBall
+    """The ball whose radii the grid multiplies, as in an attack's Method."""
+
+    def __post_init__(self) -> None:
+        if self.method in UNSOUND:
+            raise InvalidInput(f"'{self.method}' is not a bound and may not certify; use 'best'")
+        lookup(BOUNDS, self.method, "bound")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings by name, for records."""
+        eps_w = self.unit.eps_w
+        return {
+            "bound": self.method, "domain": self.unit.domain, "moves": self.unit.moves, "relative": self.unit.relative,
+            "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
+        }  # fmt: skip
+
+
+def rehearse_proof(model: nn.Module, x: Tensor, y: Tensor, proof: Proof) -> None:
+    """Bounds one example at radius 0, so that a bound without a rule for the model says so before any work is done."""
+    Prover(model, proof.method)(x[:1], y[:1].long(), proof.unit.scaled(0.0, 0.0))
+
+
+Span = tuple[int, int]
+"""Examples start to stop."""
+Parts = Callable[[Sequence[Span], Callable[[Span], NDArray[np.float32] | None]], Iterable[tuple[Span, NDArray[np.bool_], float]]]
+"""Who does the work: (spans, span -> attacked margins) -> (span, certified (rows, columns, n), seconds), in any order."""
+
+
+def certified_surface(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    *,
+    eps_x: float | Sequence[float],
+    eps_w: float | Sequence[float] | Mapping[str, Any],
+    method: str = "crown",
+    domain: tuple[float, float] | None = (0.0, 1.0),
+    moves: Moves = "weights",
+    relative: bool = False,
+    log: Path | None = None,
+) -> Surface:
+    """Certified accuracy of `model` over a grid of input and weight radii: a lower bound of robust accuracy in every scope.
+
+    data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
+    eps_x, eps_w, domain, moves, relative, log: as in `evaluate`.  method: a sound bound of the catalog.
+    Balls are nested, so what is certified at one point is certified at all smaller ones: an example is bounded at no more than
+    rows + columns points, along the border of what can be certified.
+    Guarantee: that of the bound, cell by cell.  Cost: up to rows + columns bounds of every example.
+    """
+    x, y = (torch.as_tensor(t) for t in data)
+    radii = eps_w if isinstance(eps_w, Mapping) else None
+    proof = Proof(method, JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative))
+    check_inputs(model, x, y, proof.unit)
+    columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+    return certified(model, x, y.long(), proof, columns, rows, log=log)
+
+
+def certified(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    proof: Proof,
+    columns: Sequence[float],
+    rows: Sequence[float],
+    *,
+    attacked: Sequence[Cell] | None = None,
+    name: str = "model",
+    log: Path | None = None,
+    parts: Parts | None = None,
+    on_part: Callable[[int], None] = lambda examples: None,
+) -> Surface:
+    """`certified_surface` on checked inputs, with the work done by `parts`.
+
+    attacked: what an attack left at every point of the grid: what it broke is not tried, and where its margin is below the bound,
+    the run fails with SoundnessError.
+    """
+    n = len(x)
+    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
+    about = {**proof.describe(), **hashes, "versions": {"nonsingular": version("nonsingular"), "torch": torch.__version__}}
+    key = hashlib.sha256(
+        json.dumps([FORMAT, proof.describe(), hashes, str(model), list(columns), list(rows)], sort_keys=True).encode()
+    ).hexdigest()
+    journal = Log(log) if log else None
+    held = np.zeros((len(rows), len(columns), n), dtype=bool)
+    done: dict[Span, float] = {}
+    margins = None if attacked is None else margins_of(attacked, columns, rows)
+
+    def keep(span: Span, bits: NDArray[np.bool_], seconds: float) -> None:
+        held[:, :, slice(*span)] = bits
+        done[span] = seconds
+        on_part(span[1] - span[0])
+
+    spans = [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
+    for entry in journal or ():
+        span = tuple(entry["span"]) if entry.get("key") == key and "span" in entry else None
+        if span in spans:
+            shape = (len(rows), len(columns), span[1] - span[0])
+            bits = unpack(entry["certified"], int(np.prod(shape))).reshape(shape)
+            if margins is not None:
+                _check_kept(bits, margins[:, :, slice(*span)], span, columns, rows)
+            keep(span, bits, entry["seconds"])
+
+    def in_this_process(spans: Sequence[Span], known: Callable[[Span], NDArray[np.float32] | None]) -> Iterator[Any]:
+        for span in spans:
+            yield certified_part(model, x, y, proof, columns, rows, span, known(span))
+
+    work = (parts or in_this_process)(
+        [s for s in spans if s not in done], lambda s: None if margins is None else margins[:, :, slice(*s)]
+    )
+    for span, bits, seconds in work:
+        if journal:
+            journal.append({"key": key, "span": list(span), "certified": pack(bits), "seconds": seconds, "about": about})
+        keep(span, bits, seconds)
+    if attacked is not None:  # a margin of an attack within rounding of 0: what it broke is not called certified
+        held &= np.array([[c.correct for c in row] for row in _grid(attacked, columns, rows)])
+    cells = [Cell(c, r, held[i, j]) for i, r in enumerate(rows) for j, c in enumerate(columns)]
+    with torch.no_grad():
+        clean = is_correct(logits_at(model, Perturbation(x)), y).double().mean().item()
+    found = Surface.from_cells(
+        cells, columns, rows, scope="sample", attack=proof.method, model=name, kind="certified",
+        about={**proof.describe(), **hashes, "clean_accuracy": clean},
+    )  # fmt: skip
+    return replace(found, seconds=sum(done.values()))
+
+
+def certified_part(
+    model: nn.Module, x: Tensor, y: Tensor, proof: Proof, columns: Sequence[float], rows: Sequence[float], span: Span,
+    attacked: NDArray[np.float32] | None = None,
+) -> tuple[Span, NDArray[np.bool_], float]:  # fmt: skip
+    """(span, certified (rows, columns, n), seconds) for the examples of `span`.
+
+    Each example walks along the border of what is certified: to the next row where it is, to the column before where it is not.
+    attacked: (rows, columns, n) margins that an attack reached.  Raises SoundnessError where one lies below the bound.
+    """
+    started = time.perf_counter()
+    x, y = x[slice(*span)], y[slice(*span)].long()
+    held = np.zeros((len(rows), len(columns), len(x)), dtype=bool)
+    prove = Prover(model, proof.method)
+    with torch.no_grad():
+        right = is_correct(logits_at(model, Perturbation(x)), y).cpu().numpy()
+    column = np.where(right, len(columns) - 1, -1)
+    for i, eps_w in enumerate(rows):
+        for j in reversed(range(len(columns))):
+            here = np.flatnonzero(column == j)
+            if attacked is not None:
+                broken = attacked[i, j, here] <= 0
+                column[here[broken]] -= 1
+                here = here[~broken]
+            if not len(here):
+                continue
+            at = torch.as_tensor(here, device=x.device)
+            lower = prove(x[at], y[at], proof.unit.scaled(columns[j], eps_w))
+            low = worst_margin(lower, y[at]).cpu().numpy()
+            if attacked is not None:
+                _check(low, attacked[i, j, here], here + span[0], columns[j], eps_w)
+            good = (low > 0) & torch.isfinite(lower).all(1).cpu().numpy()
+            held[i, : j + 1, here[good]] = True
+            column[here[~good]] -= 1
+    return span, held, time.perf_counter() - started
+
+
+def _check(low: NDArray[Any], attacked: NDArray[Any], examples: NDArray[Any], eps_x: float, eps_w: float) -> None:
+    """Certified margin <= attacked margin, example by example."""
+    slack = SLACK * (1 + np.abs(attacked) + np.abs(low))
+    for k in np.flatnonzero(low > attacked + slack):
+        raise SoundnessError(int(examples[k]), eps_x, eps_w, float(low[k]), float(attacked[k]))
+
+
+def _check_kept(
+    bits: NDArray[np.bool_], margins: NDArray[Any], span: Span, columns: Sequence[float], rows: Sequence[float]
+) -> None:
+    for i, j, k in np.argwhere(bits & (margins < -SLACK)):
+        raise SoundnessError(int(k) + span[0], columns[j], rows[i], 0.0, float(margins[i, j, k]))
+
+
+def _grid(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[list[Cell]]:
+    at = {(c.eps_w, c.eps_x): c for c in cells}
+    return [[at[w, x] for x in columns] for w in rows]
+
+
+def margins_of(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> NDArray[np.float32]:
+    """(rows, columns, N) margins reached at each point; without a record of them, infinite where the label survived."""
+
+    def of(cell: Cell) -> NDArray[Any]:
+        return np.where(cell.correct, np.inf, -np.inf) if cell.margins is None else cell.margins
+
+    return np.array([[of(c) for c in row] for row in _grid(cells, columns, rows)], dtype=np.float32)
