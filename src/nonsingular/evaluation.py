@@ -24,7 +24,7 @@ from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis
-from nonsingular.sandwich import Parts, Proof, certified, margins_of
+from nonsingular.sandwich import Parts, Proof, certified, margins_of, rehearse_proof
 from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
 
 SAMPLE_MEMORY = 64 * 2**20
@@ -183,6 +183,8 @@ def surface(
 ) -> Surface:
     """`evaluate` on checked inputs, with the cells run by `cells`, the certificates by `parts`.  columns: eps_x.  rows: eps_w."""
     proof = None if certify is None else Proof(certify, method.unit)
+    if proof:
+        rehearse_proof(model, x, y, proof)
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
     with torch.no_grad():  # weights alone do not tell ReLU from tanh
         clean = logits_at(model, Perturbation(x))

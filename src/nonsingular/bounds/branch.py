@@ -21,13 +21,15 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value, vmap  # pyright: ignore[reportPrivateImportUsage]
+from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import ELEMENTS, Region, propagate, region
 from nonsingular.bounds.linear import hidden_bounds, largest, lowest_over, margin_bounds, pieces, pull_back
+from nonsingular.bounds.products import sensitivities
 from nonsingular.graph import per_sample_logits, recording, twin
-from nonsingular.operators import Activation
+from nonsingular.margins import margins, worst_margin
+from nonsingular.operators import Activation, Product
 from nonsingular.threat import Interval, JointBall, Perturbation
 
 Status = Literal["verified", "falsified", "timeout"]
@@ -37,14 +39,18 @@ TRIES = 6
 """Neurons whose halves are bounded before one is split."""
 STEPS = 12
 """Steps of gradient ascent on slopes and multipliers of a part."""
+ROUNDS = 4
+"""Moves of all inputs and weights to an end of their boxes, from the point that a relaxation suggests."""
+LAST_STEPS = 200
+"""The same for a part with nothing left to split."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
     """What is known of each example over the whole ball, each with its own W' (scope `sample`).
 
-    status: (B,) "verified": no point of the ball changes the prediction; "falsified": `perturbation` does; "timeout":
-    neither yet.
+    status: (B,) "verified": no point of the ball changes the prediction; "falsified": `perturbation` does, or
+    makes another class equal; "timeout": neither yet.
     lower: (B, K) sound lower bounds of logit_y - logit_j so far.  upper: (B,) the smallest margin attained, by `perturbation`.
     parts: (B,) parts that were bounded.
     """
@@ -145,7 +151,7 @@ class _Search:
             root = margin_bounds(where, self.boxes, y)
             self.lower = root if lower is None else torch.maximum(root, lower.to(root))
             self.point = known or Perturbation(x.clone(), {n: self._own(where.graph.params[n]) for n in where.boxes}, "sample")
-            self.upper, self.predicted = self._attained(self.point)
+            self.upper = self._attained(self.point, y)
         B, K = self.lower.shape
         self.parts = torch.zeros(B, dtype=torch.long, device=y.device)
         self.closed = self.lower.new_full((B, K), torch.inf)
@@ -182,6 +188,9 @@ class _Search:
     def run(self, parts: int, seconds: float, report: Callable[[int], None]) -> None:
         end = time.monotonic() + seconds
         reported = 0
+        if parts > 0 and seconds > 0:
+            rows = torch.arange(len(self.open), device=self.y.device).split(self.size)
+            self.open = _Parts.join([self._bounded(self.open[at], STEPS) for at in rows])
         while True:
             self._drop_decided()
             decided = len(self.y) - len(self.open.example.unique())
@@ -197,7 +206,9 @@ class _Search:
             kept[chosen] = False
             now, self.open = self.open[chosen], self.open[kept.nonzero().flatten()]
             halves = self._bounded(self._halves(now), STEPS)
-            self.open = _Parts.join([self.open, halves])
+            self.parts += torch.bincount(halves.example, minlength=len(self.parts))
+            stuck = (halves.low <= 0) & ~self._splittable(halves).any(1)
+            self.open = _Parts.join([self.open, halves[~stuck], self._bounded(halves[stuck], LAST_STEPS)])
 
     def _fair(self, ready: Tensor) -> Tensor:
         """The order in which parts are treated: each example's worst first, examples in turn."""
@@ -230,13 +241,13 @@ class _Search:
     @property
     def wrong(self) -> Tensor:
         """(B,) the example is falsified."""
-        return (self.upper < 0) | ~self.predicted
+        return self.upper <= 0
 
     def verdicts(self) -> Verdicts:
         pair = self.open.example * self.closed.shape[1] + self.open.other
         low = self.closed.flatten().scatter_reduce(0, pair, self.open.low, "amin").view_as(self.closed)
         lower = torch.where(torch.isfinite(low), torch.maximum(low, self.lower), self.lower)
-        worst = lower.scatter(1, self.y[:, None], torch.inf).amin(1)
+        worst = worst_margin(lower, self.y)
         status = torch.where(self.wrong, 1, torch.where(worst > 0, 0, 2)).tolist()
         return Verdicts(tuple(STATUSES[s] for s in status), lower, self.upper, self.point, self.parts)
 
@@ -260,24 +271,25 @@ class _Search:
     def _lows(self, parts: _Parts) -> Tensor:
         """(N,) bounds of the parts with the slopes and multipliers that they have."""
         rows = torch.arange(len(parts), device=parts.low.device).split(2 * self.size)
-        return torch.cat([self._lowest(p, p.slope, p.multiplier)[0] for at in rows for p in [parts[at]]])
+        return torch.cat([self._lowest(p, p.slope, p.multiplier) for at in rows for p in [parts[at]]])
 
     def _bounded(self, parts: _Parts, steps: int) -> _Parts:
-        """The same parts with better slopes and multipliers, and their bounds; counts them, and tries their worst corners."""
+        """The same parts with better slopes and multipliers, and their bounds; tries their worst corners."""
+        if not len(parts):
+            return parts
         slope, multiplier = (t.clone().requires_grad_() for t in (parts.slope, parts.multiplier))
         rates = torch.optim.Adam([{"params": [slope], "lr": 0.2}, {"params": [multiplier], "lr": 0.05}], maximize=True)
         schedule = torch.optim.lr_scheduler.ExponentialLR(rates, 0.9)
-        best, corner = parts, self.where.x.lo[parts.example]
+        best = parts
         for step in range(steps + 1):
-            low, x = self._lowest(parts, slope, multiplier)
+            low = self._lowest(parts, slope, multiplier)
             better = low.detach() > best.low
             best = replace(
                 best, low=torch.where(better, low.detach(), best.low),
                 slope=torch.where(better[:, None], slope.detach(), best.slope),
                 multiplier=torch.where(better[:, None], multiplier.detach(), best.multiplier),
             )  # fmt: skip
-            corner = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x, corner)
-            if step == steps or bool((best.low > 0).all()):
+            if step == steps or not low.requires_grad or bool((best.low > 0).all()):
                 break
             rates.zero_grad()
             low.clamp(max=0.1).sum().backward()  # parts that are verified move no more
@@ -286,17 +298,13 @@ class _Search:
             with torch.no_grad():
                 slope.clamp_(0, 1)
                 multiplier.clamp_(0).mul_(parts.sign != 0)
-        self.parts += torch.bincount(parts.example, minlength=len(self.parts))
-        self._try(best, corner)
+        self._try(best)
         return best
 
-    def _lowest(self, parts: _Parts, slope: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) bounds of the parts, and the corners (N, *input) where the linear functions are smallest."""
-        where, boxes, _ = self._relaxed(parts)
-        A, offset = self._pull(parts, where, boxes, slope, multiplier)
-        with torch.no_grad():
-            corner = torch.where(A[0] >= 0, where.x.lo, where.x.hi)
-        return lowest_over(where.x, A, offset)[0], corner
+    def _lowest(self, parts: _Parts, slope: Tensor, multiplier: Tensor) -> Tensor:
+        """(N,) bounds of the parts."""
+        where, boxes = self._relaxed(parts)
+        return lowest_over(where.x, *self._pull(parts, where, boxes, slope, multiplier))[0]
 
     def _pull(
         self, parts: _Parts, where: Region, boxes: list[Interval], slope: Tensor, multiplier: Tensor,
@@ -318,7 +326,7 @@ class _Search:
         sizes = [self._flat(i).shape[1] for i in self.split]
         return [v.view(-1, *self.boxes[i].lo.shape[1:]) for i, v in zip(self.split, values.split(sizes, 1), strict=True)]
 
-    def _relaxed(self, parts: _Parts) -> tuple[Region, list[Interval], Tensor]:
+    def _relaxed(self, parts: _Parts) -> tuple[Region, list[Interval]]:
         """The region of each part, its boxes cut to the signs."""
         at = parts.example
         where = Region(self.where.graph, Interval(self.where.x.lo[at], self.where.x.hi[at]), self.where.boxes)
@@ -328,12 +336,12 @@ class _Search:
             boxes[i] = Interval(torch.where(sign > 0, lo.clamp(min=0), lo), torch.where(sign < 0, hi.clamp(max=0), hi))
         for i, node in self.hinges.items():
             boxes[i] = propagate(node, where, boxes)
-        return where, boxes, at
+        return where, boxes
 
     def _losses(self, parts: _Parts) -> Tensor:
         """(N, neurons) how far the two lines of each hinge may be off, weighted by the coefficient that reaches it."""
         heard: dict[int, Tensor] = {}
-        where, boxes, _ = self._relaxed(parts)
+        where, boxes = self._relaxed(parts)
         self._pull(parts, where, boxes, parts.slope, parts.multiplier, heard)
         slopes = dict(zip(self.split, self._unflatten(parts.slope), strict=True))
         losses = {i: torch.zeros_like(boxes[i].lo) for i in self.split}
@@ -350,49 +358,65 @@ class _Search:
 
     # --- points -----------------------------------------------------------------------------------------------------------
 
-    def _try(self, parts: _Parts, corner: Tensor) -> None:
-        """From the corner of each example's worst part: ends of all boxes by the sign of the gradient, a few times."""
+    def _try(self, parts: _Parts) -> None:
+        """The point that the relaxation of each example's worst part is smallest at; then ends of all boxes by the gradient."""
         order = parts.low.argsort(descending=True)
         worst = torch.full((len(self.y),), -1, device=order.device).scatter(0, parts.example[order], order)
         at = worst[(worst >= 0) & ~self.wrong]
         at = at[parts.low[at] <= 0]
         if not len(at):
             return
-        example, other, x = parts.example[at], parts.other[at], corner[at]
-        boxes = {
-            n: Interval(b.lo.expand_as(p), b.hi.expand_as(p))
-            for n, b in self.where.boxes.items()
-            for p in [self.where.graph.params[n]]
-        }
-        weights = {n: self.where.graph.params[n].expand(len(at), *b.lo.shape) for n, b in boxes.items()}
-        lo, hi = self.where.x.lo[example], self.where.x.hi[example]
+        parts = parts[at]
+        example, where = parts.example, self.where
+        lo, hi = where.x.lo[example], where.x.hi[example]
 
         def margin(x: Tensor, weights: dict[str, Tensor], label: Tensor, other: Tensor) -> Tensor:
             f = self.logits(weights, x)
             return f.gather(0, label[None])[0] - f.gather(0, other[None])[0]
 
         with torch.no_grad():
-            for moves in range(4):
-                (g_x, g_w), _ = vmap(grad_and_value(margin, argnums=(0, 1)))(x, weights, self.y[example], other)
-                weights = {n: torch.where(g_w[n] > 0, b.lo, torch.where(g_w[n] < 0, b.hi, weights[n])) for n, b in boxes.items()}
-                if moves:
-                    x = torch.where(g_x > 0, lo, torch.where(g_x < 0, hi, x))
+            x, weights = self._relaxed_point(parts)
+            self._keep(example, Perturbation(x, weights, "sample"))
+            for _ in range(ROUNDS):
+                g_x, g_w = vmap(grad(margin, argnums=(0, 1)))(x, weights, self.y[example], parts.other)
+                x = torch.where(g_x > 0, lo, torch.where(g_x < 0, hi, x))
+                weights = {n: _end(where.boxes[n], g, weights[n]) for n, g in g_w.items()}
                 self._keep(example, Perturbation(x, weights, "sample"))
 
+    def _relaxed_point(self, parts: _Parts) -> tuple[Tensor, dict[str, Tensor]]:
+        """Inputs (N, *input) and weights (N, *shape) at the ends that the coefficients of the relaxation point to."""
+        heard: dict[int, Tensor] = {}
+        where, boxes = self._relaxed(parts)
+        A, _ = self._pull(parts, where, boxes, parts.slope, parts.multiplier, heard)
+        slopes = {
+            n: torch.zeros(len(parts), *p.shape, dtype=A.dtype, device=A.device)
+            for n in where.boxes
+            for p in [where.graph.params[n]]
+        }
+        for i, A_i in heard.items():
+            node = where.graph.nodes[i]
+            if isinstance(node, Product):
+                z = boxes[node.inputs[0]]
+                for name, S in sensitivities(node, where, A_i[0].expand(len(parts), *node.shape), (z.lo + z.hi) / 2):
+                    slopes[name] = slopes[name] + S
+        x = torch.where(A[0] >= 0, where.x.lo, where.x.hi)
+        return x, {n: _end(where.boxes[n], S, where.graph.params[n]) for n, S in slopes.items()}
+
     def _keep(self, example: Tensor, point: Perturbation) -> None:
-        upper, predicted = self._attained(point, example)
+        upper = self._attained(point, self.y[example])
         better = upper < self.upper[example]
         at = example[better]
         self.upper = self.upper.index_copy(0, at, upper[better])
-        self.predicted = self.predicted.index_copy(0, at, predicted[better])
         self.point = Perturbation(
             self.point.x.index_copy(0, at, point.x[better]),
             {n: w.index_copy(0, at, point.weights[n][better]) for n, w in self.point.weights.items()}, "sample",
         )  # fmt: skip
 
-    def _attained(self, point: Perturbation, example: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N,) smallest margins at a point, by the model itself, and whether the label is still predicted."""
-        y = self.y if example is None else self.y[example]
-        f = vmap(self.logits, randomness="different")(dict(point.weights), point.x)
-        margin = (f.gather(1, y[:, None]) - f).scatter(1, y[:, None], torch.inf).amin(1)
-        return margin, f.argmax(1) == y
+    def _attained(self, point: Perturbation, y: Tensor) -> Tensor:
+        """(N,) smallest margins at a point, by the model itself."""
+        return worst_margin(margins(vmap(self.logits, randomness="different")(dict(point.weights), point.x), y), y)
+
+
+def _end(box: Interval, slope: Tensor, value: Tensor) -> Tensor:
+    """The end of the box where a function of that slope is smaller; `value` where it is flat."""
+    return torch.where(slope > 0, box.lo, torch.where(slope < 0, box.hi, value))

@@ -28,7 +28,8 @@ def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def dot(A: Tensor, z: Tensor) -> Tensor:
     """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape)."""
-    A, z, B = A.flatten(2), z.flatten(1), max(A.shape[1], len(z))
+    A, z = A.flatten(2), z.flatten(1)
+    B = torch.broadcast_shapes(A.shape[1:2], z.shape[:1])[0]
     return torch.einsum("sbn,bn->sb", A.expand(-1, B, -1), z.expand(B, -1))
 
 
@@ -135,3 +136,13 @@ def pull_all(apply: Callable[..., Tensor], shapes: Sequence[Tensor], A: Tensor) 
     points = [t.flatten(0, 1).expand(N, *t.shape[2:]) for t in shapes]
     parts = vjp(apply, *points)[1](A.flatten(0, 1))
     return tuple(p.view(*A.shape[:2], *p.shape[1:]) for p in parts)
+
+
+def sensitivities(node: Product, where: Region, A: Tensor, z: Tensor) -> list[tuple[str, Tensor]]:
+    """(name, (N, *parameter) derivative of A y with respect to it) of the moving parameters.  A: (N, *shape).  z: (N, *input)."""
+    found: list[tuple[str, Tensor]] = []
+    if isinstance(node.weight, str) and where.moves(node.weight):
+        found.append((node.weight, _weight_gradient(node, where.graph.value(node.weight), A[None], z)[0]))
+    if isinstance(node.bias, str) and where.moves(node.bias):
+        found.append((node.bias, _sensitivity(node, where.graph.value(node.bias), A[None])[0]))
+    return found
