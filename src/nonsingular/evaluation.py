@@ -24,7 +24,7 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import logits_at, twin
 from nonsingular.margins import check_labels, is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface
-from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
+from nonsingular.threat import JointBall, Moves, Perturbation, Radius, Scope, check_scope, largest
 
 POINTS = 11
 """Points of an axis that is given by its largest radius alone."""
@@ -76,13 +76,13 @@ class Method:
         return {
             "attack": self.name, "scope": self.scope, "domain": self.unit.domain,
             "moves": self.unit.moves, "relative": self.unit.relative,
-            "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
+            "eps_w_per_tensor": {n: _told(r) for n, r in eps_w.items()} if isinstance(eps_w, Mapping) else None,
             "batch_size": self.batch_size if self.scope == "batch" else None,
         } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
 
 
 def choose(
-    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, float] | None = None,
+    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, Radius] | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights", relative: bool = False, batch_size: int = 128,
 ) -> Method:  # fmt: skip
     """The method that these settings name.
@@ -144,7 +144,7 @@ def evaluate(
     data: tuple[Tensor, Tensor],
     *,
     eps_x: float | Sequence[float],
-    eps_w: float | Sequence[float] | Mapping[str, float],
+    eps_w: float | Sequence[float] | Mapping[str, Radius],
     scope: Scope = "sample",
     attack: str | Attack | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0),
@@ -157,7 +157,8 @@ def evaluate(
 
     data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
-        A mapping from parameter name to radius moves these tensors alone; the axis is then the fraction of the radii, 0 to 1.
+        A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
+        radii, 0 to 1.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
@@ -207,7 +208,7 @@ def surface(
         on_cell(cell)
     params = dict(model.named_parameters())
     moved = {
-        n: {"shape": list(params[n].shape), "radius": r}
+        n: {"shape": list(params[n].shape), "radius": _told(r)}
         for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
     }
     about = {
@@ -291,6 +292,15 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Non
         raise InvalidInput(
             f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
         )
+
+
+def _told(radius: Radius) -> Any:
+    """A radius in words of JSON: a number, or the shape, the largest value and a hash of a tensor."""
+    if isinstance(radius, tuple):
+        return {"below": _told(radius[0]), "above": _told(radius[1])}
+    if isinstance(radius, Tensor):
+        return {"shape": list(radius.shape), "largest": largest(radius), "sha256": hash_tensors({"radius": radius})}
+    return radius
 
 
 def _name(attack: Any) -> str:
