@@ -12,6 +12,7 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation import certify
 from nonsingular.graph import logits_at
+from nonsingular.objectives import jointly_adversarial, natural, theorem_regularised
 from nonsingular.threat import JointBall
 
 
@@ -381,6 +382,23 @@ def test_shifted_layers_are_differentiable_in_the_weights():
                 values.append(shifts(model, ball)(x, s).sum().item())
                 p.flatten()[0] -= step
         assert got == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [jointly_adversarial, lambda ball: theorem_regularised(natural, ball, alpha=0.01, beta=0.1)],
+    ids=["joint", "theorem"],
+)
+def test_training_takes_any_radii(objective):
+    """A uniform tensor trains as its number; another box gives a finite loss and a gradient."""
+    x, y, losses = batch(5, 3), torch.tensor([0, 1, 2, 0, 1]), []
+    for form in (lambda p: 0.05, lambda p: torch.full_like(p, 0.05), lambda p: (0.0, torch.rand_like(p) / 20)):
+        model = dense(3, 4, 3, bias=True)
+        loss = objective(JointBall(0.1, any_radii(model, 1.0, only=form)))(model)(x, y, 1.0, torch.Generator().manual_seed(0))
+        loss.backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1]) and losses[2] != pytest.approx(losses[0])
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -264,6 +264,7 @@ def test_what_is_no_radius_is_refused(radius, message):
 def test_a_tensor_or_a_pair_needs_a_name(radius):
     with pytest.raises(InvalidInput, match="of which parameter"):
         JointBall(0, radius)
+    assert JointBall(0, torch.tensor(0.5)) == JointBall(0, (0.5, 0.5)) == JointBall(0, 0.5)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2), (2, 1, 1)])

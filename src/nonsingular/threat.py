@@ -1,7 +1,7 @@
 """threat.py - the joint ball around an input and the weights, and who shares the perturbed weights.
 
 Non-Singular Adversarial Robustness of Neural Networks, arXiv:2102.11935, section 3: every x' with |x' - x| <= eps_x
-and every W' with |W' - W| <= eps_w, element by element, together.
+and every W' with |W' - W| <= eps_w, element by element, together; here any box W - below <= W' <= W + above.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class JointBall:
         if isinstance(self.eps_w, Mapping):
             radii = {name: _checked(f"eps_w['{name}']", radius) for name, radius in self.eps_w.items()}
             object.__setattr__(self, "eps_w", MappingProxyType(radii))
-        elif isinstance(self.eps_w, Tensor | tuple):
-            raise InvalidInput("eps_w is a tensor or a pair; say of which parameter: eps_w={'name': radius}")
+        elif isinstance(radius := _checked("eps_w", self.eps_w), float):
+            object.__setattr__(self, "eps_w", radius)
         else:
-            _checked_number("eps_w", self.eps_w)
+            raise InvalidInput("eps_w is a tensor or a pair; say of which parameter: eps_w={'name': radius}")
         if self.moves not in get_args(Moves):
             raise InvalidInput(f"moves is {self.moves!r}; choose one of {', '.join(get_args(Moves))}")
         if self.domain is not None and not self.domain[0] < self.domain[1]:
