@@ -641,3 +641,104 @@ def test_interval_of_a_node_is_exact_for_products_of_both_signs():
     where = region(model, torch.full((1, 1), -0.5).double(), torch.tensor([0]), JointBall(1.5, 2.0, None))
     box = propagate(where.graph.nodes[1], where, [where.x])
     assert (box.lo[0, 0], box.hi[0, 0]) == (-6.0, 3.0)
+
+
+# --- balls with a radius per channel, per element, and to one side ----------------------------------------------------------
+
+
+def seasoned(model: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with statistics and affine of BatchNorm drawn at random."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.3, 2)
+            for p in module.parameters():
+                nn.init.normal_(p)
+    return model.double().eval()
+
+
+def any_radii(model: nn.Module, size: float, r: random.Random) -> dict:
+    """A radius for every parameter: a number, one per output, one per element, or a pair of these."""
+
+    def side(p):
+        form = r.choice(["zero", "number", "output", "element", "element"])
+        shape = {"output": (len(p), *[1] * (p.dim() - 1)), "element": p.shape}.get(form)
+        return {"zero": 0.0, "number": size}[form] if shape is None else 2 * size * torch.rand(shape, dtype=torch.float64)
+
+    return {n: side(p) if r.random() < 0.3 else (side(p), side(p)) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_point_of_any_box_beats_a_public_bound(name):
+    r = random.Random(name)
+    torch.manual_seed(r.randrange(10**6))
+    model, shape = OPERATORS[name]()
+    model = seasoned(model)
+    x, y = torch.rand(2, *shape, dtype=torch.float64), torch.tensor([0, 2])
+    for size in (0.01, 0.1):
+        ball = JointBall(0.05, any_radii(model, size, r))
+        reached = lowest_found(model, region(model, x, y, ball), y)
+        point = joint_pgd(model, x, y, ball, steps=20, step_w=size / 5, scope="sample")
+        reached = torch.minimum(reached, margins(logits_at(model, point), y))
+        for bound in (*BOUNDS.values(), best):
+            assert (bound(model, x, y, ball) <= reached + 1e-9 * (1 + reached.abs())).all(), bound.__name__
+
+
+def per_channel(size: float, *names: str, channels: int = 4) -> dict:
+    """A radius for each output channel, growing from size / channels to size."""
+    grow = size * torch.arange(1, channels + 1, dtype=torch.float64) / channels
+    return {n: grow if n.endswith("bias") or n.startswith("1.") else grow.view(-1, 1, 1, 1) for n in names}
+
+
+@pytest.mark.parametrize("names", [["0.weight"], ["1.weight", "1.bias"], ["0.weight", "0.bias", "1.weight"]], ids=str)
+def test_channels_with_radii_of_their_own(names):
+    """Conv and BatchNorm: the box is by hand, and the bound lies between those of the smallest and of the largest radius."""
+    torch.manual_seed(3)
+    model = seasoned(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)))
+    x, y = torch.rand(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
+    ball = JointBall(0.02, per_channel(0.08, *names))
+    where, params = region(model, x, y, ball), dict(model.named_parameters())
+    for n in names:
+        for c, own in enumerate((0.02, 0.04, 0.06, 0.08)):
+            box, w = where.boxes[n], params[n][c].detach()
+            torch.testing.assert_close(w - box.lo[c], torch.full_like(w, own))
+            torch.testing.assert_close(box.hi[c] - w, torch.full_like(w, own))
+    check_sound(model, where, y)
+    for name, bound in BOUNDS.items():
+        low, high = (bound(model, x, y, JointBall(0.02, dict.fromkeys(names, end))) for end in (0.08, 0.02))
+        mid = bound(model, x, y, ball)
+        assert (low <= mid + 1e-9).all() and (mid <= high + 1e-9).all() and (low < mid).any(), name
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_a_uniform_tensor_bounds_as_the_number(name):
+    torch.manual_seed(0)
+    layers = {
+        "dense": (nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
+        "conv": (nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)),
+    }
+    model = nn.Sequential(*layers[name]).double().eval()
+    x, y = torch.rand(4, *((6,) if name == "dense" else (1, 6))).double(), torch.tensor([0, 1, 2, 0])
+    number, shapes = JointBall(0.05, 0.03, moves="all"), {n: p.shape for n, p in model.named_parameters()}
+    whole = JointBall(0.05, {n: torch.full(s, 0.03, dtype=x.dtype) for n, s in shapes.items()})
+    outputs = JointBall(0.05, {n: torch.full((s[0], *[1] * (len(s) - 1)), 0.03, dtype=x.dtype) for n, s in shapes.items()})
+    for bound in (*BOUNDS.values(), best):
+        want = bound(model, x, y, number)
+        assert bound(model, x, y, whole).equal(want) and bound(model, x, y, outputs).equal(want)
+
+
+def test_one_sided_box_by_hand():
+    """One layer, x = 1 fixed: margin (1 - 0.3) - (-1 + 0.1) = 1.6; W_0 rising and W_1 falling cost nothing."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    ball = JointBall(0.0, {"1.weight": (torch.tensor([[0.3], [5.0]]).double(), torch.tensor([[7.0], [0.1]]).double())})
+    for bound in (*BOUNDS.values(), best):
+        assert bound(model, torch.ones(1, 1).double(), torch.tensor([0]), ball)[0].tolist() == pytest.approx([0.0, 1.6])
+
+
+def test_a_radius_that_does_not_fit_is_refused_by_every_bound():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    for bound in (*BOUNDS.values(), best):
+        with pytest.raises(InvalidInput, match=r"'0\.weight'\] has shape \(5,\).*shape \(4, 3\)"):
+            bound(model, torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, {"0.weight": torch.ones(5)}))

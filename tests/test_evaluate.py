@@ -1,6 +1,7 @@
 """Surfaces and certificates: limits at radius 0, hand-made attacks, resumed logs, and everything that must be refused."""
 
 import functools
+import hashlib
 import itertools
 import json
 
@@ -213,6 +214,83 @@ def test_a_mapping_makes_an_axis_of_fractions():
     assert {n: m["radius"] for n, m in s.about["moved_at_largest_eps_w"].items()} == pytest.approx(
         {"1.weight": 0.5, "3.bias": 0.1}
     )
+
+
+CHANNELS = torch.tensor([0.02, 0.0, 0.05]).double()
+PER_CHANNEL = {"0.weight": CHANNELS.view(3, 1, 1, 1), "0.bias": (0.0, CHANNELS), "3.weight": torch.full((3, 12), 0.01).double()}
+
+
+def test_radii_per_channel_make_an_axis_of_fractions():
+    model, seen = conv(), []
+
+    def spy(model, x, y, ball, *, scope):
+        boxes = ball.weight_boxes(dict(model.named_parameters()))
+        seen.append({n: ((b.hi + b.lo) / 2, (b.hi - b.lo) / 2) for n, b in boxes.items()})
+        return Perturbation(x, {n: b.hi for n, b in boxes.items()}, "batch")
+
+    s = evaluate(model, (X, Y), eps_x=[0.0], eps_w=PER_CHANNEL, scope="batch", attack=spy, batch_size=30)
+    assert s.eps_w == pytest.approx([i / 10 for i in range(11)])
+    assert seen[0] == {}
+    centre, half = seen[5]["0.weight"]
+    torch.testing.assert_close(centre, model[0].weight.detach(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(half.amax((1, 2, 3)), CHANNELS.float() / 2, rtol=0, atol=1e-7)
+    centre, half = seen[10]["0.bias"]  # [b, b + CHANNELS]
+    torch.testing.assert_close(centre, model[0].bias.detach() + CHANNELS.float() / 2, rtol=0, atol=1e-7)
+    torch.testing.assert_close(half, CHANNELS.float() / 2, rtol=0, atol=1e-7)
+
+
+def test_records_tell_tensors_by_shape_largest_value_and_hash():
+    s = evaluate(conv(), (X, Y), eps_x=[0.0], eps_w=PER_CHANNEL, scope="dataset")
+    told = json.loads(json.dumps(s.about))["eps_w_per_tensor"]
+    assert set(told) == set(PER_CHANNEL)
+    assert (told["0.weight"]["shape"], told["0.weight"]["largest"]) == ([3, 1, 1, 1], pytest.approx(0.05))
+    assert told["0.bias"]["below"] == 0.0
+    assert told["0.bias"]["above"]["shape"] == [3]
+    assert told["3.weight"]["sha256"] == hashlib.sha256(np.full((3, 12), 0.01).tobytes()).hexdigest()
+    moved = s.about["moved_at_largest_eps_w"]
+    assert (moved["0.weight"]["shape"], moved["0.weight"]["radius"]) == ([3, 1, 2, 2], told["0.weight"])
+    with_numbers = evaluate(dense(9, 3), (X, Y), eps_x=[0.0], eps_w={"1.weight": 0.5})
+    assert with_numbers.about["eps_w_per_tensor"] == {"1.weight": 0.5}
+
+
+def test_cells_of_other_radii_are_not_taken_from_the_log(tmp_path):
+    calls = []
+
+    def count(model, x, y, ball, *, scope):
+        calls.append(ball)
+        return Perturbation(x, {}, scope)
+
+    def run(eps_w):
+        calls.clear()
+        evaluate(conv(), (X, Y), eps_x=[0.0], eps_w=eps_w, scope="dataset", attack=count, log=tmp_path / "log.jsonl")
+        return len(calls)
+
+    assert run(PER_CHANNEL) == 11
+    assert run({n: (r if isinstance(r, tuple) else r.clone()) for n, r in PER_CHANNEL.items()}) == 0
+    assert run(PER_CHANNEL | {"0.weight": PER_CHANNEL["0.weight"].flip(0)}) == 11
+    assert run(PER_CHANNEL | {"0.bias": (CHANNELS, 0.0)}) == 11
+
+
+@pytest.mark.parametrize("kind, scope", [("dense", "sample"), ("conv", "sample"), ("conv", "batch"), ("conv", "dataset")])
+def test_attacked_accuracy_of_any_box_is_above_the_certified(kind, scope):
+    """Over the whole axis, by the default attack; without weights that move it is the clean accuracy."""
+    model = MODELS[kind]()
+    named = list(model.named_parameters())
+    radii = {n: (torch.full((len(p), *[1] * (p.dim() - 1)), 0.05), torch.rand(p.shape) / 20) for n, p in named}
+    s = evaluate(model, (X, Y), eps_x=[0.0, 0.05], eps_w=radii, scope=scope)
+    with torch.no_grad():
+        assert s.accuracy[0, 0] == (model(X).argmax(1) == Y).double().mean().item()
+    unit = JointBall(1.0, radii)
+    for j in range(2):
+        for i in (0, 3, 10):
+            assert certify(model, X, Y, unit.scaled(s.eps_x[j], s.eps_w[i])).accuracy <= s.accuracy[i, j]
+    assert s.accuracy[-1, -1] < s.accuracy[0, 0]
+
+
+def test_a_radius_that_fits_no_tensor_is_refused_before_any_work():
+    for radius, message in ((torch.ones(4), r"shape \(4,\).*\(3, 1, 2, 2\)"), (-torch.ones(3, 1, 1, 1), "-1.0")):
+        with pytest.raises(InvalidInput, match=message):
+            evaluate(conv(), (X, Y), eps_x=[0.0], eps_w={"0.weight": radius}, attack=nothing)
 
 
 def test_an_empty_mapping_moves_nothing():

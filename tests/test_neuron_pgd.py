@@ -12,6 +12,7 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
 from nonsingular.certification import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import logits_at
+from nonsingular.objectives import jointly_adversarial, natural, theorem_regularised
 from nonsingular.threat import JointBall
 
 
@@ -218,6 +219,200 @@ def test_more_restarts_are_never_weaker():
 def test_an_empty_batch_gives_an_empty_batch():
     point = neuron_pgd(dense(6, 5, 3), torch.empty(0, 6).double(), torch.empty(0, dtype=torch.long), JointBall(0.1, 0.1))
     assert point.x.shape == (0, 6)
+
+
+# ---------------------------------------------------------------- radii per channel, per element, and to one side
+
+
+def any_radii(model, size, seed=0, only=None):
+    """A radius for every parameter, forms in turn: number, pair, per output, per element, two tensors, upwards only."""
+    g = torch.Generator().manual_seed(seed)
+
+    def some(*shape):
+        return size * torch.rand(shape, generator=g, dtype=torch.float64)
+
+    forms = [
+        lambda p: size,
+        lambda p: (size, size / 4),
+        lambda p: some(len(p), *[1] * (p.dim() - 1)),
+        lambda p: some(*p.shape),
+        lambda p: (some(*p.shape), some(*p.shape)),
+        lambda p: (0.0, some(*p.shape)),
+    ]
+    named = list(model.named_parameters())
+    return {n: (only or forms[(i + seed) % len(forms)])(p) for i, (n, p) in enumerate(named)}
+
+
+def all_corner_margins(model, x, y, ball):
+    """Smallest margin over every corner of the boxes of all parameters, for one input."""
+    W, b = matrices(model)
+    brute = oracle.Ball(x, W, b, 0.0, [1.0] * len(W), [1.0] * len(W))  # every weight is free; then the ends of its own box
+    boxes = ball.weight_boxes(dict(model.named_parameters()))
+    for end, values in (("lo", brute.lo), ("hi", brute.hi)):
+        values[len(x) :] = torch.cat([getattr(boxes[n], end).flatten() for n, _ in model.named_parameters()])
+    reached = brute.corner_margins(y)
+    return min(m for j, m in enumerate(reached.tolist()) if j != y)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_reaches_every_corner_of_boxes_with_two_ends(bias):
+    """Two layers, 8 weights and 4 biases, x fixed: the minimum over the boxes is at a corner."""
+    cases, reached = 36, 0
+    for seed in range(cases):
+        model, x = dense(2, 2, 2, bias=bias, seed=seed), batch(1, 2, seed)
+        y = model(x).argmax(1)
+        ball = JointBall(0.0, any_radii(model, 0.2, seed))
+        worst = all_corner_margins(model, x[0], y[0], ball)
+        found = attacked_margin(model, neuron_pgd(model, x, y, ball), y).item()
+        assert found >= worst - 1e-9
+        reached += found <= worst + 1e-4 * max(1.0, abs(worst))
+    assert reached >= 0.9 * cases
+
+
+def test_row_lemma_with_two_ends_by_hand():
+    # W = [[1, -2], [0, 3]], z = (2, -1), below 0.2, above 0.1 in row 0 and 0.4 in row 1.
+    # row 0: lowest (1 - .2) 2 - (-2 + .1) = 3.5, highest (1 + .1) 2 - (-2 - .2) = 4.4
+    # row 1: lowest (0 - .2) 2 - (3 + .4) = -3.8, highest (0 + .4) 2 - (3 - .2) = -2
+    # bias (1, 1), below 0.5: [4, 5.4] x [-3.3, -1]
+    model = nn.Sequential(nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+        model[0].bias.fill_(1.0)
+    ball = JointBall(0, {"0.weight": (0.2, torch.tensor([[0.1], [0.4]]).double()), "0.bias": (0.5, 0.0)}, None)
+    network, z = shifts(model, ball), torch.tensor([[2.0, -1.0]]).double()
+    for s, want in (((-1, -1), (4.0, -3.3)), ((1, -1), (5.4, -3.3)), ((-1, 1), (4.0, -1.0)), ((1, 1), (5.4, -1.0))):
+        s = [torch.tensor([s]).double()]
+        assert network(z, s)[0].tolist() == pytest.approx(want)
+        moved = network.realise(z, s, ball)
+        assert (moved["0.weight"][0] @ z[0] + moved["0.bias"][0]).tolist() == pytest.approx(want)
+    assert network(z, network.start(z))[0].tolist() == pytest.approx(model(z)[0].tolist())  # (5, -2), not the centre (4.7, -2.15)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+@pytest.mark.parametrize("domain", [(0.0, 1.0), None])
+def test_the_written_out_weights_of_any_box_stand_for_the_shifts(seed, activation, domain):
+    model = dense(6, 5, 4, 3, bias=True, activation=activation, seed=seed)
+    x = batch(7, 6, domain=domain or (-1.0, 1.0))
+    ball = JointBall(0.1, any_radii(model, 0.05, seed), domain)
+    network, g = shifts(model, ball), torch.Generator().manual_seed(0)
+    boxes = ball.weight_boxes(dict(model.named_parameters()))
+    for s in ([t.uniform_(-1, 1, generator=g) for t in network.zeros(x)], [t + 1 for t in network.zeros(x)], network.start(x)):
+        weights = network.realise(x, s, ball)
+        assert set(weights) == set(boxes) and all(boxes[n].contains(w) for n, w in weights.items())
+        got = torch.stack([torch.func.functional_call(model, {n: w[i] for n, w in weights.items()}, (x[i],)) for i in range(7)])
+        torch.testing.assert_close(got.detach(), network(x, s).detach(), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(got.detach(), model(x).detach(), rtol=1e-9, atol=1e-12)
+    assert all(bool((t.abs() <= 1).all()) for t in s)
+
+
+def test_the_start_is_the_unperturbed_network():
+    """Downwards only, the centre of the boxes has a smaller margin than W; upwards only, a larger one.  W is the candidate."""
+    model = nn.Sequential(nn.Linear(1, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    x, y = torch.tensor([[0.5]]).double(), torch.tensor([0])
+    rise = JointBall(0.0, {"0.weight": (0.0, torch.tensor([[0.2], [0.0]]).double())})  # only ever helps the label
+    assert attacked_margin(model, neuron_pgd(model, x, y, rise, steps=0, restarts=0), y).item() == pytest.approx(1.0)
+    assert attacked_margin(model, neuron_pgd(model, x, y, rise), y).item() == pytest.approx(1.0)
+    fall = JointBall(0.0, {"0.weight": (torch.tensor([[0.2], [0.0]]).double(), 0.0)})
+    assert attacked_margin(model, neuron_pgd(model, x, y, fall, steps=0, restarts=0), y).item() == pytest.approx(1.0)
+    assert attacked_margin(model, neuron_pgd(model, x, y, fall), y).item() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(6))
+def test_returns_a_point_of_any_box_that_is_no_better_than_the_start(seed, dtype):
+    model, x = dense(6, 5, 5, 3, bias=True, dtype=dtype, seed=seed), batch(9, 6, dtype=dtype)
+    y, ball = model(x).argmax(1), JointBall(0.1, any_radii(model, 0.05, seed))
+    clean = margin(model(x).detach(), y)
+    for steps in (0, 1, 20):
+        point = neuron_pgd(model, x, y, ball, steps=steps, restarts=0).check(model, x, ball)
+        assert bool((attacked_margin(model, point, y) <= clean + 1e-5).all())
+    boxes = ball.weight_boxes(dict(model.named_parameters()))
+    assert all(w.dtype == dtype and bool((boxes[n].lo <= w).all() and (w <= boxes[n].hi).all()) for n, w in point.weights.items())
+    for scope in ("sample", "dataset"):
+        joint_pgd(model, x, y, ball, steps=5, step_w=0.02, scope=scope).check(model, x, ball)
+        started = joint_pgd(model, x, y, ball, steps=0, scope=scope, generator=torch.Generator().manual_seed(0))
+        assert all(boxes[n].contains(w) and not torch.equal(w, boxes[n].lo.expand_as(w)) for n, w in started.weights.items())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda p: torch.full(p.shape, 0.05), lambda p: torch.full((len(p), *[1] * (p.dim() - 1)), 0.05).double()],
+    ids=["element", "output"],
+)
+def test_a_uniform_tensor_is_the_number(form):
+    """The same arithmetic up to the order of a sum, and the same for the elementwise attack bit for bit."""
+    model, x = dense(6, 5, 3, bias=True), batch(9, 6)
+    y = model(x).argmax(1)
+    number = float(form(model[0].weight).double().max())  # 0.05 in the precision of the tensor
+    uniform = JointBall(0.1, any_radii(model, 1.0, only=form))
+    plain = JointBall(0.1, number, moves="all")
+    a, b = (neuron_pgd(model, x, y, ball) for ball in (uniform, plain))
+    torch.testing.assert_close(a.x, b.x)
+    torch.testing.assert_close(attacked_margin(model, a, y), attacked_margin(model, b, y))
+    a, b = (joint_pgd(model, x, y, ball, steps=20) for ball in (uniform, plain))
+    assert a.x.equal(b.x) and all(w.equal(b.weights[n]) for n, w in a.weights.items())
+
+
+def test_joint_pgd_reaches_the_corner_of_a_box_with_two_ends():
+    # margin (W_0 - W_1) x at x = .5: W_0 falls by its own `below` .3, W_1 rises by its own `above` .1
+    model = nn.Sequential(nn.Linear(1, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    ball = JointBall(0.0, {"0.weight": (torch.tensor([[0.3], [0.2]]), torch.tensor([[0.5], [0.1]]))})
+    for scope in ("sample", "batch", "dataset"):
+        point = joint_pgd(model, torch.tensor([[0.5]]).double(), torch.tensor([0]), ball, step_w=0.05, scope=scope)
+        assert point.weights["0.weight"].flatten().tolist() == pytest.approx([0.7, -0.9])
+
+
+def test_shifted_layers_are_differentiable_in_the_weights():
+    model, x = dense(3, 4, 3, bias=True), batch(5, 3)
+    ball, eps = JointBall(0.1, any_radii(model, 0.1, 3)), 1e-6
+    g = torch.Generator().manual_seed(0)
+    s = [t.uniform_(-1, 1, generator=g) for t in shifts(model, ball).zeros(x)]
+    shifts(model, ball)(x, s).sum().backward()
+    for p in model.parameters():
+        got = p.grad.flatten()[0].item()
+        with torch.no_grad():
+            values = []
+            for step in (eps, -eps):
+                p.flatten()[0] += step
+                values.append(shifts(model, ball)(x, s).sum().item())
+                p.flatten()[0] -= step
+        assert got == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [jointly_adversarial, lambda ball: theorem_regularised(natural, ball, alpha=0.01, beta=0.1)],
+    ids=["joint", "theorem"],
+)
+def test_training_takes_any_radii(objective):
+    """A uniform tensor trains as its number; another box gives a finite loss and a gradient."""
+    x, y, losses = batch(5, 3), torch.tensor([0, 1, 2, 0, 1]), []
+    for form in (lambda p: 0.05, lambda p: torch.full_like(p, 0.05), lambda p: (0.0, torch.rand_like(p) / 20)):
+        model = dense(3, 4, 3, bias=True)
+        loss = objective(JointBall(0.1, any_radii(model, 1.0, only=form)))(model)(x, y, 1.0, torch.Generator().manual_seed(0))
+        loss.backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1]) and losses[2] != pytest.approx(losses[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_attack_goes_below_the_certificate_of_any_box(seed):
+    model, x = dense(5, 6, 5, 3, seed=seed, bias=seed % 2 == 0), batch(12, 5, seed)
+    y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
+    for eps_x, size in ((0.0, 0.05), (0.05, 0.02), (0.3, 0.3)):
+        ball = JointBall(eps_x, any_radii(model, size, seed))
+        points = neuron_pgd(model, x, y, ball), joint_pgd(model, x, y, ball, steps=20, step_w=0.01)
+        for method in ("best", "theorem1", "interval", "crown"):
+            lower = certify(model, x, y, ball, method=method).margins
+            for point in points:
+                logits = logits_at(model, point)
+                assert bool((lower <= logits.gather(1, y[:, None]) - logits + 1e-9).all())
 
 
 # ---------------------------------------------------------------- refusals

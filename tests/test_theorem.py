@@ -328,6 +328,49 @@ def test_the_bound_falls_as_any_radius_grows():
         assert (falls[-1][others] < 0).all(), f"{which} does not move the bound"
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+def test_a_box_counts_with_its_largest_end(relative):
+    """tau, zeta and the bounds at any box are those of the ball of its largest end; a uniform tensor is its number."""
+    generator = torch.Generator().manual_seed(5)
+    weights, biases = random_net(generator, 3, biased=True)
+    model, x = dense(weights, biases), uniform(generator, 4, weights[0].shape[1])
+    y = torch.tensor([0, 1, 0, 1])
+    boxes = {
+        "0.weight": torch.full_like(weights[0], 0.2).index_fill_(0, torch.tensor(0), 0.3),
+        "2.weight": (0.1, torch.full((len(weights[1]), 1), 0.25)),
+        "4.weight": (torch.full_like(weights[2], 0.15), 0.05),
+        "2.bias": (0.0, torch.full_like(biases[1], 0.4)),
+        "4.bias": torch.full_like(biases[2], 0.1),
+    }
+    ends = {"0.weight": 0.3, "2.weight": 0.25, "4.weight": 0.15, "2.bias": 0.4, "4.bias": 0.1}
+    box, ball = (JointBall(0.1, eps_w, relative=relative) for eps_w in (boxes, ends))
+    assert tau(model, box).equal(tau(model, ball))
+    for term in (zeta, zeta_printed):
+        assert term(model, x, box).equal(term(model, x, ball))
+    assert theorem1(model, x, y, box).equal(theorem1(model, x, y, ball))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_no_corner_of_a_box_with_two_ends_beats_the_bound(depth):
+    generator = torch.Generator().manual_seed(70 + depth)
+    for _ in range(20):
+        weights, biases = random_net(generator, depth, biased=True, widest=2)
+        x = uniform(generator, weights[0].shape[1])
+        tensors = {n: t for k in range(depth) for n, t in ((f"{2 * k}.weight", weights[k]), (f"{2 * k}.bias", biases[k]))}
+        radii = {
+            n: (uniform(generator, *t.shape, scale=0.2), uniform(generator, *t.shape, scale=0.2)) for n, t in tensors.items()
+        }
+        labels = torch.arange(len(weights[-1]))
+        bound = theorem1(dense(weights, biases), x.expand(len(labels), -1), labels, JointBall(0.05, radii))
+        brute = oracle.Ball(x, weights, biases, 0.05, [1.0] * depth, [1.0] * depth, (0.0, 1.0))
+        n = len(x)
+        brute.lo[n:] = torch.cat([(t - radii[k][0]).flatten() for k, t in tensors.items()])
+        brute.hi[n:] = torch.cat([(t + radii[k][1]).flatten() for k, t in tensors.items()])
+        for label in labels.tolist():
+            reached = brute.corner_margins(label, limit=2**10, draws=2**8, generator=generator)
+            assert bool((bound[label] <= reached + 1e-9).all())
+
+
 def test_column_of_the_label_is_zero_and_batches_are_independent():
     g = torch.Generator().manual_seed(9)
     weights, biases = random_net(g, 3, biased=True, widest=4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.threat import SCOPES, Interval, JointBall, Perturbation, check_scope
+from nonsingular.threat import SCOPES, Interval, JointBall, Perturbation, check_scope, ends, largest
 
 PARAMS = {"a.weight": torch.tensor([[1.0, -2.0], [0.5, 0.0]]), "a.bias": torch.tensor([0.25, -4.0])}
 
@@ -134,6 +134,157 @@ def test_weight_boxes_by_hand():
     box = JointBall(0, 0.5).weight_boxes(PARAMS)["a.weight"]
     assert box.lo.tolist() == [[0.5, -2.5], [0.0, -0.5]]
     assert box.hi.tolist() == [[1.5, -1.5], [1.0, 0.5]]
+
+
+# ---------------------------------------------------------------- radii per channel, per element, and to one side
+
+W = PARAMS["a.weight"]  # [[1, -2], [.5, 0]]
+
+
+@pytest.mark.parametrize(
+    "radius, lo, hi",
+    [
+        (tensor([0.5], [0.25]), [[0.5, -2.5], [0.25, -0.25]], [[1.5, -1.5], [0.75, 0.25]]),  # each output its own
+        (tensor(0.5, 0.25), [[0.5, -2.25], [0.0, -0.25]], [[1.5, -1.75], [1.0, 0.25]]),  # each input its own
+        (tensor([0.5, 0.0], [0.25, 1.0]), [[0.5, -2.0], [0.25, -1.0]], [[1.5, -2.0], [0.75, 1.0]]),
+        ((0.5, 0.25), [[0.5, -2.5], [0.0, -0.5]], [[1.25, -1.75], [0.75, 0.25]]),
+        ((0.0, tensor([0.5], [0.25])), [[1.0, -2.0], [0.5, 0.0]], [[1.5, -1.5], [0.75, 0.25]]),
+        ((tensor(0.5, 0.25), tensor([1.0], [0.0])), [[0.5, -2.25], [0.0, -0.25]], [[2.0, -1.0], [0.5, 0.0]]),
+    ],
+    ids=["output", "input", "element", "two numbers", "upwards", "two tensors"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_boxes_of_any_radius_by_hand(radius, lo, hi, dtype):
+    box = JointBall(0, {"a.weight": radius}).weight_boxes({"a.weight": W.to(dtype)})["a.weight"]
+    assert box.lo.dtype == box.hi.dtype == dtype
+    assert (box.lo.tolist(), box.hi.tolist()) == (lo, hi)
+
+
+@given(st.floats(0, 3), st.floats(0, 3), st.booleans(), st.sampled_from([torch.float32, torch.float64]))
+def test_a_tensor_of_one_number_is_that_number(r, factor, relative, dtype):
+    """Bit for bit, in any shape that broadcasts, also scaled."""
+    params = {"a.weight": W.to(dtype)}
+    want = JointBall(0, {"a.weight": r}, relative=relative).scaled(1, factor).weight_boxes(params)
+    for radius in (torch.full(shape, r, dtype=torch.float64) for shape in [(), (1,), (2, 1), (2,), (2, 2)]):
+        for given_as in (radius, (radius, r), (r, radius)):
+            box = JointBall(0, {"a.weight": given_as}, relative=relative).scaled(1, factor).weight_boxes(params)
+            assert set(box) == set(want)
+            for name in box:
+                assert box[name].lo.equal(want[name].lo) and box[name].hi.equal(want[name].hi)
+
+
+radii = st.lists(st.floats(0, 2), min_size=4, max_size=4).map(lambda v: torch.tensor(v, dtype=torch.float64).view(2, 2))
+
+
+@given(radii, radii, st.floats(0, 1))
+def test_boxes_of_any_radius_hold_the_weights_and_are_nested(below, above, part):
+    whole = JointBall(0, {"a.weight": (below, above)})
+    small, large = whole.scaled(1, part).weight_boxes(PARAMS), whole.weight_boxes(PARAMS)
+    for name, box in large.items():
+        assert box.contains(W) and box.contains(box.sample(torch.Generator().manual_seed(0)))
+        assert all(box.contains(t) for t in ((small[name].lo, small[name].hi) if name in small else (W,)))
+
+
+def test_relative_and_scaled_radii_multiply_every_number():
+    # max|W| = 2, max|b| = 4
+    ball = JointBall(0, {"a.weight": tensor([0.5], [0.25]), "a.bias": (tensor(0.0, 0.5), 0.25)}, relative=True)
+    found = ball.scaled(1, 0.5).radii(PARAMS)
+    assert found["a.weight"].tolist() == [[0.5], [0.25]]
+    below, above = ends(found["a.bias"])
+    assert (below.tolist(), above) == ([0.0, 1.0], 0.5)
+    assert (largest(found["a.weight"]), largest(found["a.bias"]), largest((0.1, 0.2))) == (0.5, 1.0, 0.2)
+
+
+def test_a_tensor_that_stays_put_is_left_out():
+    stay = {"a.weight": torch.zeros(2, 1), "a.bias": (0.0, torch.zeros(2))}
+    assert JointBall(0, stay).radii(PARAMS) == {}
+    assert JointBall(0, {"a.weight": tensor([1.0], [1.0])}).scaled(1, 0).weight_boxes(PARAMS) == {}
+    assert set(JointBall(0, {"a.weight": (0.0, tensor([0.0], [1e-9])), "a.bias": (0.0, 1.0)}).radii(PARAMS)) == set(PARAMS)
+
+
+def test_a_ball_of_tensors_is_a_value():
+    given = {"a.weight": torch.ones(2, 1), "a.bias": (torch.zeros(2), 0.5)}
+    ball, same = JointBall(0.1, given), JointBall(0.1, {"a.bias": (torch.zeros(2).double(), 0.5), "a.weight": torch.ones(2, 1)})
+    given["a.weight"] += 5
+    assert ball == same and hash(ball) == hash(same) and len({ball, same}) == 1
+    for other in (
+        JointBall(0.1, {"a.weight": torch.ones(1, 2), "a.bias": (torch.zeros(2), 0.5)}),
+        JointBall(0.1, {"a.weight": torch.ones(2, 1), "a.bias": (0.5, torch.zeros(2))}),
+        JointBall(0.1, {"a.weight": torch.ones(2, 1) / 2, "a.bias": (torch.zeros(2), 0.5)}),
+        JointBall(0.1, {"a.weight": torch.ones(2, 1)}),
+        JointBall(0.1, 0.5),
+        "a ball",
+    ):
+        assert ball != other
+    for copied in (pickle.loads(pickle.dumps(ball)), copy.deepcopy(ball), ball.scaled(1, 1)):
+        assert copied == ball and hash(copied) == hash(ball)
+
+
+def test_what_is_symmetric_is_no_pair():
+    assert JointBall(0, {"a": (0.5, 0.5)}) == JointBall(0, {"a": 0.5}) == JointBall(0, {"a": torch.tensor(0.5)})
+    assert JointBall(0, {"a": (torch.ones(2), torch.ones(2))}) == JointBall(0, {"a": torch.ones(2)})
+    assert JointBall(0, {"a": -torch.zeros(2)}) == JointBall(0, {"a": torch.zeros(2)})  # -0
+    assert hash(JointBall(0, {"a": 0.5, "b": 1})) == hash(JointBall(0.0, {"b": 1.0, "a": 0.5}))
+
+
+def test_a_radius_is_cut_from_its_graph_and_its_mode():
+    with torch.inference_mode():
+        ball = JointBall(0, {"a.weight": torch.ones(2, 2, dtype=torch.float64)})
+    assert not ball.eps_w["a.weight"].is_inference()
+    assert not JointBall(0, {"a": torch.ones(2, requires_grad=True) * 2}).eps_w["a"].requires_grad
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("form", [lambda t: t, lambda t: (t, 0.5), lambda t: (0.5, t)], ids=["both", "below", "above"])
+def test_a_bad_number_in_a_tensor_is_quoted(bad, form):
+    with pytest.raises(InvalidInput, match=r"eps_w\['a\.weight'\].*0 or larger") as error:
+        JointBall(0, {"a.weight": form(tensor([0.5], [bad]))})
+    assert f"{bad}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "radius, message",
+    [
+        ((0.1, 0.2, 0.3), r"\['a'\] is a tuple of 3; a pair is \(below, above\)"),
+        ((0.1,), "tuple of 1"),
+        ([0.1, 0.2], r"\[0\.1, 0\.2\]; give a number, a tensor, or a pair"),
+        (None, "None; give a number"),
+        ((0.1, "far"), r"\['a'\]\[1\] is 'far'; give a number"),
+        (torch.zeros(0, 2), r"shape \(0, 2\)"),
+        (torch.zeros(2, dtype=torch.complex64), "complex64"),
+        ((torch.zeros(2), torch.zeros(3)), r"shapes \(2,\) and \(3,\)"),
+    ],
+)
+def test_what_is_no_radius_is_refused(radius, message):
+    with pytest.raises(InvalidInput, match=message):
+        JointBall(0, {"a": radius})
+
+
+@pytest.mark.parametrize("radius", [torch.ones(2, 1), (0.1, 0.2)])
+def test_a_tensor_or_a_pair_needs_a_name(radius):
+    with pytest.raises(InvalidInput, match="of which parameter"):
+        JointBall(0, radius)
+    assert JointBall(0, torch.tensor(0.5)) == JointBall(0, (0.5, 0.5)) == JointBall(0, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_radius_of_another_shape_names_both_shapes(shape, pair):
+    radius = (0.1, torch.ones(shape)) if pair else torch.ones(shape)
+    with pytest.raises(InvalidInput) as error:
+        JointBall(0, {"a.weight": radius}).weight_boxes(PARAMS)
+    assert str(shape) in str(error.value) and "(2, 2)" in str(error.value) and "'a.weight'" in str(error.value)
+
+
+def test_check_knows_the_two_ends():
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    x, w = torch.full((3, 2), 0.5), model[0].weight.detach()
+    ball = JointBall(0, {"0.weight": (0.25, torch.tensor([[0.5], [0.0]]))})
+    for moved in (w - 0.25, w + torch.tensor([[0.5], [0.0]])):
+        Perturbation(x, {"0.weight": moved}).check(model, x, ball)
+    for moved in (w - 0.26, w + torch.tensor([[0.5], [0.01]]), w + 0.5):
+        with pytest.raises(AssertionError):
+            Perturbation(x, {"0.weight": moved}).check(model, x, ball)
 
 
 # ---------------------------------------------------------------- the domain

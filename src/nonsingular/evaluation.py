@@ -25,7 +25,7 @@ from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis
 from nonsingular.sandwich import Parts, Proof, certified, margins_of, rehearse_proof
-from nonsingular.threat import JointBall, Moves, Perturbation, Scope, check_scope
+from nonsingular.threat import JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
 
 SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
@@ -51,17 +51,14 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
-        eps_w = self.unit.eps_w
         return {
-            "attack": self.name, "scope": self.scope, "domain": self.unit.domain,
-            "moves": self.unit.moves, "relative": self.unit.relative,
-            "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
+            "attack": self.name, "scope": self.scope, **self.unit.describe(),
             "batch_size": self.batch_size if self.scope == "batch" else None,
         } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
 
 
 def choose(
-    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, float] | None = None,
+    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, Radius] | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights", relative: bool = False, batch_size: int = 128,
 ) -> Method:  # fmt: skip
     """The method that these settings name.
@@ -131,7 +128,7 @@ def evaluate(
     data: tuple[Tensor, Tensor],
     *,
     eps_x: float | Sequence[float],
-    eps_w: float | Sequence[float] | Mapping[str, float],
+    eps_w: float | Sequence[float] | Mapping[str, Radius],
     scope: Scope = "sample",
     attack: str | Attack | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0),
@@ -145,7 +142,8 @@ def evaluate(
 
     data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
-        A mapping from parameter name to radius moves these tensors alone; the axis is then the fraction of the radii, 0 to 1.
+        A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
+        radii, 0 to 1.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
@@ -203,7 +201,7 @@ def surface(
         on_cell(cell)
     params = dict(model.named_parameters())
     moved = {
-        n: {"shape": list(params[n].shape), "radius": r}
+        n: {"shape": list(params[n].shape), "radius": told(r)}
         for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
     }
     about = {

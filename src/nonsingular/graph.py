@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImp
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.threat import JointBall, Perturbation, Radius
 
 
 @contextmanager
@@ -111,8 +111,8 @@ class Dense:
             z = self.activation(F.linear(z, W, b))
         return F.linear(z, self.weights[-1], self.biases[-1])
 
-    def radii(self, ball: JointBall) -> tuple[list[float], list[float]]:
-        """Radius of each layer's weight and of each layer's bias."""
+    def radii(self, ball: JointBall) -> tuple[list[Radius], list[Radius]]:
+        """Radius of each layer's weight and of each layer's bias; 0.0 for what does not move."""
         r = ball.radii(self.params)
         return [r.get(n, 0.0) for n in self.weight_names], [r.get(n, 0.0) if n else 0.0 for n in self.bias_names]
 

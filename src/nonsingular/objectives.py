@@ -25,7 +25,7 @@ from nonsingular.bounds.theorem import tau, zeta_printed
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import dense_chain
 from nonsingular.margins import cross_entropy
-from nonsingular.threat import JointBall
+from nonsingular.threat import JointBall, Radius
 
 Loss = Callable[[Tensor, Tensor, float, Generator], Tensor]
 """(x (B, *input), y (B,), progress in [0, 1], generator) -> scalar."""
@@ -118,7 +118,7 @@ def jointly_adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6)
 # --- the methods of the paper, and the joint one, each as (ball, alpha, beta) -> Objective ---------------------------------
 
 
-def _need(method: str, **numbers: float | Mapping[str, float]) -> None:
+def _need(method: str, **numbers: float | Mapping[str, Radius]) -> None:
     for name, value in numbers.items():
         if not value:
             raise InvalidInput(f"method '{method}' with {name} = 0 is another method; give {name} a value above 0")

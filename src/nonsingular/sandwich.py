@@ -50,11 +50,7 @@ class Proof:
 
     def describe(self) -> dict[str, Any]:
         """The settings by name, for records."""
-        eps_w = self.unit.eps_w
-        return {
-            "bound": self.method, "domain": self.unit.domain, "moves": self.unit.moves, "relative": self.unit.relative,
-            "eps_w_per_tensor": dict(eps_w) if isinstance(eps_w, Mapping) else None,
-        }  # fmt: skip
+        return {"bound": self.method, **self.unit.describe()}
 
 
 def rehearse_proof(model: nn.Module, x: Tensor, y: Tensor, proof: Proof) -> None:

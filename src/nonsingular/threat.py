@@ -1,11 +1,12 @@
 """threat.py - the joint ball around an input and the weights, and who shares the perturbed weights.
 
 Non-Singular Adversarial Robustness of Neural Networks, arXiv:2102.11935, section 3: every x' with |x' - x| <= eps_x
-and every W' with |W' - W| <= eps_w, element by element, together.
+and every W' with |W' - W| <= eps_w, element by element, together; here any box W - below <= W' <= W + above.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,24 @@ def check_scope(scope: str) -> None:
 Moves = Literal["weights", "all"]
 """Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
 
+Side = float | Tensor
+"""How far one end of a box is from the weights: one number for all of a tensor, or a tensor that broadcasts to its shape."""
+Radius = Side | tuple[Side, Side]
+"""How far a tensor moves either way; a pair (below, above) is the box [W - below, W + above].
+
+For a kernel of shape (C, D, H, W), shape (C, 1, 1, 1) gives each output channel its own radius, the full shape each element.
+"""
+
+
+def ends(radius: Radius) -> tuple[Side, Side]:
+    """(below, above): the distances of the two ends of the box; one object twice for a symmetric box."""
+    return radius if isinstance(radius, tuple) else (radius, radius)
+
+
+def largest(radius: Radius) -> float:
+    """The largest distance of an end: the radius of the smallest uniform ball around the box."""
+    return max(side.max().item() if isinstance(side, Tensor) else side for side in ends(radius))
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -57,42 +76,63 @@ class Interval:
         return torch.clamp(self.lo + u * (self.hi - self.lo), self.lo, self.hi)
 
 
+def told(radius: Radius) -> Any:
+    """A radius as JSON: a number, or the shape, the largest value and a hash of a tensor."""
+    if isinstance(radius, tuple):
+        return {"below": told(radius[0]), "above": told(radius[1])}
+    if isinstance(radius, Tensor):
+        values = radius.detach().cpu().double().contiguous().numpy()
+        return {"shape": list(radius.shape), "largest": largest(radius), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+    return radius
+
+
 @dataclass(frozen=True)
 class JointBall:
     """Every input within `eps_x` and every weight within `eps_w` (both l-infinity), together.
 
     eps_x: radius on the input, in the units of the data.
-    eps_w: one radius for all tensors that move, or a mapping from parameter name to its own radius (then only these move).
+    eps_w: one number for all tensors that move, or a mapping from parameter name to its own Radius (then only these move): a
+        number, a tensor (per channel, per element), or a pair (below, above) for a box [W - below, W + above].
     domain: the range (lo, hi) that inputs live in, e.g. pixels in [0, 1]; None for inputs without limits.
     moves: with a single radius, which parameters move: "weights" (two or more dimensions) or "all" (biases and scales too).
     relative: radii of weights are multiples of the largest |value| of each tensor.
 
-    A box is rounded to nearest in the dtype of the tensor that it is around.
+    A box is rounded to nearest in the dtype of the tensor that it is around, on its device.  A ball is a value: radii are copied
+    (tensors in float64 on the CPU), and balls of equal numbers and shapes are equal.
     Raises InvalidInput for a radius that is negative, infinite or NaN, and for an empty domain.
     """
 
     eps_x: float
-    eps_w: float | Mapping[str, float]
+    eps_w: float | Mapping[str, Radius]
     domain: tuple[float, float] | None = (0.0, 1.0)
     moves: Moves = "weights"
     relative: bool = False
 
     def __post_init__(self) -> None:
+        _checked_number("eps_x", self.eps_x)
         if isinstance(self.eps_w, Mapping):
-            object.__setattr__(self, "eps_w", MappingProxyType({k: float(v) for k, v in self.eps_w.items()}))
-            named = {f"eps_w['{name}']": radius for name, radius in self.eps_w.items()}
+            radii = {name: _checked(f"eps_w['{name}']", radius) for name, radius in self.eps_w.items()}
+            object.__setattr__(self, "eps_w", MappingProxyType(radii))
+        elif isinstance(radius := _checked("eps_w", self.eps_w), float):
+            object.__setattr__(self, "eps_w", radius)
         else:
-            named = {"eps_w": self.eps_w}
-        for name, radius in {"eps_x": self.eps_x, **named}.items():
-            if not (math.isfinite(radius) and radius >= 0):
-                raise InvalidInput(f"{name} is {radius}; a radius must be a finite number that is 0 or larger")
+            raise InvalidInput("eps_w is a tensor or a pair; say of which parameter: eps_w={'name': radius}")
         if self.moves not in get_args(Moves):
             raise InvalidInput(f"moves is {self.moves!r}; choose one of {', '.join(get_args(Moves))}")
         if self.domain is not None and not self.domain[0] < self.domain[1]:
             raise InvalidInput(f"domain is {self.domain}; give (lowest, highest) with lowest < highest, or None")
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JointBall) and self._key() == other._key()
+
     def __hash__(self) -> int:
-        return hash((self.eps_x, repr(self.eps_w), self.domain, self.moves, self.relative))
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two balls the same, without tensors."""
+        eps_w = self.eps_w
+        named = frozenset((n, *map(_plain, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
+        return self.eps_x, named, self.domain, self.moves, self.relative
 
     def __reduce__(self) -> tuple[Any, ...]:
         eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
@@ -100,8 +140,16 @@ class JointBall:
 
     def scaled(self, x: float, w: float) -> JointBall:
         """The ball with the input radius times `x` and every weight radius times `w`."""
-        eps_w = {k: r * w for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
+        eps_w = {k: _times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
         return replace(self, eps_x=self.eps_x * x, eps_w=eps_w)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but `eps_x` and a single `eps_w`, for records: JSON."""
+        eps_w = self.eps_w
+        return {
+            "domain": self.domain, "moves": self.moves, "relative": self.relative,
+            "eps_w_per_tensor": {n: told(r) for n, r in eps_w.items()} if isinstance(eps_w, Mapping) else None,
+        }  # fmt: skip
 
     def check_domain(self, x: Tensor) -> None:
         """Raises InvalidInput if an input is not a number or lies outside the domain."""
@@ -129,24 +177,94 @@ class JointBall:
         lo, hi = x - self.eps_x, x + self.eps_x
         return Interval(lo, hi) if self.domain is None else Interval(lo.clamp_(*self.domain), hi.clamp_(*self.domain))
 
-    def radii(self, params: Mapping[str, Tensor]) -> dict[str, float]:
-        """Radius of every tensor that moves, by name; tensors with radius 0 are left out.
+    def radii(self, params: Mapping[str, Tensor]) -> dict[str, Radius]:
+        """Radius of every tensor that moves, by name, in the units of the weights; tensors with radius 0 are left out.
 
-        Raises InvalidInput if `eps_w` names a tensor that `params` does not have.
+        Raises InvalidInput if `eps_w` names a tensor that `params` does not have, or has a radius that does not fit its shape.
         """
         if isinstance(self.eps_w, Mapping):
             if unknown := sorted(set(self.eps_w) - set(params)):
                 raise InvalidInput(f"eps_w names no parameter of this model: {unknown}; it has {sorted(params)}")
             chosen = dict(self.eps_w)
+            for name, radius in chosen.items():
+                _check_shape(name, radius, params[name].shape)
         else:
             chosen = {name: self.eps_w for name, p in params.items() if self.moves == "all" or p.dim() >= 2}
         if self.relative:
-            chosen = {name: r * params[name].detach().abs().max().item() for name, r in chosen.items()}
-        return {name: r for name, r in chosen.items() if r > 0}
+            chosen = {name: _times(r, params[name].detach().abs().max().item()) for name, r in chosen.items()}
+        return {name: r for name, r in chosen.items() if largest(r) > 0}
 
     def weight_boxes(self, params: Mapping[str, Tensor]) -> dict[str, Interval]:
-        """The box of every tensor that moves, by name."""
-        return {name: Interval(params[name].detach() - r, params[name].detach() + r) for name, r in self.radii(params).items()}
+        """The box of every tensor that moves, by name, in its shape, dtype and device."""
+        found: dict[str, Interval] = {}
+        for name, radius in self.radii(params).items():
+            p = params[name].detach()
+            below, above = (side.to(p) if isinstance(side, Tensor) else side for side in ends(radius))
+            found[name] = Interval(p - below, p + above)
+        return found
+
+
+def _checked(name: str, radius: Radius) -> Radius:
+    """A copy of a radius in its simplest form.  Raises InvalidInput if it is none."""
+    if not isinstance(radius, tuple):
+        return _checked_side(name, radius)
+    if len(radius) != 2:
+        raise InvalidInput(f"{name} is a tuple of {len(radius)}; a pair is (below, above)")
+    below, above = (_checked_side(f"{name}[{i}]", side) for i, side in enumerate(radius))
+    if isinstance(below, Tensor) and isinstance(above, Tensor):
+        try:
+            torch.broadcast_shapes(below.shape, above.shape)
+        except RuntimeError:
+            raise InvalidInput(
+                f"{name} is a pair of shapes {tuple(below.shape)} and {tuple(above.shape)}, which fit no parameter together"
+            ) from None
+    return below if _plain(below) == _plain(above) else (below, above)
+
+
+def _checked_side(name: str, side: Side) -> Side:
+    if isinstance(side, Tensor) and side.dim():
+        if not side.numel() or side.is_complex():
+            raise InvalidInput(
+                f"{name} is a tensor of shape {tuple(side.shape)} and {side.dtype}; give real numbers, one or more"
+            )
+        with torch.inference_mode(False):
+            side = side.detach().to("cpu", torch.float64)
+            bad = side[~(torch.isfinite(side) & (side >= 0))]
+            _checked_number(name, bad[0].item() if len(bad) else 0.0)
+            return side.abs().contiguous()  # a copy; without -0
+    try:
+        number = float(side)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} is {side!r}; give a number, a tensor, or a pair (below, above) of these") from None
+    _checked_number(name, number)
+    return number
+
+
+def _checked_number(name: str, radius: float) -> None:
+    if not (math.isfinite(radius) and radius >= 0):
+        raise InvalidInput(f"{name} is {radius}; a radius must be a finite number that is 0 or larger")
+
+
+def _check_shape(name: str, radius: Radius, shape: torch.Size) -> None:
+    for side in ends(radius):
+        if isinstance(side, Tensor):
+            n, own = len(side.shape), tuple(side.shape)
+            if n > len(shape) or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False)):
+                raise InvalidInput(
+                    f"eps_w['{name}'] has shape {own}, which does not broadcast to the parameter's shape {tuple(shape)}; "
+                    f"give that shape, or 1 in the dimensions that share a radius"
+                )
+
+
+def _times(radius: Radius, factor: float) -> Radius:
+    if isinstance(radius, tuple):
+        return radius[0] * factor, radius[1] * factor
+    return radius * factor
+
+
+def _plain(side: Side) -> Any:
+    """A value that hashes, equal for equal sides."""
+    return (tuple(side.shape), side.numpy().tobytes()) if isinstance(side, Tensor) else side
 
 
 @dataclass(frozen=True)

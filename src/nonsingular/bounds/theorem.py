@@ -5,6 +5,9 @@ For every |x' - x| <= eps_x and |W'^m - W^m| <= eps_m:   f'_i(x') - f'_j(x')  <=
 The printed zeta is no upper bound for three layers or more: it propagates h* through W^m + eps_m, and where that has a negative
 entry a larger h* *lowers* the next one.  The repaired zeta replaces ||h^k*||_1 by the sum of true upper bounds of the
 perturbed activations (interval.py); the telescoping proof then holds word for word.
+
+eps_m is one number per tensor.  For a box with other ends (per channel, per element, asymmetric) it is the largest distance of an
+end: the box lies inside that ball, so the bound holds and is looser than one that knows the box.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from nonsingular.bounds.interval import hidden_upper_bounds
 from nonsingular.graph import Dense, dense_chain
 from nonsingular.margins import check_labels, margins
-from nonsingular.threat import JointBall
+from nonsingular.threat import JointBall, largest
 
 
 def tau(model: nn.Module | Dense, ball: JointBall) -> Tensor:
@@ -28,7 +31,7 @@ def tau(model: nn.Module | Dense, ball: JointBall) -> Tensor:
     Raises UnsupportedModel for a model that is not dense with a non-negative, monotone, 1-Lipschitz activation.
     """
     net = dense_chain(model)
-    eps, _ = net.radii(ball)
+    eps, _ = _largest_radii(net, ball)
     outer = net.weights[-1]
     gain = _gap(outer) + 2 * outer.shape[1] * eps[-1]
     for W, e in zip(net.weights[:-1], eps[:-1], strict=True):
@@ -42,7 +45,7 @@ def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
     x: (B, *input).  Differentiable in weights and inputs.  Cost: an interval forward pass.
     """
     net = dense_chain(model)
-    eps_w, eps_b = net.radii(ball)
+    eps_w, eps_b = _largest_radii(net, ball)
     upper = hidden_upper_bounds(net, x, eps_w, eps_b)
     return _zeta(net, [x.flatten(1).abs().sum(1), *(u.sum(1) for u in upper)], eps_w, eps_b)
 
@@ -50,7 +53,7 @@ def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
 def zeta_printed(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
     """(B, K, K) eq. (3) as printed: for reproduction and training.  Not a bound for three layers or more."""
     net = dense_chain(model)
-    eps_w, eps_b = net.radii(ball)
+    eps_w, eps_b = _largest_radii(net, ball)
     z = x.flatten(1)
     norms = [z.abs().sum(1)]
     for k, (W, b) in enumerate(zip(net.weights[:-1], net.biases[:-1], strict=True)):
@@ -65,6 +68,7 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
 
     Guarantee: holds for every x' in the input ball (with or without a domain) and every W' in the weight ball, each example with
     its own W' (scope `sample`), up to the rounding of the arithmetic.
+    A box of weights that is not one number either way is widened to the smallest such ball around it.
     x: (B, *input).  y: (B,).  Raises UnsupportedModel outside the hypotheses.  Cost: about three forward passes and O(B K^2).
     """
     net = dense_chain(model)
@@ -75,6 +79,12 @@ def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: Joint
     """(B, K) the margins that the theorem claims as printed.  No certificate: false for three layers or more."""
     net = dense_chain(model)
     return _lower_margins(net, x, y, ball, zeta_printed(net, x, ball))
+
+
+def _largest_radii(net: Dense, ball: JointBall) -> tuple[list[float], list[float]]:
+    """One number for each layer's weight and bias: |W' - W| <= E elementwise  =>  |W' - W| <= max E."""
+    eps_w, eps_b = net.radii(ball)
+    return [largest(r) for r in eps_w], [largest(r) for r in eps_b]
 
 
 def _lower_margins(net: Dense, x: Tensor, y: Tensor, ball: JointBall, zeta_ij: Tensor) -> Tensor:
