@@ -34,6 +34,19 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
     return seconds
 
 
+def peak_memory(call: Callable[[], object]) -> tuple[float, int]:
+    """Seconds of one call, and bytes that this process held at its peak beyond what it held before.  Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before, started = _resident("VmRSS"), time.perf_counter()
+    call()
+    return time.perf_counter() - started, _resident("VmHWM") - before
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
 def table(seconds: Mapping[str, list[float]], base: str) -> str:
     """Median and minimum in milliseconds, and both as multiples of `base`'s."""
     width = max(map(len, seconds))
