@@ -246,7 +246,7 @@ def test_records_tell_tensors_by_shape_largest_value_and_hash():
     assert (told["0.weight"]["shape"], told["0.weight"]["largest"]) == ([3, 1, 1, 1], pytest.approx(0.05))
     assert told["0.bias"]["below"] == 0.0
     assert told["0.bias"]["above"]["shape"] == [3]
-    assert told["3.weight"]["sha256"] == hashlib.sha256(np.full((3, 12), 0.01).tobytes()).hexdigest()
+    assert told["3.weight"]["sha256"] == hashlib.sha256(torch.full((3, 12), 0.01).double().numpy().tobytes()).hexdigest()
     moved = s.about["moved_at_largest_eps_w"]
     assert (moved["0.weight"]["shape"], moved["0.weight"]["radius"]) == ([3, 1, 2, 2], told["0.weight"])
     with_numbers = evaluate(dense(9, 3), (X, Y), eps_x=[0.0], eps_w={"1.weight": 0.5})
