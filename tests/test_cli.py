@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from nonsingular.cli import main
 
-COMMANDS = ("demo", "train", "evaluate", "reproduce", "report", "list")
+COMMANDS = ("certify", "demo", "train", "evaluate", "reproduce", "report", "list")
 TINY = ["--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", "20", "--workers", "1", "--quiet"]
 
 
@@ -67,6 +67,9 @@ def conv():
 
 def norm():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+
+def odd():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
 
 def of_this_process():
     torch.manual_seed(os.getpid())
@@ -208,6 +211,65 @@ def test_a_table_without_json(here, trained, capsys):
     assert f"{100 * surface['accuracy'][0][0]:.1f}" in out
 
 
+def test_certify_prints_one_json_object(here, trained, capsys):
+    argv = ("certify", trained, "--eps-x", "0,0.02", "--eps-w", "0,0.002", "--limit", 20, "--workers", 1, "--out", "c")
+    assert run(*argv, "--accuracy", "0.9,0.5", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "certified"
+    assert found["attack"] == "crown"
+    assert [f["accuracy"] for f in found["fronts"]] == [0.9, 0.5]
+    assert all(f["eps_x"] == [0.0, 0.02] and len(f["eps_w"]) == 2 for f in found["fronts"])
+    for tight, loose in zip(*(f["eps_w"] for f in found["fronts"]), strict=True):
+        assert (tight or 0) <= (loose or 0)
+    assert Path("c/results.json").exists()
+    assert Path("c/report.html").exists()
+    assert run(*argv, "--accuracy", "0.9,0.5") == 0
+    out = capsys.readouterr().out
+    assert "certified" in out
+    assert "for 90 %" in out
+
+
+def test_certificates_do_not_depend_on_the_workers(here, trained, capsys):
+    found = []
+    for workers in (1, 2):
+        argv = ("certify", trained, "--eps-x", "0,0.02", "--eps-w", "0,0.002", "--limit", 60, "--accuracy", 0.5)
+        assert run(*argv, "--workers", workers, "--out", f"w{workers}", "--json") == 0
+        one = json.loads(capsys.readouterr().out)
+        found.append((one["accuracy"], one["fronts"]))
+    assert found[0] == found[1]
+
+
+def test_evaluate_and_certify_in_one_run(here, trained, capsys):
+    argv = ("evaluate", trained, "--eps-x", "0,0.02", "--eps-w", "0,0.002", "--limit", 20, "--out", "e", "--certify", "crown")
+    assert run(*argv, "--workers", 2, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["certified"]["kind"] == "certified"
+    assert found["certified"]["auc"] <= found["auc"]
+    assert (np.array(found["certified"]["accuracy"]) <= np.array(found["accuracy"])).all()
+    before = Path("e/events.jsonl").read_bytes()
+    assert run(*argv, "--workers", 1, "--quiet") == 0
+    assert Path("e/events.jsonl").read_bytes() == before  # nothing was done again
+    assert run("report", "e") == 0
+
+
+def test_an_attack_that_beats_a_certificate_ends_with_1(here, trained, capsys, monkeypatch):
+    from nonsingular import certification
+
+    real = certification.lookup
+
+    def wrong(model, x, y, ball):
+        return torch.full((len(x), 10), 99.0, dtype=x.dtype).scatter(1, y[:, None], 0.0)
+
+    monkeypatch.setattr(certification, "lookup", lambda table, name, kind: wrong if kind == "bound" else real(table, name, kind))
+    argv = ("evaluate", trained, "--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", 20, "--certify", "crown", "--workers", 1)
+    assert run(*argv, "--out", "e", "--quiet") == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "please report it with e/violation-" in err
+    assert list(Path("e").glob("violation-*.npz"))
+    assert not Path("e/results.json").exists()
+
+
 def tiny_reproduction():
     recipes = {n: {"epochs": 1} for n in ("standard", "weight-perturb", "at", "at-beta-1", "at-beta-2", "jiwp", "joint")}
     settings = yaml.safe_load(process("reproduce", "--data", "digits", "--print-config").stdout)
@@ -328,6 +390,7 @@ def test_hidden_none_is_a_single_layer_or_refused(here, capsys):
 EVALUATE = ("evaluate", "m.py:good", "--data", "digits", "--out", "out", "--workers", 1, "--quiet")
 GRID = ("--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", 5)
 FLAT = ("--eps-x", 0, "--eps-w", 0, "--out", "out", "--workers", 1, "--quiet")
+CERTIFY = ("certify", "m.py:good", "--data", "digits", "--out", "out", "--workers", 1, "--quiet")
 TRAIN = ("train", "--epochs", 1, "--out", "out", "--quiet")
 
 MISTAKES = {
@@ -437,6 +500,16 @@ MISTAKES = {
     "reproduce of other data": (("reproduce", "--data", "cifar10", "--out", "out"), "cifar10"),
     "reproduce without data": (("reproduce", "--data", "mnist", "--data-dir", "nowhere", "--out", "out", "--quiet"), "nowhere"),
     "report of nothing": (("report", "nowhere"), "nowhere"),
+    "unknown bound": ((*CERTIFY, *GRID, "--method", "crwn"), "crown"),
+    "a bound that is none": ((*CERTIFY, *GRID, "--method", "theorem1-printed"), "sound bound"),
+    "a share above one": ((*CERTIFY, *GRID, "--accuracy", "0.9,1.5"), "1.5"),
+    "a share that is no number": ((*CERTIFY, *GRID, "--accuracy", "most"), "most"),
+    "certify without a rule": ((*CERTIFY[:1], "m.py:odd", *CERTIFY[2:], *GRID), "softmax"),
+    "theorem on a convolution": ((*CERTIFY[:1], "m.py:conv", *CERTIFY[2:], *GRID, "--method", "theorem1"), "conv2d"),
+    "evaluate with an unknown bound": ((*EVALUATE, *GRID, "--certify", "ibp"), "interval"),
+    "evaluate and certify without a rule": (
+        ("evaluate", "m.py:odd", *EVALUATE[2:], *GRID, "--attack", "paper", "--certify", "crown"), "softmax",
+    ),
     "report of a training run": (("report", "foreign"), "results.json"),
 }  # fmt: skip
 USAGE = {"unknown command", "unknown flag", "bad number", "no value", "flag twice", "two models"}

@@ -1,0 +1,167 @@
+"""mnist.py - what is proven of the networks of the reproduction: by each bound, by branch and bound, and over the grid.
+
+    python docs/certificates/mnist.py runs/reproduce-mnist --out docs/certificates
+
+Writes mnist.json (every number), mnist.md (the tables) and sandwich.png (attacked and certified surfaces in one picture).
+RUN is the folder of `nonsingular reproduce --data mnist --seeds 3`; every model and seed in it is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from nonsingular.certification import certify, verify
+from nonsingular.evaluation import evaluate
+from nonsingular.experiment import dataset, load_run
+from nonsingular.presets import TITLES
+from nonsingular.records import Surface
+from nonsingular.report import contours
+from nonsingular.threat import JointBall
+
+CELLS = ((0.01, 0.0005), (0.01, 0.001), (0.02, 0.001), (0.05, 0.001), (0.05, 0.003))
+BOUNDS = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
+GRID = {"eps_x": [0.01 * i for i in range(11)], "eps_w": [0.0005 * i for i in range(11)]}
+
+
+def examples(run: Path, limit: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    model, settings = load_run(run)
+    split = dataset(settings.data, settings.data_dir).test.take(limit)
+    return model, split.x, split.y
+
+
+def by_bound(run: Path, limit: int) -> list[dict[str, Any]]:
+    """Certified accuracy and seconds per example of every bound at the five cells."""
+    model, x, y = examples(run, limit)
+    rows: list[dict[str, Any]] = []
+    for cell in CELLS:
+        for method in BOUNDS:
+            started = time.perf_counter()
+            accuracy = certify(model, x, y, JointBall(*cell), method=method).accuracy
+            rows.append(
+                {"cell": cell, "bound": method, "certified": accuracy, "seconds": (time.perf_counter() - started) / len(x)}
+            )
+    return rows
+
+
+def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
+    """Attack and branch and bound at the first three cells: how many images are verified, falsified, and neither."""
+    model, x, y = examples(run, limit)
+    rows: list[dict[str, Any]] = []
+    for cell in CELLS[:3]:
+        started = time.perf_counter()
+        found = verify(model, x, y, JointBall(*cell))
+        count = Counter(found.status)
+        rows.append({
+            "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},
+            "seconds": (time.perf_counter() - started) / len(x), "most_parts": int(found.parts.max()),
+        })  # fmt: skip
+    return rows
+
+
+def grid(run: Path, limit: int) -> dict[str, Any]:
+    """Attacked surface in scope sample with its certified one."""
+    model, x, y = examples(run, limit)
+    return evaluate(model, (x, y), certify="crown", **GRID).to_dict()
+
+
+def work(task: str, run: str, limit: int) -> Any:
+    torch.set_num_threads(1)
+    return {"bounds": by_bound, "verdicts": verdicts, "grid": grid}[task](Path(run), limit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/certificates"))
+    parser.add_argument("--limit", type=int, default=500, help="test images for the verdicts")
+    parser.add_argument("--table", type=int, default=100, help="test images for the table of bounds and the surfaces")
+    parser.add_argument("--workers", type=int, default=4)
+    args = parser.parse_args()
+    limits = {"bounds": args.table, "verdicts": args.limit, "grid": args.table}
+    runs = sorted((args.run / "models").iterdir())
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(work, task, str(run), n): (task, run.name) for task, n in limits.items() for run in runs}
+        for job in as_completed(jobs):
+            task, name = jobs[job]
+            found[task][name] = job.result()
+            print(f"{task} {name}", flush=True)
+    results = {"limits": limits, "cells": CELLS, **{t: dict(sorted(f.items())) for t, f in found.items()}}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "mnist.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "mnist.md").write_text(tables(results))
+    panels = surfaces(results)
+    contours(
+        {TITLES[m]: s for m, s in panels.items()}
+        | {f"{TITLES[m]}, certified": [s.certified for s in seeds] for m, seeds in panels.items()},
+        path=args.out / "sandwich.png",
+    )
+
+
+def surfaces(results: dict[str, Any]) -> dict[str, list[Surface]]:
+    """Model -> the surface of each seed, in the order of the reproduction."""
+    return {m: [Surface.from_dict(s) for name, s in results["grid"].items() if name.rpartition("-seed")[0] == m] for m in TITLES}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The numbers as Markdown: means over the seeds."""
+    lines = ["## Certified accuracy by bound (%)", ""]
+    for k, (eps_x, eps_w) in enumerate(CELLS):
+        lines += [
+            f"At (ε_x, ε_w) = ({eps_x:g}, {eps_w:g}):",
+            "",
+            "| model | " + " | ".join(BOUNDS) + " |",
+            "|---|" + "--:|" * len(BOUNDS),
+        ]
+        for model, title in TITLES.items():
+            seeds = [rows for name, rows in results["bounds"].items() if name.rpartition("-seed")[0] == model]
+            at = [[r for r in rows if tuple(r["cell"]) == CELLS[k]] for rows in seeds]
+            means = [100 * fmean(rows[j]["certified"] for rows in at) for j in range(len(BOUNDS))]
+            lines.append(f"| {title} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+        lines.append("")
+    every = [r for rows in results["bounds"].values() for r in rows]
+    lines += [
+        "## Seconds per example, mean over all networks",
+        "",
+        "| (ε_x, ε_w) | " + " | ".join(BOUNDS) + " |",
+        "|---|" + "--:|" * len(BOUNDS),
+    ]
+    for cell in CELLS:
+        times = [fmean(r["seconds"] for r in every if tuple(r["cell"]) == cell and r["bound"] == b) for b in BOUNDS]
+        lines.append(f"| ({cell[0]:g}, {cell[1]:g}) | " + " | ".join(f"{t:.4f}" for t in times) + " |")
+    lines += [
+        "",
+        "## Verdicts",
+        "",
+        "| model | (ε_x, ε_w) | verified % | not falsified % | timeouts | images | seconds per image |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for model, title in TITLES.items():
+        seeds = [rows for name, rows in results["verdicts"].items() if name.rpartition("-seed")[0] == model]
+        for k in range(3):
+            rows = [s[k] for s in seeds]
+            n, late = sum(r["n"] for r in rows), sum(r["timeout"] for r in rows)
+            held = sum(r["verified"] for r in rows)
+            eps_x, eps_w = CELLS[k]
+            lines.append(
+                f"| {title} | ({eps_x:g}, {eps_w:g}) | {100 * held / n:.2f} | {100 * (held + late) / n:.2f} | {late} | {n} "
+                f"| {fmean(r['seconds'] for r in rows):.3f} |"
+            )
+    lines += ["", "## AUC of the surfaces", "", "| model | attacked | certified |", "|---|--:|--:|"]
+    for model, seeds in surfaces(results).items():
+        lines.append(f"| {TITLES[model]} | {fmean(s.auc for s in seeds):.3f} | {fmean(s.certified.auc for s in seeds):.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
