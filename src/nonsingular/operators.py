@@ -1,17 +1,18 @@
 """operators.py - the operators that bounds have rules for, as a few kinds of nodes, and how torch.fx nodes become them.
 
 Every operator is one of: a product of the signal with a parameter (plus a bias), a fixed affine sum, a fixed linear map with
-non-negative coefficients, a monotone activation, or a maximum.  Bounds have one rule per kind; a new operator is one line in a
-table below.  Anything else raises UnsupportedModel: nothing is skipped in silence.
+non-negative coefficients, an activation, or a maximum; or a few of these in a row.  Bounds have one rule per kind; a new operator
+is one line in a table below.  Anything else raises UnsupportedModel: nothing is skipped in silence.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,16 +71,34 @@ class Map(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Activation(Node):
-    """y = apply(z), elementwise and non-decreasing.
+class Curve:
+    """How a continuous function rho bends; its derivative is monotone on every piece between two turns.
 
-    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `s-shaped`: convex below 0, concave above, with derivative `slope_at`.
+    slope_at: rho'.  turns: where it changes between convex and concave, in order.  convex: whether the first piece is.
+    At a kink inside a convex (concave) piece: any slope between those beside it.  At a kink on a turn: where a convex piece
+    begins, the smaller of the two; where a concave piece begins, the larger.
+    bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
+    slack: the function that torch computes is rho up to this.
+    """
+
+    slope_at: Callable[[Tensor], Tensor]
+    turns: tuple[float, ...] = ()
+    convex: bool = True
+    bottom: float = -math.inf
+    slack: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Activation(Node):
+    """y = apply(z), elementwise.
+
+    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `smooth`: convex and concave in turn, as `curve` says.
     """
 
     apply: Callable[[Tensor], Tensor]
-    form: Literal["hinge", "s-shaped"]
+    form: Literal["hinge", "smooth"]
     slope: float = 0.0
-    slope_at: Callable[[Tensor], Tensor] = torch.zeros_like
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,13 +199,17 @@ def _map(call: Call) -> list[Node]:
     """The operation itself, with its constants kept."""
     z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     rest, kwargs = call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
-    if any(isinstance(v, Signal | Name) or v is COMPUTED for v in (*rest, *kwargs.values())):
+    if any(isinstance(v, Signal | Name) or v is COMPUTED for v in _flattened((*rest, *kwargs.values()))):
         raise call.refuse("an argument besides the first is a signal, a parameter or computed")
 
     def apply(z: Tensor) -> Tensor:
         return getattr(z, call.target)(*rest, **kwargs) if isinstance(call.target, str) else call.target(z, *rest, **kwargs)
 
     return [Map(call.name, (z.number,), call.out, apply, call.target in _PERMUTES)]
+
+
+def _flattened(values: Sequence[Any]) -> list[Any]:
+    return [w for v in values for w in (_flattened(cast("Sequence[Any]", v)) if isinstance(v, list | tuple) else [v])]
 
 
 def _reshape(call: Call) -> list[Node]:
@@ -202,8 +225,34 @@ def _mean(call: Call) -> list[Node]:
     z, dims, *_ = call.bound("input", "dim")
     dims = [dims] if isinstance(dims, int) else dims
     if not isinstance(z, Signal) or not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
-        raise call.refuse("only a mean over named dimensions other than the batch is known")
+        raise call.refuse("only named dimensions other than the batch are known")
     return _map(call)
+
+
+def _interpolate(call: Call) -> list[Node]:
+    mode = call.kwargs.get("mode", call.args[3] if len(call.args) > 3 else "nearest")
+    if mode not in ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear"):
+        raise call.refuse(f"mode '{mode}' has negative coefficients, or is not known")
+    return _map(call)
+
+
+def _slice(call: Call) -> list[Node]:
+    z, at = call.args
+    at = at if isinstance(at, tuple) else (at,)
+    parts = [v for i in at for v in ((i.start, i.stop, i.step) if isinstance(i, slice) else (0 if i is Ellipsis else i,))]
+    if not all(v is None or isinstance(v, int) for v in parts):
+        raise call.refuse("only numbers and slices are known")
+    if at[0] not in (slice(None), Ellipsis) or sum(i not in (None, Ellipsis) for i in at[1:]) > len(_signal(call, z).shape):
+        raise call.refuse("it takes a part of the batch")
+    return _map(call)
+
+
+def _amax(call: Call) -> list[Node]:
+    z, dims, keep = call.bound("input", "dim", "keepdim", keepdim=False)
+    z, dims = _signal(call, z), (dims,) if isinstance(dims, int) else dims
+    if not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
+        raise call.refuse("only named dimensions other than the batch are known")
+    return [Maximum(call.name, (z.number,), call.out, lambda z: z.amax(dims, keepdim=keep))]
 
 
 def _avg_pool(call: Call) -> list[Node]:
@@ -215,13 +264,13 @@ def _avg_pool(call: Call) -> list[Node]:
     return _map(call)
 
 
-def _cat(call: Call) -> list[Node]:
+def _cat(call: Call, join: Callable[..., Tensor]) -> list[Node]:
     parts, dim = call.bound("tensors", "dim", dim=0)
     if not isinstance(parts, Sequence) or not all(isinstance(p, Signal) for p in parts):
         raise call.refuse("only signals can be joined")
     if dim % (len(call.out) + 1) == 0:
         raise call.refuse("it joins along the batch")
-    return [Map(call.name, tuple(p.number for p in parts), call.out, lambda *z: torch.cat(z, dim))]
+    return [Map(call.name, tuple(p.number for p in parts), call.out, lambda *z: join(z, dim))]
 
 
 def _pad(call: Call) -> list[Node]:
@@ -269,9 +318,9 @@ def _relu(call: Call) -> list[Node]:
     return [Activation(call.name, (z.number,), call.out, torch.relu, "hinge")]
 
 
-def _s_shaped(call: Call, apply: Callable[[Tensor], Tensor], slope_at: Callable[[Tensor], Tensor]) -> list[Node]:
+def _smooth(call: Call, apply: Callable[[Tensor], Tensor], curve: Curve) -> list[Node]:
     z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
-    return [Activation(call.name, (z.number,), call.out, apply, "s-shaped", slope_at=slope_at)]
+    return [Activation(call.name, (z.number,), call.out, apply, "smooth", curve=curve)]
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
@@ -280,6 +329,115 @@ def _sigmoid_slope(z: Tensor) -> Tensor:
 
 def _tanh_slope(z: Tensor) -> Tensor:
     return 4 * _sigmoid_slope(2 * z)
+
+
+_SIGMOID, _TANH = Curve(_sigmoid_slope, (0.0,)), Curve(_tanh_slope, (0.0,))
+
+
+# For the three below: rho' -> 0 at -inf, falls to the first turn (so it is negative there), rises to the second, then falls to
+# its limit 1.  So rho' has one zero, the bottom: rho falls before it and rises after it.
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    """rho = z Phi(z): rho' = Phi + z phi."""
+    return torch.special.ndtr(z) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    """rho = z (1 + tanh u) / 2 with u = c (z + a z^3), c = sqrt(2 / pi), a = 0.044715."""
+    c, a = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(c * (z + a * z**3))
+    return (1 + t) / 2 + z / 2 * (1 - t) * (1 + t) * c * (1 + 3 * a * z * z)
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
+
+
+# rho'' = phi(z) (2 - z^2)
+_GELU = Curve(_gelu_slope, (-math.sqrt(2), math.sqrt(2)), False, bottom=-0.7517915246935645)
+# rho'' = (1 - tanh^2 u) u'^2 (r(z) - z tanh u), r = (1 + 6 a z^2) / (c (1 + 3 a z^2)^2).  Even in z; for z > 0 r does not rise
+# (its derivative by w = a z^2 is -18 w / (c (1 + 3 w)^3)) and z tanh u rises: one zero.
+_GELU_TANH = Curve(_gelu_tanh_slope, (-1.4185040087908284, 1.4185040087908284), False, bottom=-0.7524614220710163)
+# rho = z s(z), s the sigmoid: rho'' = s (1 - s) (2 - z tanh(z / 2)), and z tanh(z / 2) is even and rises for z > 0
+_SILU = Curve(_silu_slope, (-2.3993572805154677, 2.3993572805154677), False, bottom=-1.2784645427610738)
+# 0, then the parabola z (z + 3) / 6 on [-3, 3], then z.  rho' = 0, from -1/2 to 3/2, then 1: at -3 and 3 the turns' slopes
+_HARDSWISH = Curve(
+    lambda z: torch.where(z < -3, 0.0, torch.where(z > 3, 1.0, (2 * z + 3) / 6)), (-3.0, 3.0), False, bottom=-1.5
+)  # fmt: skip
+
+
+def _gelu(call: Call) -> list[Node]:
+    _, approximate = call.bound("input", "approximate", approximate="none")
+    if approximate == "tanh":
+        return _smooth(call, lambda z: F.gelu(z, approximate="tanh"), _GELU_TANH)
+    return _smooth(call, F.gelu, _GELU)
+
+
+def _elu(call: Call, alpha: float, scale: float = 1.0, rate: float = 1.0) -> list[Node]:
+    """scale z above 0, scale alpha (exp(rate z) - 1) below: rho' rises to `left` at 0, then it is `right`."""
+    left, right = scale * alpha * rate, scale
+    if not (alpha >= 0 and rate > 0):
+        raise call.refuse(f"alpha is {alpha}")
+
+    def apply(z: Tensor) -> Tensor:
+        return torch.where(z > 0, scale * z, scale * alpha * torch.expm1(rate * z.clamp(max=0)))
+
+    def slope_at(z: Tensor) -> Tensor:
+        return torch.where(z > 0, right, left * torch.exp(rate * z.clamp(max=0)))
+
+    return _smooth(call, apply, Curve(slope_at, () if left <= right else (0.0,)))
+
+
+def _celu(call: Call) -> list[Node]:
+    _, alpha = call.bound("input", "alpha", alpha=1.0)
+    if alpha <= 0:
+        raise call.refuse(f"alpha is {alpha}")
+    return _elu(call, alpha, rate=1 / alpha)
+
+
+def _softplus(call: Call) -> list[Node]:
+    """log(1 + exp(beta z)) / beta, convex.  torch takes z itself above the threshold: less by up to exp(-threshold) / beta."""
+    _, beta, threshold = call.bound("input", "beta", "threshold", beta=1.0, threshold=20.0)
+    if not (beta > 0 and threshold >= 10):
+        raise call.refuse(f"beta is {beta}, the threshold {threshold}; only beta > 0 and a threshold of 10 or more are known")
+    curve = Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta)
+    return _smooth(call, lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, curve)
+
+
+def _clamp(call: Call, low: Any, high: Any, factor: float = 1.0, offset: float = 0.0) -> list[Node]:
+    """min(max(t, low), high) of t = factor z + offset, in hinges: with r = relu(t - low) it is high - relu(high - low - r).
+
+    Branching on hinges and mixed-integer programs then know it.
+    """
+    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    given = [v for v in (low, high) if v is not None]
+    if not given or any(isinstance(v, bool) or not isinstance(v, int | float) for v in given):
+        raise call.refuse("its limits must be numbers")
+    if low is not None and high is not None and low > high:
+        raise call.refuse(f"its limits {low} and {high} are the wrong way round")
+
+    def affine(source: int, factor: float, offset: float) -> Node:
+        return Sum(call.name, (source,), call.out, (factor,), offset)
+
+    hinge = Activation(call.name, (-1,), call.out, torch.relu, "hinge")
+    if low is None:
+        assert high is not None
+        return [affine(z.number, -factor, high - offset), hinge, affine(-1, -1.0, high)]
+    raised: list[Node] = [affine(z.number, factor, offset - low), hinge]
+    if high is None:
+        return [*raised, affine(-1, 1.0, low)]
+    return [*raised, affine(-1, -1.0, high - low), hinge, affine(-1, -1.0, high)]
+
+
+def _hardtanh(call: Call) -> list[Node]:
+    _, low, high = call.bound("input", "min_val", "max_val", min_val=-1.0, max_val=1.0)
+    return _clamp(call, low, high)
+
+
+def _clip(call: Call) -> list[Node]:
+    _, low, high = call.bound("input", "min", "max")
+    return _clamp(call, low, high)
 
 
 def _two(call: Call) -> tuple[Any, Any]:
@@ -361,32 +519,52 @@ def batch_norm_module(call: Call, module: nn.Module) -> list[Node]:
 
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
-_PERMUTES = {"permute", torch.permute, "transpose", torch.transpose}
+_PERMUTES = {
+    "permute", torch.permute, "transpose", torch.transpose, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle,
+}  # fmt: skip
 
 RULES: dict[Any, Callable[[Call], list[Node]]] = {
     F.linear: _linear,
-    **dict.fromkeys((torch.conv1d, torch.conv2d), lambda call: _convolution(call, *_CONV)),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d), lambda call: _convolution(call, *_TRANSPOSED)),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), lambda call: _convolution(call, *_CONV)),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), lambda call: _convolution(call, *_TRANSPOSED)
+    ),
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_", torch.relu_), _relu),
     F.leaky_relu: _hinge,
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _s_shaped(call, torch.sigmoid, _sigmoid_slope)),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _s_shaped(call, torch.tanh, _tanh_slope)),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _smooth(call, torch.sigmoid, _SIGMOID)),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _smooth(call, torch.tanh, _TANH)),
+    F.gelu: _gelu,
+    F.silu: lambda call: _smooth(call, F.silu, _SILU),
+    F.hardswish: lambda call: _smooth(call, F.hardswish, _HARDSWISH),
+    F.softplus: _softplus,
+    F.elu: lambda call: _elu(call, call.bound("input", "alpha", alpha=1.0)[1]),
+    F.selu: lambda call: _elu(call, 1.6732632423543772, 1.0507009873554805),
+    F.celu: _celu,
+    F.relu6: lambda call: _clamp(call, 0.0, 6.0),
+    F.hardtanh: _hardtanh,
+    F.hardsigmoid: lambda call: _clamp(call, 0.0, 1.0, 1 / 6, 0.5),
+    **dict.fromkeys((torch.clamp, "clamp", "clamp_", torch.clip, "clip", "clip_"), _clip),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), lambda call: _add(call, 1.0)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), lambda call: _add(call, -1.0)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _div),
     **dict.fromkeys((operator.neg, torch.neg, "neg"), _neg),
-    **dict.fromkeys((torch.cat, torch.concat), _cat),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", torch.reshape), _reshape),
     **dict.fromkeys(("squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, "unflatten", torch.unflatten), _reshape),
     **dict.fromkeys(_PERMUTES, _map),
     **dict.fromkeys(("contiguous", "clone", torch.clone), _identity),
-    F.dropout: _dropout, F.dropout2d: _dropout,
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, torch.avg_pool1d), _avg_pool),
-    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d), _map),
-    **dict.fromkeys(("mean", torch.mean), _mean),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _dropout),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.avg_pool1d), _avg_pool),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d), _map),
+    **dict.fromkeys(("mean", torch.mean, "sum", torch.sum), _mean),
     F.pad: _pad,
-    **dict.fromkeys((F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d), _max_pool),
+    F.interpolate: _interpolate,
+    operator.getitem: _slice,
+    **dict.fromkeys((torch.cat, torch.concat), lambda call: _cat(call, torch.cat)),
+    torch.stack: lambda call: _cat(call, torch.stack),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), _max_pool),
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), _max_pool),
+    **dict.fromkeys(("amax", torch.amax), _amax),
 }  # fmt: skip
 """Operation -> its nodes."""
