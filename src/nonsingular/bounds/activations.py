@@ -93,13 +93,15 @@ def _best_line(
         grid = torch.linspace(0, 1, slopes, dtype=lo.dtype, device=lo.device)[:, None]
         extra = torch.stack([(rho(hi) - rho(lo)) / (hi - lo), curve.slope_at(middle)])
         s = torch.cat([torch.lerp(least, most, grid), extra])
-        best = (sign * s * middle + _offset(rho, curve, lo, hi, s, sign)).argmax(0)
+        best = (sign * s * middle + _offset(rho, curve, lo, hi, s, sign, halvings=8)).argmax(0)
         s = s.gather(0, best[None])[0]
     return s, sign * _offset(rho, curve, lo, hi, s, sign)
 
 
-def _offset(rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, s: Tensor, sign: float) -> Tensor:
-    """A lower bound of min over [lo, hi] of h(z) = sign (rho(z) - s z), close to it.
+def _offset(
+    rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, s: Tensor, sign: float, halvings: int = 20
+) -> Tensor:
+    """A lower bound of min over [lo, hi] of h(z) = sign (rho(z) - s z), close to it after enough halvings.
 
     Where h is concave, its minimum is at an end of the piece: lo, hi, or a turn, which ends a convex piece too.
     Where h is convex on [a, b], bisection keeps h' <= 0 at a (or a in place) and h' >= 0 at b (or b in place), so the minimum
@@ -116,7 +118,7 @@ def _offset(rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tenso
         with torch.no_grad():
             a, b = (torch.clamp(t, start, end).expand_as(s) for t in (lo, hi))
             meets = a < b
-            for _ in range(20):
+            for _ in range(halvings):
                 middle = (a + b) / 2
                 rises = sign * (curve.slope_at(middle) - s) > 0
                 a, b = torch.where(rises, a, middle), torch.where(rises, middle, b)
