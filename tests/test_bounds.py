@@ -100,6 +100,11 @@ def reductions(self, x):
     return self.inside[1](torch.cat([y.amax((2, 3)), y.mean((2, 3)), y.sum((-1, -2)) / 9], 1))
 
 
+def extremes(self, x):
+    y, z = self.inside[0](x), self.inside[1](x)
+    return self.inside[2](torch.maximum(y, z) + torch.minimum(y, x[:, :1]) - y.abs())
+
+
 def activated(module: nn.Module):
     return lambda: (nn.Sequential(nn.Linear(3, 4), module, nn.Linear(4, 4), module, nn.Linear(4, 3)), (3,))
 
@@ -115,7 +120,7 @@ class Shift(nn.Module):
 
 SMOOTH = [
     nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.Softplus(), nn.Softplus(3.0), nn.ELU(),
-    nn.ELU(2.0), nn.SELU(), nn.CELU(0.5), nn.CELU(2.0),
+    nn.ELU(2.0), nn.Softsign(), nn.LogSigmoid(), nn.SELU(), nn.CELU(0.5), nn.CELU(2.0),
 ]  # fmt: skip
 
 OPERATORS = {
@@ -156,6 +161,8 @@ OPERATORS = {
     "conv3d": lambda: (flat(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.AvgPool3d(2), nn.Dropout3d(), out=2), (1, 3, 3, 3)),
     "conv transpose 3d, pool": lambda: (flat(nn.ConvTranspose3d(1, 1, 2), nn.ReLU(), nn.MaxPool3d(2), out=1), (1, 2, 2, 2)),
     "slices and stack": lambda: (Wrap(slices, nn.Linear(3, 4), nn.Linear(3, 3)), (3,)),
+    "extremes": lambda: (Wrap(extremes, nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)), (3,)),
+    "movedim": lambda: (flat(nn.Conv1d(2, 3, 2), Wrap(lambda self, x: F.relu(x).movedim(1, -1)), nn.Linear(3, 2), out=6), (2, 4)),
     "reductions": lambda: (Wrap(reductions, nn.Conv2d(1, 2, 2), nn.Linear(6, 3)), (1, 4, 4)),
     "dropout, identity": lambda: (nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Identity(), nn.ReLU(), nn.Linear(3, 3)), (3,)),
     "shift and scale": lambda: (nn.Sequential(nn.Linear(3, 4), Shift((4,)), nn.ReLU(), nn.Linear(4, 3)), (3,)),

@@ -7,7 +7,6 @@ is one line in a table below.  Anything else raises UnsupportedModel: nothing is
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular import curves
+from nonsingular.curves import Curve
 from nonsingular.errors import UnsupportedModel
 
 Parameter = str | Tensor
@@ -68,24 +69,6 @@ class Map(Node):
 
     apply: Callable[..., Tensor]
     moves_only: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """How a continuous function rho bends; its derivative is monotone on every piece between two turns.
-
-    slope_at: rho'.  turns: where it changes between convex and concave, in order.  convex: whether the first piece is.
-    At a kink inside a convex (concave) piece: any slope between those beside it.  At a kink on a turn: where a convex piece
-    begins, the smaller of the two; where a concave piece begins, the larger.
-    bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
-    slack: the function that torch computes is rho up to this.
-    """
-
-    slope_at: Callable[[Tensor], Tensor]
-    turns: tuple[float, ...] = ()
-    convex: bool = True
-    bottom: float = -math.inf
-    slack: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,70 +306,17 @@ def _smooth(call: Call, apply: Callable[[Tensor], Tensor], curve: Curve) -> list
     return [Activation(call.name, (z.number,), call.out, apply, "smooth", curve=curve)]
 
 
-def _sigmoid_slope(z: Tensor) -> Tensor:
-    return torch.sigmoid(z) * torch.sigmoid(-z)
-
-
-def _tanh_slope(z: Tensor) -> Tensor:
-    return 4 * _sigmoid_slope(2 * z)
-
-
-_SIGMOID, _TANH = Curve(_sigmoid_slope, (0.0,)), Curve(_tanh_slope, (0.0,))
-
-
-# For the three below: rho' -> 0 at -inf, falls to the first turn (so it is negative there), rises to the second, then falls to
-# its limit 1.  So rho' has one zero, the bottom: rho falls before it and rises after it.
-
-
-def _gelu_slope(z: Tensor) -> Tensor:
-    """rho = z Phi(z): rho' = Phi + z phi."""
-    return torch.special.ndtr(z) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-
-
-def _gelu_tanh_slope(z: Tensor) -> Tensor:
-    """rho = z (1 + tanh u) / 2 with u = c (z + a z^3), c = sqrt(2 / pi), a = 0.044715."""
-    c, a = math.sqrt(2 / math.pi), 0.044715
-    t = torch.tanh(c * (z + a * z**3))
-    return (1 + t) / 2 + z / 2 * (1 - t) * (1 + t) * c * (1 + 3 * a * z * z)
-
-
-def _silu_slope(z: Tensor) -> Tensor:
-    return torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
-
-
-# rho'' = phi(z) (2 - z^2)
-_GELU = Curve(_gelu_slope, (-math.sqrt(2), math.sqrt(2)), False, bottom=-0.7517915246935645)
-# rho'' = (1 - tanh^2 u) u'^2 (r(z) - z tanh u), r = (1 + 6 a z^2) / (c (1 + 3 a z^2)^2).  Even in z; for z > 0 r does not rise
-# (its derivative by w = a z^2 is -18 w / (c (1 + 3 w)^3)) and z tanh u rises: one zero.
-_GELU_TANH = Curve(_gelu_tanh_slope, (-1.4185040087908284, 1.4185040087908284), False, bottom=-0.7524614220710163)
-# rho = z s(z), s the sigmoid: rho'' = s (1 - s) (2 - z tanh(z / 2)), and z tanh(z / 2) is even and rises for z > 0
-_SILU = Curve(_silu_slope, (-2.3993572805154677, 2.3993572805154677), False, bottom=-1.2784645427610738)
-# 0, then the parabola z (z + 3) / 6 on [-3, 3], then z.  rho' = 0, from -1/2 to 3/2, then 1: at -3 and 3 the turns' slopes
-_HARDSWISH = Curve(
-    lambda z: torch.where(z < -3, 0.0, torch.where(z > 3, 1.0, (2 * z + 3) / 6)), (-3.0, 3.0), False, bottom=-1.5
-)  # fmt: skip
-
-
 def _gelu(call: Call) -> list[Node]:
     _, approximate = call.bound("input", "approximate", approximate="none")
     if approximate == "tanh":
-        return _smooth(call, lambda z: F.gelu(z, approximate="tanh"), _GELU_TANH)
-    return _smooth(call, F.gelu, _GELU)
+        return _smooth(call, lambda z: F.gelu(z, approximate="tanh"), curves.GELU_TANH)
+    return _smooth(call, F.gelu, curves.GELU)
 
 
 def _elu(call: Call, alpha: float, scale: float = 1.0, rate: float = 1.0) -> list[Node]:
-    """scale z above 0, scale alpha (exp(rate z) - 1) below: rho' rises to `left` at 0, then it is `right`."""
-    left, right = scale * alpha * rate, scale
     if not (alpha >= 0 and rate > 0):
         raise call.refuse(f"alpha is {alpha}")
-
-    def apply(z: Tensor) -> Tensor:
-        return torch.where(z > 0, scale * z, scale * alpha * torch.expm1(rate * z.clamp(max=0)))
-
-    def slope_at(z: Tensor) -> Tensor:
-        return torch.where(z > 0, right, left * torch.exp(rate * z.clamp(max=0)))
-
-    return _smooth(call, apply, Curve(slope_at, () if left <= right else (0.0,)))
+    return _smooth(call, *curves.elu(alpha, scale, rate))
 
 
 def _celu(call: Call) -> list[Node]:
@@ -397,12 +327,10 @@ def _celu(call: Call) -> list[Node]:
 
 
 def _softplus(call: Call) -> list[Node]:
-    """log(1 + exp(beta z)) / beta, convex.  torch takes z itself above the threshold: less by up to exp(-threshold) / beta."""
     _, beta, threshold = call.bound("input", "beta", "threshold", beta=1.0, threshold=20.0)
     if not (beta > 0 and threshold >= 10):
         raise call.refuse(f"beta is {beta}, the threshold {threshold}; only beta > 0 and a threshold of 10 or more are known")
-    curve = Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta)
-    return _smooth(call, lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, curve)
+    return _smooth(call, *curves.softplus(beta, threshold))
 
 
 def _clamp(call: Call, low: Any, high: Any, factor: float = 1.0, offset: float = 0.0) -> list[Node]:
@@ -460,6 +388,23 @@ def _add(call: Call, sign: float) -> list[Node]:
     if isinstance(a, Signal):
         return [Sum(call.name, (a.number,), call.out, (1.0,), sign * _constant(call, b))]
     return [Sum(call.name, (_signal(call, b).number,), call.out, (sign,), _constant(call, a))]
+
+
+def _abs(call: Call) -> list[Node]:
+    """|z| = 2 relu(z) - z."""
+    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    hinge = Activation(call.name, (z.number,), call.out, torch.relu, "hinge")
+    return [hinge, Sum(call.name, (-1, z.number), call.out, (2.0, -1.0))]
+
+
+def _larger(call: Call, sign: float) -> list[Node]:
+    """max(a, b) = a + relu(b - a) for sign 1, min(a, b) = a - relu(a - b) for sign -1."""
+    a, b = (_signal(call, v) for v in _two(call))
+    return [
+        Sum(call.name, (b.number, a.number), call.out, (sign, -sign)),
+        Activation(call.name, (-1,), call.out, torch.relu, "hinge"),
+        Sum(call.name, (a.number, -1), call.out, (1.0, sign)),
+    ]
 
 
 def _mul(call: Call) -> list[Node]:
@@ -520,7 +465,8 @@ def batch_norm_module(call: Call, module: nn.Module) -> list[Node]:
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _PERMUTES = {
-    "permute", torch.permute, "transpose", torch.transpose, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle,
+    "permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim,
+    F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle,
 }  # fmt: skip
 
 RULES: dict[Any, Callable[[Call], list[Node]]] = {
@@ -532,11 +478,13 @@ RULES: dict[Any, Callable[[Call], list[Node]]] = {
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_", torch.relu_), _relu),
     F.leaky_relu: _hinge,
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _smooth(call, torch.sigmoid, _SIGMOID)),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _smooth(call, torch.tanh, _TANH)),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _smooth(call, torch.sigmoid, curves.SIGMOID)),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _smooth(call, torch.tanh, curves.TANH)),
+    F.softsign: lambda call: _smooth(call, F.softsign, curves.SOFTSIGN),
+    F.logsigmoid: lambda call: _smooth(call, F.logsigmoid, curves.LOG_SIGMOID),
     F.gelu: _gelu,
-    F.silu: lambda call: _smooth(call, F.silu, _SILU),
-    F.hardswish: lambda call: _smooth(call, F.hardswish, _HARDSWISH),
+    F.silu: lambda call: _smooth(call, F.silu, curves.SILU),
+    F.hardswish: lambda call: _smooth(call, F.hardswish, curves.HARDSWISH),
     F.softplus: _softplus,
     F.elu: lambda call: _elu(call, call.bound("input", "alpha", alpha=1.0)[1]),
     F.selu: lambda call: _elu(call, 1.6732632423543772, 1.0507009873554805),
@@ -545,6 +493,9 @@ RULES: dict[Any, Callable[[Call], list[Node]]] = {
     F.hardtanh: _hardtanh,
     F.hardsigmoid: lambda call: _clamp(call, 0.0, 1.0, 1 / 6, 0.5),
     **dict.fromkeys((torch.clamp, "clamp", "clamp_", torch.clip, "clip", "clip_"), _clip),
+    **dict.fromkeys((abs, operator.abs, torch.abs, "abs"), _abs),
+    **dict.fromkeys((torch.maximum, "maximum"), lambda call: _larger(call, 1.0)),
+    **dict.fromkeys((torch.minimum, "minimum"), lambda call: _larger(call, -1.0)),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), lambda call: _add(call, 1.0)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), lambda call: _add(call, -1.0)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nonsingular.operators import Activation, Curve
+from nonsingular.curves import Curve
+from nonsingular.operators import Activation
 from nonsingular.threat import Interval
 
 

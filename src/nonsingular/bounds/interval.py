@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular.curves import Curve
 from nonsingular.graph import Dense, Graph, trace_graph
 from nonsingular.margins import check_labels
-from nonsingular.operators import Activation, Curve, Map, Maximum, Node, Parameter, Product, Sum
+from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
 ELEMENTS = 2**24
