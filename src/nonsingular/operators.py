@@ -1,8 +1,8 @@
 """operators.py - the operators that bounds have rules for, as a few kinds of nodes, and how torch.fx nodes become them.
 
 Every operator is one of: a product of the signal with a parameter (plus a bias), a fixed affine sum, a fixed linear map with
-non-negative coefficients, a monotone activation, or a maximum.  Bounds have one rule per kind; a new operator is one line in a
-table below.  Anything else raises UnsupportedModel: nothing is skipped in silence.
+non-negative coefficients, an activation, or a maximum; or a few of these in a row.  Bounds have one rule per kind; a new operator
+is one line in a table below.  Anything else raises UnsupportedModel: nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular import curves
+from nonsingular.curves import Curve
 from nonsingular.errors import UnsupportedModel
 
 Parameter = str | Tensor
@@ -71,15 +73,15 @@ class Map(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activation(Node):
-    """y = apply(z), elementwise and non-decreasing.
+    """y = apply(z), elementwise.
 
-    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `s-shaped`: convex below 0, concave above, with derivative `slope_at`.
+    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `smooth`: convex and concave in turn, as `curve` says.
     """
 
     apply: Callable[[Tensor], Tensor]
-    form: Literal["hinge", "s-shaped"]
+    form: Literal["hinge", "smooth"]
     slope: float = 0.0
-    slope_at: Callable[[Tensor], Tensor] = torch.zeros_like
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,13 +182,17 @@ def _map(call: Call) -> list[Node]:
     """The operation itself, with its constants kept."""
     z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     rest, kwargs = call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
-    if any(isinstance(v, Signal | Name) or v is COMPUTED for v in (*rest, *kwargs.values())):
+    if any(isinstance(v, Signal | Name) or v is COMPUTED for v in _flattened((*rest, *kwargs.values()))):
         raise call.refuse("an argument besides the first is a signal, a parameter or computed")
 
     def apply(z: Tensor) -> Tensor:
         return getattr(z, call.target)(*rest, **kwargs) if isinstance(call.target, str) else call.target(z, *rest, **kwargs)
 
     return [Map(call.name, (z.number,), call.out, apply, call.target in _PERMUTES)]
+
+
+def _flattened(values: Sequence[Any]) -> list[Any]:
+    return [w for v in values for w in (_flattened(cast("Sequence[Any]", v)) if isinstance(v, list | tuple) else [v])]
 
 
 def _reshape(call: Call) -> list[Node]:
@@ -202,8 +208,34 @@ def _mean(call: Call) -> list[Node]:
     z, dims, *_ = call.bound("input", "dim")
     dims = [dims] if isinstance(dims, int) else dims
     if not isinstance(z, Signal) or not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
-        raise call.refuse("only a mean over named dimensions other than the batch is known")
+        raise call.refuse("only named dimensions other than the batch are known")
     return _map(call)
+
+
+def _interpolate(call: Call) -> list[Node]:
+    mode = call.kwargs.get("mode", call.args[3] if len(call.args) > 3 else "nearest")
+    if mode not in ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear"):
+        raise call.refuse(f"mode '{mode}' has negative coefficients, or is not known")
+    return _map(call)
+
+
+def _slice(call: Call) -> list[Node]:
+    z, at = call.args
+    at = at if isinstance(at, tuple) else (at,)
+    parts = [v for i in at for v in ((i.start, i.stop, i.step) if isinstance(i, slice) else (0 if i is Ellipsis else i,))]
+    if not all(v is None or isinstance(v, int) for v in parts):
+        raise call.refuse("only numbers and slices are known")
+    if at[0] not in (slice(None), Ellipsis) or sum(i not in (None, Ellipsis) for i in at[1:]) > len(_signal(call, z).shape):
+        raise call.refuse("it takes a part of the batch")
+    return _map(call)
+
+
+def _amax(call: Call) -> list[Node]:
+    z, dims, keep = call.bound("input", "dim", "keepdim", keepdim=False)
+    z, dims = _signal(call, z), (dims,) if isinstance(dims, int) else dims
+    if not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
+        raise call.refuse("only named dimensions other than the batch are known")
+    return [Maximum(call.name, (z.number,), call.out, lambda z: z.amax(dims, keepdim=keep))]
 
 
 def _avg_pool(call: Call) -> list[Node]:
@@ -215,13 +247,13 @@ def _avg_pool(call: Call) -> list[Node]:
     return _map(call)
 
 
-def _cat(call: Call) -> list[Node]:
+def _cat(call: Call, join: Callable[..., Tensor]) -> list[Node]:
     parts, dim = call.bound("tensors", "dim", dim=0)
     if not isinstance(parts, Sequence) or not all(isinstance(p, Signal) for p in parts):
         raise call.refuse("only signals can be joined")
     if dim % (len(call.out) + 1) == 0:
         raise call.refuse("it joins along the batch")
-    return [Map(call.name, tuple(p.number for p in parts), call.out, lambda *z: torch.cat(z, dim))]
+    return [Map(call.name, tuple(p.number for p in parts), call.out, lambda *z: join(z, dim))]
 
 
 def _pad(call: Call) -> list[Node]:
@@ -269,17 +301,71 @@ def _relu(call: Call) -> list[Node]:
     return [Activation(call.name, (z.number,), call.out, torch.relu, "hinge")]
 
 
-def _s_shaped(call: Call, apply: Callable[[Tensor], Tensor], slope_at: Callable[[Tensor], Tensor]) -> list[Node]:
+def _smooth(call: Call, apply: Callable[[Tensor], Tensor], curve: Curve) -> list[Node]:
     z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
-    return [Activation(call.name, (z.number,), call.out, apply, "s-shaped", slope_at=slope_at)]
+    return [Activation(call.name, (z.number,), call.out, apply, "smooth", curve=curve)]
 
 
-def _sigmoid_slope(z: Tensor) -> Tensor:
-    return torch.sigmoid(z) * torch.sigmoid(-z)
+def _gelu(call: Call) -> list[Node]:
+    _, approximate = call.bound("input", "approximate", approximate="none")
+    if approximate == "tanh":
+        return _smooth(call, lambda z: F.gelu(z, approximate="tanh"), curves.GELU_TANH)
+    return _smooth(call, F.gelu, curves.GELU)
 
 
-def _tanh_slope(z: Tensor) -> Tensor:
-    return 4 * _sigmoid_slope(2 * z)
+def _elu(call: Call, alpha: float, scale: float = 1.0, rate: float = 1.0) -> list[Node]:
+    if not (alpha >= 0 and rate > 0):
+        raise call.refuse(f"alpha is {alpha}")
+    return _smooth(call, *curves.elu(alpha, scale, rate))
+
+
+def _celu(call: Call) -> list[Node]:
+    _, alpha = call.bound("input", "alpha", alpha=1.0)
+    if alpha <= 0:
+        raise call.refuse(f"alpha is {alpha}")
+    return _elu(call, alpha, rate=1 / alpha)
+
+
+def _softplus(call: Call) -> list[Node]:
+    _, beta, threshold = call.bound("input", "beta", "threshold", beta=1.0, threshold=20.0)
+    if not (beta > 0 and threshold >= 10):
+        raise call.refuse(f"beta is {beta}, the threshold {threshold}; only beta > 0 and a threshold of 10 or more are known")
+    return _smooth(call, *curves.softplus(beta, threshold))
+
+
+def _clamp(call: Call, low: Any, high: Any, factor: float = 1.0, offset: float = 0.0) -> list[Node]:
+    """min(max(t, low), high) of t = factor z + offset, in hinges: with r = relu(t - low) it is high - relu(high - low - r).
+
+    Branching on hinges and mixed-integer programs then know it.
+    """
+    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    given = [v for v in (low, high) if v is not None]
+    if not given or any(isinstance(v, bool) or not isinstance(v, int | float) for v in given):
+        raise call.refuse("its limits must be numbers")
+    if low is not None and high is not None and low > high:
+        raise call.refuse(f"its limits {low} and {high} are the wrong way round")
+
+    def affine(source: int, factor: float, offset: float) -> Node:
+        return Sum(call.name, (source,), call.out, (factor,), offset)
+
+    hinge = Activation(call.name, (-1,), call.out, torch.relu, "hinge")
+    if low is None:
+        assert high is not None
+        return [affine(z.number, -factor, high - offset), hinge, affine(-1, -1.0, high)]
+    raised: list[Node] = [affine(z.number, factor, offset - low), hinge]
+    if high is None:
+        return [*raised, affine(-1, 1.0, low)]
+    return [*raised, affine(-1, -1.0, high - low), hinge, affine(-1, -1.0, high)]
+
+
+def _hardtanh(call: Call) -> list[Node]:
+    _, low, high = call.bound("input", "min_val", "max_val", min_val=-1.0, max_val=1.0)
+    return _clamp(call, low, high)
+
+
+def _clip(call: Call) -> list[Node]:
+    _, low, high = call.bound("input", "min", "max")
+    return _clamp(call, low, high)
 
 
 def _two(call: Call) -> tuple[Any, Any]:
@@ -302,6 +388,23 @@ def _add(call: Call, sign: float) -> list[Node]:
     if isinstance(a, Signal):
         return [Sum(call.name, (a.number,), call.out, (1.0,), sign * _constant(call, b))]
     return [Sum(call.name, (_signal(call, b).number,), call.out, (sign,), _constant(call, a))]
+
+
+def _abs(call: Call) -> list[Node]:
+    """|z| = 2 relu(z) - z."""
+    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    hinge = Activation(call.name, (z.number,), call.out, torch.relu, "hinge")
+    return [hinge, Sum(call.name, (-1, z.number), call.out, (2.0, -1.0))]
+
+
+def _larger(call: Call, sign: float) -> list[Node]:
+    """max(a, b) = a + relu(b - a) for sign 1, min(a, b) = a - relu(a - b) for sign -1."""
+    a, b = (_signal(call, v) for v in _two(call))
+    return [
+        Sum(call.name, (b.number, a.number), call.out, (sign, -sign)),
+        Activation(call.name, (-1,), call.out, torch.relu, "hinge"),
+        Sum(call.name, (a.number, -1), call.out, (1.0, sign)),
+    ]
 
 
 def _mul(call: Call) -> list[Node]:
@@ -361,32 +464,58 @@ def batch_norm_module(call: Call, module: nn.Module) -> list[Node]:
 
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
-_PERMUTES = {"permute", torch.permute, "transpose", torch.transpose}
+_PERMUTES = {
+    "permute", torch.permute, "transpose", torch.transpose, "movedim", torch.movedim,
+    F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle,
+}  # fmt: skip
 
 RULES: dict[Any, Callable[[Call], list[Node]]] = {
     F.linear: _linear,
-    **dict.fromkeys((torch.conv1d, torch.conv2d), lambda call: _convolution(call, *_CONV)),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d), lambda call: _convolution(call, *_TRANSPOSED)),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), lambda call: _convolution(call, *_CONV)),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), lambda call: _convolution(call, *_TRANSPOSED)
+    ),
     F.batch_norm: _batch_norm,
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_", torch.relu_), _relu),
     F.leaky_relu: _hinge,
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _s_shaped(call, torch.sigmoid, _sigmoid_slope)),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _s_shaped(call, torch.tanh, _tanh_slope)),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), lambda call: _smooth(call, torch.sigmoid, curves.SIGMOID)),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), lambda call: _smooth(call, torch.tanh, curves.TANH)),
+    F.softsign: lambda call: _smooth(call, F.softsign, curves.SOFTSIGN),
+    F.logsigmoid: lambda call: _smooth(call, F.logsigmoid, curves.LOG_SIGMOID),
+    F.gelu: _gelu,
+    F.silu: lambda call: _smooth(call, F.silu, curves.SILU),
+    F.hardswish: lambda call: _smooth(call, F.hardswish, curves.HARDSWISH),
+    F.softplus: _softplus,
+    F.elu: lambda call: _elu(call, call.bound("input", "alpha", alpha=1.0)[1]),
+    F.selu: lambda call: _elu(call, 1.6732632423543772, 1.0507009873554805),
+    F.celu: _celu,
+    F.relu6: lambda call: _clamp(call, 0.0, 6.0),
+    F.hardtanh: _hardtanh,
+    F.hardsigmoid: lambda call: _clamp(call, 0.0, 1.0, 1 / 6, 0.5),
+    **dict.fromkeys((torch.clamp, "clamp", "clamp_", torch.clip, "clip", "clip_"), _clip),
+    **dict.fromkeys((abs, operator.abs, torch.abs, "abs"), _abs),
+    **dict.fromkeys((torch.maximum, "maximum"), lambda call: _larger(call, 1.0)),
+    **dict.fromkeys((torch.minimum, "minimum"), lambda call: _larger(call, -1.0)),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), lambda call: _add(call, 1.0)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), lambda call: _add(call, -1.0)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _div),
     **dict.fromkeys((operator.neg, torch.neg, "neg"), _neg),
-    **dict.fromkeys((torch.cat, torch.concat), _cat),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape", torch.reshape), _reshape),
     **dict.fromkeys(("squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze, "unflatten", torch.unflatten), _reshape),
     **dict.fromkeys(_PERMUTES, _map),
     **dict.fromkeys(("contiguous", "clone", torch.clone), _identity),
-    F.dropout: _dropout, F.dropout2d: _dropout,
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, torch.avg_pool1d), _avg_pool),
-    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.adaptive_avg_pool1d), _map),
-    **dict.fromkeys(("mean", torch.mean), _mean),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _dropout),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.avg_pool1d), _avg_pool),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d), _map),
+    **dict.fromkeys(("mean", torch.mean, "sum", torch.sum), _mean),
     F.pad: _pad,
-    **dict.fromkeys((F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d), _max_pool),
+    F.interpolate: _interpolate,
+    operator.getitem: _slice,
+    **dict.fromkeys((torch.cat, torch.concat), lambda call: _cat(call, torch.cat)),
+    torch.stack: lambda call: _cat(call, torch.stack),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), _max_pool),
+    **dict.fromkeys((F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d), _max_pool),
+    **dict.fromkeys(("amax", torch.amax), _amax),
 }  # fmt: skip
 """Operation -> its nodes."""

@@ -1,16 +1,22 @@
 """activations.py - the two lines that enclose an activation over a box.  CROWN, arXiv:1811.00866.
 
-For a hinge rho(z) = max(z, s z) with l < 0 < u:   a z <= rho(z) <= chord,  for any a in [s, 1].
+* For a hinge rho(z) = max(z, s z) with l < 0 < u:   a z <= rho(z) <= chord,  for any a in [s, 1].
+* Convex on [l, u]:   a tangent <= rho <= the chord;  concave: the other way round.
+* Convex and concave in turn: **any** slope s gives the line s z + min over [l, u] of (rho - s z).  On a concave piece that
+  minimum is at one of its ends; on a convex piece rho' is monotone, so bisection encloses it.  The best of several is taken.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nonsingular.curves import Curve
 from nonsingular.operators import Activation
 from nonsingular.threat import Interval
 
@@ -30,7 +36,7 @@ def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> 
 
     z: ends (B, *shape).  choose: default lower slopes of hinges (1, B, *shape) -> those to use, (S or 1, B, *shape).
     """
-    return _hinge(node, z, choose) if node.form == "hinge" else _s_shaped(node, z)
+    return _hinge(node, z, choose) if node.curve is None else _smooth(node.apply, node.curve, z)
 
 
 def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> Lines:
@@ -45,20 +51,79 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
     return Lines(lower, torch.zeros_like(lo), steeper, above)
 
 
-def _s_shaped(node: Activation, z: Interval) -> Lines:
-    """rho convex below 0 and concave above: chord and tangent on one side.  Across, rho' >= k, the smaller slope at the ends:
-    rho(l) + k (z - l)  <=  rho(z)  <=  rho(u) + k (z - u).
-    """
-    lo, hi, rho = z.lo, z.hi, node.apply
-    k = torch.minimum(node.slope_at(lo), node.slope_at(hi))
-    wide = hi - lo > 1e-6
-    line = torch.where(wide, (rho(hi) - rho(lo)) / torch.where(wide, hi - lo, 1.0), k)  # the chord; narrow boxes use k
+def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:
+    lo, hi = z.lo, z.hi
     middle = (lo + hi) / 2
-    tangent = node.slope_at(middle)
+    bends, inside = torch.full_like(lo, curve.convex, dtype=torch.bool), torch.ones_like(lo, dtype=torch.bool)
+    for turn in curve.turns:
+        bends = bends ^ (middle >= turn)  # whether the piece around the middle is convex
+        inside = inside & ~((lo < turn) & (turn < hi))
+    wide = hi - lo > 1e-6
+    chord = (rho(hi) - rho(lo)) / torch.where(wide, hi - lo, 1.0)
+    tangent = curve.slope_at(middle)
     touch = rho(middle) - tangent * middle
-    concave, convex = (lo >= 0) & wide, (hi <= 0) & wide
-    lower = torch.where(convex, tangent, torch.where(concave, line, k))
-    below = torch.where(convex, touch, rho(lo) - lower * lo)
-    upper = torch.where(concave, tangent, torch.where(convex, line, k))
-    above = torch.where(concave, touch, rho(hi) - upper * hi)
-    return Lines(lower, below, upper, above)
+    lower, below = torch.where(bends, tangent, chord), torch.where(bends, touch, rho(lo) - chord * lo)
+    upper, above = torch.where(bends, chord, tangent), torch.where(bends, rho(hi) - chord * hi, touch)
+    # narrow: rho' >= k  =>  rho(l) + k (z - l) <= rho(z) <= rho(u) + k (z - u)
+    k, _ = _steepness(curve, lo, hi)
+    lower, upper = torch.where(wide, lower, k), torch.where(wide, upper, k)
+    below, above = torch.where(wide, below, rho(lo) - k * lo), torch.where(wide, above, rho(hi) - k * hi)
+    across = wide & ~inside
+    if bool(across.any()):
+        at = across.nonzero(as_tuple=True)
+        ends = lo[at], hi[at]
+        (s, b), (t, c) = _best_line(rho, curve, *ends, 1.0), _best_line(rho, curve, *ends, -1.0)
+        lower, below, upper, above = (old.index_put(at, new) for old, new in ((lower, s), (below, b), (upper, t), (above, c)))
+    return Lines(lower, below - curve.slack, upper, above + curve.slack)
+
+
+def _steepness(curve: Curve, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest slope over [lo, hi]: monotone between turns, it has them at ends or at turns within."""
+    within = [torch.minimum(torch.maximum(lo, lo.new_tensor(turn)), hi) for turn in curve.turns]
+    slopes = torch.stack([curve.slope_at(z) for z in (lo, hi, *within)])
+    return slopes.amin(0), slopes.amax(0)
+
+
+def _best_line(
+    rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, sign: float, slopes: int = 8
+) -> tuple[Tensor, Tensor]:
+    """(slope, offset) of a line below rho (sign 1) or above it (sign -1) on [lo, hi], (n,): of several the best in the middle."""
+    middle = (lo + hi) / 2
+    with torch.no_grad():
+        least, most = _steepness(curve, lo, hi)
+        grid = torch.linspace(0, 1, slopes, dtype=lo.dtype, device=lo.device)[:, None]
+        extra = torch.stack([(rho(hi) - rho(lo)) / (hi - lo), curve.slope_at(middle)])
+        s = torch.cat([torch.lerp(least, most, grid), extra])
+        best = (sign * s * middle + _offset(rho, curve, lo, hi, s, sign, halvings=8)).argmax(0)
+        s = s.gather(0, best[None])[0]
+    return s, sign * _offset(rho, curve, lo, hi, s, sign)
+
+
+def _offset(
+    rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, s: Tensor, sign: float, halvings: int = 20
+) -> Tensor:
+    """A lower bound of min over [lo, hi] of h(z) = sign (rho(z) - s z), close to it after enough halvings.
+
+    Where h is concave, its minimum is at an end of the piece: lo, hi, or a turn, which ends a convex piece too.
+    Where h is convex on [a, b], bisection keeps h' <= 0 at a (or a in place) and h' >= 0 at b (or b in place), so the minimum
+    lies between, and there h(z) >= h(a) + h'(a) (z - a) >= h(a) + min(h'(a), 0) (b - a).
+    """
+
+    def h(z: Tensor) -> Tensor:
+        return sign * (rho(z) - s * z)
+
+    found = torch.minimum(h(lo), h(hi))
+    for i, (start, end) in enumerate(itertools.pairwise((-math.inf, *curve.turns, math.inf))):
+        if (curve.convex ^ (i % 2 == 1)) != (sign > 0):
+            continue
+        with torch.no_grad():
+            a, b = (torch.clamp(t, start, end).expand_as(s) for t in (lo, hi))
+            meets = a < b
+            for _ in range(halvings):
+                middle = (a + b) / 2
+                rises = sign * (curve.slope_at(middle) - s) > 0
+                a, b = torch.where(rises, a, middle), torch.where(rises, middle, b)
+            fall = (sign * (curve.slope_at(a) - s)).clamp(max=0)
+        least = h(a) + fall * (b - a)
+        found = torch.minimum(found, torch.where(meets, least, torch.inf))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular.curves import Curve
 from nonsingular.graph import Dense, Graph, trace_graph
 from nonsingular.margins import check_labels
 from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
@@ -94,10 +96,23 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]
             return Interval(sum(lo[1:], lo[0]) + node.offset, sum(hi[1:], hi[0]) + node.offset)
+        case Activation(curve=Curve() as curve):
+            return _range(node.apply, curve, z[0])
         case Map() | Activation() | Maximum():  # non-decreasing in every input: ends map to ends
             return Interval(node.apply(*(t.lo for t in z)), node.apply(*(t.hi for t in z)))
         case _:
             raise AssertionError(f"no interval rule for {type(node).__name__}")
+
+
+def _range(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Interval:
+    """rho falls to its bottom, if it has one, and then rises: largest at an end, least at the bottom or the end nearest to it."""
+    ends = rho(z.lo), rho(z.hi)
+    if curve.bottom == -math.inf:
+        lo, hi = ends
+    else:
+        lo = rho(torch.minimum(torch.maximum(z.lo, z.lo.new_tensor(curve.bottom)), z.hi))
+        hi = torch.maximum(*ends)
+    return Interval(lo - curve.slack, hi + curve.slack)
 
 
 def _negative(box: Interval) -> Interval:

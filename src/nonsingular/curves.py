@@ -1,0 +1,99 @@
+"""curves.py - how smooth activations bend, with the proofs: what a bound must know of them.
+
+An activation is told by its derivative and by the points where it turns between convex and concave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How a continuous function rho bends; its derivative is monotone on every piece between two turns.
+
+    slope_at: rho'.  turns: where it changes between convex and concave, in order.  convex: whether the first piece is.
+    At a kink inside a convex (concave) piece: any slope between those beside it.  At a kink on a turn: where a convex piece
+    begins, the smaller of the two; where a concave piece begins, the larger.
+    bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
+    slack: the function that torch computes is rho up to this.
+    """
+
+    slope_at: Callable[[Tensor], Tensor]
+    turns: tuple[float, ...] = ()
+    convex: bool = True
+    bottom: float = -math.inf
+    slack: float = 0.0
+
+
+def _sigmoid_slope(z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def _tanh_slope(z: Tensor) -> Tensor:
+    return 4 * _sigmoid_slope(2 * z)
+
+
+SIGMOID, TANH = Curve(_sigmoid_slope, (0.0,)), Curve(_tanh_slope, (0.0,))
+SOFTSIGN = Curve(lambda z: (1 + z.abs()) ** -2, (0.0,))
+LOG_SIGMOID = Curve(lambda z: torch.sigmoid(-z), convex=False)
+
+
+# For the three below: rho' -> 0 at -inf, falls to the first turn (so it is negative there), rises to the second, then falls to
+# its limit 1.  So rho' has one zero, the bottom: rho falls before it and rises after it.
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    """rho = z Phi(z): rho' = Phi + z phi."""
+    return torch.special.ndtr(z) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    """rho = z (1 + tanh u) / 2 with u = c (z + a z^3), c = sqrt(2 / pi), a = 0.044715."""
+    c, a = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(c * (z + a * z**3))
+    return (1 + t) / 2 + z / 2 * (1 - t) * (1 + t) * c * (1 + 3 * a * z * z)
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
+
+
+# rho'' = phi(z) (2 - z^2)
+GELU = Curve(_gelu_slope, (-math.sqrt(2), math.sqrt(2)), False, bottom=-0.7517915246935645)
+# rho'' = (1 - tanh^2 u) u'^2 (r(z) - z tanh u), r = (1 + 6 a z^2) / (c (1 + 3 a z^2)^2).  Even in z; for z > 0 r does not rise
+# (its derivative by w = a z^2 is -18 w / (c (1 + 3 w)^3)) and z tanh u rises: one zero.
+GELU_TANH = Curve(_gelu_tanh_slope, (-1.4185040087908284, 1.4185040087908284), False, bottom=-0.7524614220710163)
+# rho = z s(z), s the sigmoid: rho'' = s (1 - s) (2 - z tanh(z / 2)), and z tanh(z / 2) is even and rises for z > 0
+SILU = Curve(_silu_slope, (-2.3993572805154677, 2.3993572805154677), False, bottom=-1.2784645427610738)
+# 0, then the parabola z (z + 3) / 6 on [-3, 3], then z.  rho' = 0, from -1/2 to 3/2, then 1: at -3 and 3 the turns' slopes
+HARDSWISH = Curve(
+    lambda z: torch.where(z < -3, 0.0, torch.where(z > 3, 1.0, (2 * z + 3) / 6)), (-3.0, 3.0), False, bottom=-1.5
+)  # fmt: skip
+
+
+def elu(alpha: float, scale: float, rate: float) -> tuple[Callable[[Tensor], Tensor], Curve]:
+    """scale z above 0, scale alpha (exp(rate z) - 1) below: rho' rises to `left` at 0, then it is `right`."""
+    left, right = scale * alpha * rate, scale
+
+    def apply(z: Tensor) -> Tensor:
+        return torch.where(z > 0, scale * z, scale * alpha * torch.expm1(rate * z.clamp(max=0)))
+
+    def slope_at(z: Tensor) -> Tensor:
+        return torch.where(z > 0, right, left * torch.exp(rate * z.clamp(max=0)))
+
+    return apply, Curve(slope_at, () if left <= right else (0.0,))
+
+
+def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor], Curve]:
+    """log(1 + exp(beta z)) / beta, convex.  torch takes z itself above the threshold: less by up to exp(-threshold) / beta."""
+
+    def apply(z: Tensor) -> Tensor:
+        return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
+
+    return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta)
