@@ -25,6 +25,7 @@ BOUNDS = {
     "crown": "nonsingular.bounds.linear:crown",
     "alpha-crown": "nonsingular.bounds.alpha:alpha_crown",
     "best": "nonsingular.bounds.best:best",
+    "exact": "nonsingular.bounds.exact:exact",
 }
 UNSOUND = frozenset({"theorem1-printed"})
 """Bounds that are offered for reproduction and may not certify."""
