@@ -15,9 +15,7 @@ from torch.func import functional_call
 import oracle
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds import exact as module
-from nonsingular.bounds.interval import region
-from nonsingular.bounds.linear import crown, hidden_bounds
-from nonsingular.bounds.program import Program
+from nonsingular.bounds.linear import crown
 from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation import certify
@@ -104,9 +102,11 @@ def brute_force(network, y):
     for bits in itertools.product((0, 1), repeat=count.asked):
         pattern = Pattern(bits)
         logits = network(pattern)
-        for j in range(K):
-            if j != y:
-                best[j] = min(best[j], pattern.lowest(logits[y] - logits[j]))
+        for j in set(range(K)) - {y}:
+            found = pattern.lowest(logits[y] - logits[j])
+            if found == math.inf:  # no point has these signs
+                break
+            best[j] = min(best[j], found)
     best[y] = 0
     return torch.tensor(best)
 
@@ -378,7 +378,7 @@ def test_no_bound_is_above_it_and_no_point_is_below_it(block):
                 assert name == "theorem1"
                 continue
             assert (bound <= found.upper + 1e-9).all(), (seed, name, bound, found)
-        assert (found.lower >= crown(model, x, y, ball)).all(), seed
+        assert (found.lower >= crown(model, x, y, ball) - 1e-12).all(), seed
         assert (found.lower[0] <= samples(model, x, int(y), ball) + 1e-12).all(), seed
 
 
@@ -427,7 +427,7 @@ def test_a_time_limit_is_kept_and_its_bound_is_sound():
     assert (found.lower <= attacked).all()
 
 
-def test_a_start_is_where_the_search_begins():
+def test_a_start_is_never_forgotten():
     model, x, y, ball = hard()
     start = neuron_pgd(model, x, y, ball)
     found = module.solve(model, x, y, ball, time_limit=0.3, start=start)
@@ -437,30 +437,15 @@ def test_a_start_is_where_the_search_begins():
         module.solve(model, x, y, ball, start=Perturbation(x + 1, {}, "sample"))
 
 
-def test_the_unknowns_of_a_point_are_a_point_of_the_program():
-    """Every row holds at 20 random points of the ball: nothing that the network can do is left out."""
-    for seed in range(12):
-        model, x, y, ball = random_case(seed)
-        where = region(model, x, y, ball)
-        with torch.no_grad():
-            program = Program(where, hidden_bounds(where))
-            for draw in range(20):
-                generator = torch.Generator().manual_seed(draw)
-                weights = {n: b.sample(generator) for n, b in where.boxes.items()}
-                point = module._replay(where, where, where.x.sample(generator), lambda i, z, w=weights, g=where.graph: {
-                    p: w[p] for p in (getattr(g.nodes[i], "weight", None), getattr(g.nodes[i], "bias", None)) if p in w
-                })  # fmt: skip
-                unknowns = program.unknowns(point.outputs)
-                ends = [(torch.cat([c.lo for c in program.columns]), unknowns, torch.cat([c.hi for c in program.columns]))]
-                for rows in program.rows:
-                    at = torch.repeat_interleave(torch.arange(len(rows.counts)), rows.counts)
-                    value = torch.zeros(len(rows.counts), dtype=torch.float64)
-                    ends.append((rows.lo, value.index_add(0, at, rows.value * unknowns[rows.index]), rows.hi))
-                assert all((lo - 1e-9 <= v).all() and (v <= hi + 1e-9).all() for lo, v, hi in ends), seed
-                logits = point.outputs[-1][0]
-                for j in range(3):
-                    cost = program.margin(int(y), j)
-                    assert cost[0] + cost[1:] @ unknowns <= logits[y] - logits[j] + 1e-9
+def test_a_known_point_does_not_lead_the_solver_astray():
+    """HiGHS 1.15.1, given a point with -0.4305 here, calls it optimal (presolve on): -0.4389 is attained."""
+    torch.manual_seed(1)
+    model = mlp((2,), 3, hidden=(3, 2), bias=True).double().eval()
+    x = torch.rand(3, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)[:1]
+    y, ball = torch.tensor([0]), JointBall(0.05, 0.05, moves="all")
+    found = module.solve(model, x, y, ball, start=Perturbation(x, {}, "sample"))
+    assert found.upper[0, 2].item() == pytest.approx(-0.4388613164, abs=1e-6)
+    assert found.lower[0, 2].item() == pytest.approx(-0.4388613164, abs=CLOSE)
 
 
 def test_decide_finds_the_signs_that_solve_finds():

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -52,7 +53,7 @@ def exact(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, time_limit
     time_limit: seconds for each margin; an element that reaches it is what was proved until then, and may be far below.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic
     and as far as HiGHS is right: it searches in float64, with tolerances that `solve` allows for, and leaves no proof to check.
-    Never below `crown` in float64.  Cost: exponential in the number of neurons of open sign at worst.  Source: arXiv:1711.07356.
+    Never below `crown`, but for rounding.  Cost: at worst exponential in the neurons of open sign.  Source: arXiv:1711.07356.
     """
     return solve(model, x, y, ball, time_limit=time_limit).lower
 
@@ -65,9 +66,9 @@ def solve(
 
     x: (B, *input) inside ball.domain.  y: (B,).  time_limit: seconds for each margin.
     gap: a search ends when its two bounds are this near.
-    start: a point of the ball to begin at, such as an attack's; by default the network as it is.
+    start: a point of the ball that is known, such as an attack's, for `upper` where the search finds none below it.
     lower is HiGHS's dual bound, also at the time limit, less `gap` (which a search that ends leaves unsearched) and less
-    TOLERANCE times 1 + the widths of all unknowns (what an error of TOLERANCE in every reduced cost can cost); at least CROWN's.
+    TOLERANCE times 1 + the widths of all unknowns (what such an error in every reduced cost can cost); never below CROWN's.
     upper is recomputed in float64 from the stored tensors, so it is attained whatever HiGHS does.
     Raises InvalidInput without the package highspy; UnsupportedModel for activations other than ReLU and LeakyReLU, for
     max-pooling, and for a moving parameter that is used at several places (a shared kernel, tied layers), where the program
@@ -145,8 +146,7 @@ class _Search:
             program = self._program_of(b)
             slack = self.gap + TOLERANCE * (1 + program.width)
             found = _minimise(
-                program, program.margin(y, j), program.unknowns(self.points[b][j].outputs), time_limit=time_limit, gap=self.gap,
-                enough=(-slack, slack) if sign_only else None,
+                program, program.margin(y, j), time_limit=time_limit, gap=self.gap, enough=(-slack, slack) if sign_only else None
             )  # fmt: skip
             self.status[b][j] = found.status
             self.lower[b, j] = max(self.lower[b, j].item(), found.bound - slack)
@@ -221,10 +221,11 @@ class _Found:
     status: Status
 
 
-def _minimise(
-    program: Program, cost: Tensor, start: Tensor, *, time_limit: float, gap: float, enough: tuple[float, float] | None
-) -> _Found:
-    """Minimises cost[0] + cost[1:] unknowns.  enough: stop at a point below the first or a bound above the second."""
+def _minimise(program: Program, cost: Tensor, *, time_limit: float, gap: float, enough: tuple[float, float] | None) -> _Found:
+    """Minimises cost[0] + cost[1:] unknowns.  enough: stop at a point below the first or a bound above the second.
+
+    HiGHS is given no point to start from: with one, 1.15.1 may call it optimal where it is not, without searching a node.
+    """
     if not program.rows:  # every unknown at its better end
         lo, hi = (torch.cat(ends) for ends in zip(*((c.lo, c.hi) for c in program.columns), strict=True))
         unknowns = torch.where(cost[1:] > 0, lo, hi)
@@ -239,10 +240,6 @@ def _minimise(
     for name, value in options.items():
         h.setOptionValue(name, value)
     h.passModel(_lp(highspy, program, cost))
-    if program.binaries:
-        given = highspy.HighsSolution()
-        given.col_value = start.tolist()
-        h.setSolution(given)
     if enough is not None:
         below, above = enough
 
@@ -258,7 +255,7 @@ def _minimise(
         highspy.HighsModelStatus.kInterrupt: "decided",
         highspy.HighsModelStatus.kTimeLimit: "time limit",
     }
-    status = names.get(ended, "failed")
+    status: Status = names.get(ended, "failed")
     assert ended != highspy.HighsModelStatus.kInfeasible, "the program of a ball has no point: a fault of nonsingular"
     if program.binaries:
         bound = -math.inf if status == "failed" else info.mip_dual_bound
@@ -377,11 +374,15 @@ def _shifted(where: Region, node: Product, z: Tensor, target: Tensor, free: Tens
         s = torch.where(free, 0.0, s)
     found: dict[str, Tensor] = {}
     if w is not None and isinstance(node.weight, str) and where.moves(node.weight):
-        sign = vjp(lambda t: node.apply(z, t), w.lo)[1](torch.ones_like(s))[0].sign()
-        row = vjp(lambda t: node.apply(torch.ones_like(z), t), w.lo)[1](s)[0]
+        sign = vjp(partial(node.apply, z), w.lo)[1](torch.ones_like(s))[0].sign()
+        row = vjp(partial(node.apply, torch.ones_like(z)), w.lo)[1](s)[0]
         found[node.weight] = _centre(w) + row * sign * _radius(w)
     if b is not None and isinstance(node.bias, str) and where.moves(node.bias):
-        row = vjp(lambda t: node.spread(t).expand(s.shape), b.lo)[1](s)[0]
+
+        def bias(t: Tensor) -> Tensor:
+            return node.spread(t).expand(s.shape)
+
+        row = vjp(bias, b.lo)[1](s)[0]
         found[node.bias] = _centre(b) + row * _radius(b)
     return found
 

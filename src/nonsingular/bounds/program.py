@@ -12,7 +12,7 @@ Big-M for input balls: Tjeng, Xiao and Tedrake, arXiv:1711.07356.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,18 +26,14 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat import Interval
 
-Start = Callable[[Sequence[Tensor]], Tensor]
-"""Outputs of all nodes at a point of the region -> the values of some unknowns there."""
-
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Unknowns in [lo, hi], whole numbers or not, and what they are at a given point of the region."""
+    """Unknowns in [lo, hi], whole numbers or not."""
 
     lo: Tensor
     hi: Tensor
     whole: bool
-    start: Start
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +80,6 @@ class Program:
         """(1 + columns,) the smallest logit_y - logit_j for given unknowns: rows y and j of a last product move apart."""
         return self.padded(self._low)[:, y] - self.padded(self._high)[:, j]
 
-    def unknowns(self, outputs: Sequence[Tensor]) -> Tensor:
-        """(columns,) the unknowns at the point where the nodes have these outputs."""
-        return torch.cat([c.start(outputs) for c in self.columns])
-
     def output(self, i: int, unknowns: Tensor) -> Tensor:
         """(1, *shape) the output of node i."""
         t = self.values[i]
@@ -99,14 +91,14 @@ class Program:
 
     # --- unknowns and rows
 
-    def _new(self, chosen: Tensor, lo: Tensor, hi: Tensor, start: Start, whole: bool = False) -> Tensor:
-        """(1 + columns, n) a new unknown for each of the `chosen` of n elements, 0 for the others.  lo, hi, start: of all n."""
+    def _new(self, chosen: Tensor, lo: Tensor, hi: Tensor, whole: bool = False) -> Tensor:
+        """(1 + columns, n) a new unknown for each of the `chosen` of n elements, 0 for the others.  lo, hi: of all n."""
         at = chosen.nonzero().flatten()
         if (1 + self.count + len(at)) * len(lo) > 4 * ELEMENTS:
             raise InvalidInput(
                 f"too large for an exact bound: {self.count + len(at)} unknowns at a layer of {len(lo)}; use 'best'"
             )
-        self.columns.append(Columns(lo[at], hi[at], whole, lambda outputs: start(outputs)[at]))
+        self.columns.append(Columns(lo[at], hi[at], whole))
         t = lo.new_zeros(1 + self.count + len(at), len(lo))
         t[1 + self.count + torch.arange(len(at)), at] = 1.0
         self.count += len(at)
@@ -128,7 +120,7 @@ class Program:
 
     def _input(self) -> Tensor:
         lo, hi = self.where.x.lo[0].flatten(), self.where.x.hi[0].flatten()
-        x = self._new(lo < hi, lo, hi, lambda outputs: outputs[0].flatten())
+        x = self._new(lo < hi, lo, hi)
         x[0] = torch.where(lo < hi, 0.0, lo)
         return x
 
@@ -184,7 +176,7 @@ class Program:
         low, high = self._ends(i)
         lo, hi = self._box(i)
         asked = (hi > 0) | (not self._only_relu(i))
-        y = self._new(asked & ~((lo < 0) & (hi > 0)), lo, hi, lambda outputs: outputs[i].flatten())
+        y = self._new(asked & ~((lo < 0) & (hi > 0)), lo, hi)
         p, n = self._both(i)
         y = self.padded(y) + self.padded(p) - self.padded(n)
         self._rows((y - self.padded(low))[:, asked], 0.0, torch.inf)
@@ -200,10 +192,7 @@ class Program:
         if i not in self._halves:
             lo, hi = self._box(i)
             open_, zero = (lo < 0) & (hi > 0), torch.zeros_like(lo)
-            self._halves[i] = (
-                self._new(open_, zero, hi, lambda outputs: outputs[i].flatten().clamp(min=0)),
-                self._new(open_, zero, -lo, lambda outputs: (-outputs[i].flatten()).clamp(min=0)),
-            )
+            self._halves[i] = self._new(open_, zero, hi), self._new(open_, zero, -lo)
         return self._halves[i]
 
     def split(self, i: int) -> tuple[Tensor, Tensor]:
@@ -223,7 +212,7 @@ class Program:
         lo, hi = self._box(i)
         open_, known = (lo < 0) & (hi > 0), i in self._halves  # known: p - n is its value already
         p, n = self._both(i)
-        a = self._new(open_, torch.zeros_like(lo), torch.ones_like(lo), lambda outputs: (outputs[i].flatten() > 0).double(), True)
+        a = self._new(open_, torch.zeros_like(lo), torch.ones_like(lo), whole=True)
         p, n, value = self.padded(p), self.padded(n), self.padded(self.values[i])
         if not known:
             self._rows((p - n - value)[:, open_], 0.0, 0.0)
