@@ -224,7 +224,8 @@ class _Found:
 def _minimise(program: Program, cost: Tensor, *, time_limit: float, gap: float, enough: tuple[float, float] | None) -> _Found:
     """Minimises cost[0] + cost[1:] unknowns.  enough: stop at a point below the first or a bound above the second.
 
-    HiGHS is given no point to start from: with one, 1.15.1 may call it optimal where it is not, without searching a node.
+    HiGHS is given no point to start from, and no presolve: with both, 1.15.1 may call that point optimal where it is not, without
+    searching a node; presolve finds nothing to remove in these programs.
     """
     if not program.rows:  # every unknown at its better end
         lo, hi = (torch.cat(ends) for ends in zip(*((c.lo, c.hi) for c in program.columns), strict=True))
@@ -234,7 +235,7 @@ def _minimise(program: Program, cost: Tensor, *, time_limit: float, gap: float, 
     h = highspy.Highs()
     options = {
         "output_flag": False, "threads": 1, "time_limit": time_limit, "mip_abs_gap": gap, "mip_rel_gap": 0.0,
-        "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
+        "presolve": "off", "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
         "mip_feasibility_tolerance": TOLERANCE, "small_matrix_value": 1e-12,
     }  # fmt: skip
     for name, value in options.items():
