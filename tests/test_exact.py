@@ -429,7 +429,7 @@ def test_a_time_limit_is_kept_and_its_bound_is_sound():
 
 
 def test_a_wide_gap_gives_a_lower_bound_that_is_lower():
-    """HiGHS calls its best point the bound when no more than the gap is left: up to the gap above the truth."""
+    """A search that ends leaves the gap unsearched, so it is subtracted."""
     for seed in range(300, 315):
         model, x, y, ball = random_case(seed)
         wide, narrow = module.solve(model, x, y, ball, gap=0.05), module.solve(model, x, y, ball)

@@ -225,7 +225,7 @@ def _minimise(program: Program, cost: Tensor, *, time_limit: float, gap: float, 
     """Minimises cost[0] + cost[1:] unknowns.  enough: stop at a point below the first or a bound above the second.
 
     HiGHS is given no point to start from, and no presolve: with both, 1.15.1 may call that point optimal where it is not, without
-    searching a node; presolve finds nothing to remove in these programs.
+    searching a node.  Presolve saves no time here.
     """
     if not program.rows:  # every unknown at its better end
         lo, hi = (torch.cat(ends) for ends in zip(*((c.lo, c.hi) for c in program.columns), strict=True))
