@@ -26,6 +26,7 @@ BOUNDS = {
     "alpha-crown": "nonsingular.bounds.alpha:alpha_crown",
     "branch-and-bound": "nonsingular.bounds.branch:branch_and_bound",
     "best": "nonsingular.bounds.best:best",
+    "exact": "nonsingular.bounds.exact:exact",
 }
 UNSOUND = frozenset({"theorem1-printed"})
 """Bounds that are offered for reproduction and may not certify."""
