@@ -361,7 +361,9 @@ def main() -> None:
                 lines.append(found)
                 out.write(json.dumps(found) + "\n")
                 out.flush()
-    print(json.dumps(summary(lines), indent=1))
+    found = summary(lines)
+    print(json.dumps(found, indent=1))
+    raise SystemExit(1 if found["violations"] else 0)
 
 
 if __name__ == "__main__":

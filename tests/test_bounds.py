@@ -506,6 +506,19 @@ def test_lines_and_range_enclose_the_activation(form, dtype):
     assert (gap <= 1e-3 * (box.hi - box.lo) + 1e-5).all()  # the lower line touches
 
 
+def test_softplus_is_bounded_on_both_sides_of_its_threshold():
+    """torch drops by log(1 + e^-20) = 2.06e-9 where it takes z itself; below there is no slack."""
+    node, form = node_of(nn.Softplus()), nn.Softplus()
+    box = Interval(*torch.tensor([[[19.0, 19.5, 20.5]], [[19.9, 20.5, 21.0]]], dtype=torch.float64))
+    found, ends = lines(node, box, lambda start: start), propagate(replace(node, inputs=(0,)), None, [box])
+    for t in torch.linspace(0, 1, 201).double():
+        z = torch.lerp(box.lo, box.hi, t)
+        assert (found.lower * z + found.below <= form(z) + 1e-14).all()
+        assert (ends.lo <= form(z)).all() and (form(z) <= ends.hi).all()
+    assert ends.hi[0, 0] == form(box.hi)[0, 0]
+    assert found.above[0, 0] + found.upper[0, 0] * box.hi[0, 0] == pytest.approx(form(box.hi)[0, 0].item(), abs=1e-14)
+
+
 @pytest.mark.parametrize("form", SMOOTH, ids=str)
 def test_the_curve_of_an_activation_is_as_told(form):
     """slope_at is the derivative; it is monotone between the turns, as told; the bottom is where it changes sign."""

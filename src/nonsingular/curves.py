@@ -21,7 +21,7 @@ class Curve:
     At a kink inside a convex (concave) piece: any slope between those beside it.  At a kink on a turn: where a convex piece
     begins, the smaller of the two; where a concave piece begins, the larger.
     bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
-    slack: the function that torch computes is rho up to this.
+    slack: the function that torch computes is rho up to this, and rho itself up to `exact_to`.
     """
 
     slope_at: Callable[[Tensor], Tensor]
@@ -29,6 +29,11 @@ class Curve:
     convex: bool = True
     bottom: float = -math.inf
     slack: float = 0.0
+    exact_to: float = math.inf
+
+    def error(self, hi: Tensor) -> Tensor | float:
+        """How far the computed function may be from rho below `hi`."""
+        return torch.where(hi > self.exact_to, torch.full_like(hi, self.slack), 0.0) if self.slack else 0.0
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
@@ -96,4 +101,4 @@ def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor],
     def apply(z: Tensor) -> Tensor:
         return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
-    return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta)
+    return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta, exact_to=threshold / beta)

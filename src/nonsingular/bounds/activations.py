@@ -74,7 +74,7 @@ def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines
         ends = lo[at], hi[at]
         (s, b), (t, c) = _best_line(rho, curve, *ends, 1.0), _best_line(rho, curve, *ends, -1.0)
         lower, below, upper, above = (old.index_put(at, new) for old, new in ((lower, s), (below, b), (upper, t), (above, c)))
-    return Lines(lower, below - curve.slack, upper, above + curve.slack)
+    return Lines(lower, below - curve.error(hi), upper, above + curve.error(hi))
 
 
 def _steepness(curve: Curve, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,7 @@ def _range(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Interv
     else:
         lo = rho(torch.minimum(torch.maximum(z.lo, z.lo.new_tensor(curve.bottom)), z.hi))
         hi = torch.maximum(*ends)
-    return Interval(lo - curve.slack, hi + curve.slack)
+    return Interval(lo - curve.error(z.hi), hi + curve.error(z.hi))
 
 
 def _negative(box: Interval) -> Interval:
