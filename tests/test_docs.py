@@ -5,10 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from nonsingular.bounds.linear import crown
 from nonsingular.bounds.theorem import theorem1, theorem1_printed
 from nonsingular.catalog import BOUNDS, UNSOUND
 from nonsingular.certification import CLOSE
@@ -68,6 +70,20 @@ def test_commands_in_the_page_on_certificates_run(tmp_path, monkeypatch, capsys)
         seen.append((args[0], capsys.readouterr().out))
     assert {name for name, _ in seen} == set(less)
     assert all(out for name, out in seen if name != "train")
+
+
+def test_a_certificate_that_an_attack_beats_fails_the_run_and_saves_the_case(tmp_path, monkeypatch, capsys):
+    """What the page says of the sandwich: exit code 1, and the inputs, the label and the perturbation in a file."""
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split("train --data digits --epochs 1 --hidden 8 --quiet --out net")) == 0
+    monkeypatch.setattr("nonsingular.bounds.linear.crown", lambda *args: crown(*args) + 1.0)
+    grid = "--eps-x 0,0.01 --eps-w 0,0.001 --limit 5 --workers 1 --quiet --certify crown --out run"
+    assert main(["evaluate", "net", *shlex.split(grid)]) == 1
+    said = capsys.readouterr().err
+    (case,) = (tmp_path / "run").glob("violation-*.npz")
+    assert "certified to be at least" in said
+    assert case.name in said
+    assert {"x", "y", "x_adv"} <= set(np.load(case))
 
 
 def test_the_page_on_certificates_names_every_sound_bound():
