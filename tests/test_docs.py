@@ -5,12 +5,24 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from nonsingular.bounds.linear import crown
+from nonsingular.bounds.theorem import theorem1, theorem1_printed
+from nonsingular.catalog import BOUNDS, UNSOUND
+from nonsingular.certification import CLOSE
 from nonsingular.cli import main
+from nonsingular.margins import margins
+from nonsingular.operators import RULES
+from nonsingular.sandwich import SLACK
+from nonsingular.threat import JointBall
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CERTIFICATES = (ROOT / "docs" / "certificates" / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "docs" / "reproduction" / "results.json"
 
 
@@ -20,7 +32,83 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
-COMMANDS = [line[2:].split(" #")[0] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
+def test_python_in_the_page_on_certificates_runs(tmp_path, monkeypatch):
+    """One block after the other, as a reader would; the operator that it adds is taken back."""
+    monkeypatch.chdir(tmp_path)
+    known, space = dict(RULES), {}
+    try:
+        for number, code in enumerate(re.findall(r"```python\n(.*?)```", CERTIFICATES, re.S)):
+            exec(compile(code, f"docs/certificates/README.md, block {number}", "exec"), space)
+    finally:
+        RULES.clear()
+        RULES.update(known)
+    assert set(space["verdicts"].status) >= {"verified", "falsified"}  # both kinds of verdicts were seen
+    assert 0.1 < space["surface"].auc < 0.99
+    assert space["front"].eps_w.shape == (3, 20)
+
+
+def commands(page: str) -> list[str]:
+    return [
+        line[2:].split(" #")[0].strip()
+        for block in re.findall(r"```console\n(.*?)```", page, re.S)
+        for line in block.splitlines()
+    ]
+
+
+COMMANDS = commands(README)
+
+
+def test_commands_in_the_page_on_certificates_run(tmp_path, monkeypatch, capsys):
+    """As printed, on a smaller network and five examples."""
+    monkeypatch.chdir(tmp_path)
+    few = ["--limit", "5", "--workers", "1", "--quiet"]
+    less = {"train": ["--epochs", "1", "--hidden", "8", "--quiet"], "certify": few, "evaluate": few, "list": []}
+    seen = []
+    for command in commands(CERTIFICATES):
+        args = shlex.split(command)[1:]
+        assert main([*args, *less[args[0]]]) == 0, command
+        seen.append((args[0], capsys.readouterr().out))
+    assert {name for name, _ in seen} == set(less)
+    assert all(out for name, out in seen if name != "train")
+
+
+def test_a_certificate_that_an_attack_beats_fails_the_run_and_saves_the_case(tmp_path, monkeypatch, capsys):
+    """What the page says of the sandwich: exit code 1, and the inputs, the label and the perturbation in a file."""
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split("train --data digits --epochs 1 --hidden 8 --quiet --out net")) == 0
+    monkeypatch.setattr("nonsingular.bounds.linear.crown", lambda *args: crown(*args) + 1.0)
+    grid = "--eps-x 0,0.01 --eps-w 0,0.001 --limit 5 --workers 1 --quiet --certify crown --out run"
+    assert main(["evaluate", "net", *shlex.split(grid)]) == 1
+    said = capsys.readouterr().err
+    (case,) = (tmp_path / "run").glob("violation-*.npz")
+    assert "certified to be at least" in said
+    assert case.name in said
+    assert {"x", "y", "x_adv"} <= set(np.load(case))
+
+
+def test_the_page_on_certificates_names_every_sound_bound():
+    table = CERTIFICATES.split("## Which bound to choose")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `([a-z0-9-]+)` \|", table, re.M)
+    assert set(BOUNDS) - UNSOUND <= set(named)
+    assert not UNSOUND & set(named)
+
+
+def test_numbers_in_the_page_on_certificates_are_those_of_the_code():
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])
+    net = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((1, 2), (2, 1), (1, 2)))).double()
+    net.insert(1, nn.ReLU()).insert(3, nn.ReLU())
+    with torch.no_grad():
+        for layer, values in zip(net[::2], ([[1.0], [1.0]], [[1.0, -1.0]], [[1.0], [1.0]]), strict=True):
+            layer.weight.copy_(torch.tensor(values))
+        moved = {
+            f"{i}.weight": torch.tensor(w, dtype=torch.float64)
+            for i, w in ((0, [[1.1], [0.9]]), (2, [[1.1, -0.9]]), (4, [[0.9], [1.1]]))
+        }
+        attained = margins(torch.func.functional_call(net, moved, (x,)), y)[0, 1].item()
+        printed, repaired = (bound(net, x, y, JointBall(0.0, 0.1))[0, 1].item() for bound in (theorem1_printed, theorem1))
+    assert (round(printed, 9), round(repaired, 9), round(attained, 9)) == (-0.044, -0.08, -0.08)
+    assert all(number in CERTIFICATES for number in ("**0.044**", "**0.080**", "`CLOSE` = 10⁻³", "more than 10⁻⁴ relative"))
+    assert (CLOSE, SLACK) == (1e-3, 1e-4)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("nonsingular")])
@@ -73,10 +161,13 @@ def test_what_is_said_of_the_reproduction_is_in_its_results():
 
 
 def test_links_within_the_pages_resolve():
-    for folder, page in ((ROOT, README), (ROOT / "docs" / "reproduction", REPRODUCTION)):
+    pages = ((ROOT, README), (ROOT / "docs" / "reproduction", REPRODUCTION), (ROOT / "docs" / "certificates", CERTIFICATES))
+    for folder, page in pages:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
             assert target.startswith("https://") or (folder / target).exists(), target
     assert "](#" not in README + REPRODUCTION
+    headings = [re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", CERTIFICATES, re.M)]
+    assert set(re.findall(r"\]\(#([^)]+)\)", CERTIFICATES)) <= set(headings)
 
 
 def test_presets_are_what_the_search_chose():
