@@ -38,7 +38,7 @@ def conv(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (1
 
 
 class Block(nn.Module):
-    """relu(body(x) + shortcut(x)): two 3x3 convolutions against one of 1x1, each with BatchNorm.  (B, C, H, W) -> (B, c_out, H/2, W/2)."""
+    """relu(body(x) + shortcut(x)), 3x3 convolutions and one of 1x1, with BatchNorm.  (B, c_in, H, W) -> (B, c_out, H/2, W/2)."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()

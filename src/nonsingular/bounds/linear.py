@@ -121,7 +121,7 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
     if not len(chosen):
         return box
     in_vain = len(chosen) - int(open_.sum()) // len(lo)  # functions for each example whose element is not open there
-    if not slopes and in_vain * alive(where.part(slice(1)), number) > APART:
+    if not slopes and len(lo) > 1 and in_vain * alive(where.part(slice(1)), number) > APART:
         ones = [slice(b, b + 1) for b in range(len(lo))]
         found = [_refined(where.part(b), [Interval(z.lo[b], z.hi[b]) for z in boxes], number, hinges, None) for b in ones]
         return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
