@@ -194,6 +194,24 @@ def test_memory_of_a_dense_layer_does_not_hold_weights_for_each_function():
 # --- networks ----------------------------------------------------------------------------------------------------------------
 
 
+class Widen(nn.Module):
+    """(B, 1, 4) times and plus constants of shape (3, 1): a sum whose input is smaller than its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("c", torch.tensor([[0.5], [-2.0], [1.0]]))
+
+    def forward(self, x):
+        return (x.unsqueeze(1) * self.c - self.c).flatten(1)
+
+
+def test_a_sum_that_widens_the_signal_is_bounded():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Widen(), nn.ReLU(), nn.Linear(12, 3)).double().eval()
+    x, y = torch.randn(2, 3).double(), torch.tensor([0, 1])
+    check_sound(model, region(model, x, y, JointBall(0.1, 0.1, None, moves="all")), y)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_residual_networks_with_batch_norm_are_bounded(seed):
     model, x, y = small(seed, hidden=(2, 3, 2) if seed % 2 else (2, 3))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,20 +33,27 @@ class Derivatives:
 def by_differentiation(apply: Callable[[Tensor, Tensor], Tensor], z_shape: tuple[int, ...], w: Tensor) -> Derivatives:
     """Of any product.  w: a tensor of the weight's shape."""
 
-    def z_of_one(A: Tensor, w: Tensor) -> Tensor:
-        return vjp(lambda z: apply(z[None], w)[0], A.new_zeros(z_shape))[1](A)[0]
-
-    def w_of_one(A: Tensor, z: Tensor) -> Tensor:
-        return vjp(lambda w: apply(z[None], w)[0], w)[1](A)[0]
+    def pulled(f: Callable[[Tensor], Tensor], at: Tensor, A: Tensor) -> Tensor:
+        return vjp(f, at)[1](A)[0]
 
     def of_z(A: Tensor, w: Tensor) -> Tensor:
-        return vjp(lambda z: apply(z, w), A.new_zeros(1, *[1] * len(z_shape)).expand(len(A), *z_shape))[1](A)[0]
+        return pulled(partial(_swapped, apply, w), A.new_zeros(1, *[1] * len(z_shape)).expand(len(A), *z_shape), A)
+
+    def z_of_one(A: Tensor, w: Tensor) -> Tensor:
+        return of_z(A[None], w)[0]
+
+    def w_of_one(A: Tensor, z: Tensor) -> Tensor:
+        return pulled(partial(apply, z[None]), w, A[None])
 
     def of_w(A: Tensor, z: Tensor) -> Tensor:
         found = vmap(w_of_one)(A.flatten(0, 1), z.expand(len(A), *z.shape).flatten(0, 1))
         return found.view(*A.shape[:2], *w.shape)
 
     return Derivatives(of_z, vmap(z_of_one), lambda A: of_z(A, torch.ones_like(w)), of_w)
+
+
+def _swapped(apply: Callable[[Tensor, Tensor], Tensor], w: Tensor, z: Tensor) -> Tensor:
+    return apply(z, w)
 
 
 def of_convolution(
@@ -102,9 +110,12 @@ def of_scale(w_shape: tuple[int, ...], *, spread: Callable[[Tensor], Tensor], sh
     def of_w(A: Tensor, z: Tensor) -> Tensor:
         return torch.einsum(sums, A, z).view(*A.shape[:2], *w_shape)
 
+    def whole(w: Tensor) -> Tensor:
+        return spread(w).expand(shape)
+
     return Derivatives(
         z=lambda A, w: A * spread(w),
-        z_each=lambda A, w: A * vmap(lambda w: spread(w).expand(shape))(w),
+        z_each=lambda A, w: A * vmap(whole)(w),
         z_ones=lambda A: A,
         w=of_w,
     )

@@ -178,11 +178,12 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, cho
                 route = z[0].lo.expand(len(A), *z[0].lo.shape)
                 parts = (pull(node.apply, route, up.expand(len(A), len(z[0].lo), *node.shape)),)
                 offset = dot(down, boxes[i].hi)
-            case Sum() | Map():
-                points = [A.new_zeros(1, 1, *nodes[k].shape) for k in node.inputs]
-                parts = through_sum(node, points, A) if isinstance(node, Sum) else pull_all(node.apply, points, A)
-                still = isinstance(node, Map) or (isinstance(node.offset, float) and node.offset == 0)
-                offset = 0.0 if still else dot(A, expanded(node.offset, node.shape, A))
+            case Sum():
+                parts = through_sum(node, [nodes[k].shape for k in node.inputs], A)
+                moved = isinstance(node.offset, Tensor) or node.offset != 0.0
+                offset = dot(A, expanded(node.offset, node.shape, A)) if moved else 0.0
+            case Map():
+                parts, offset = pull_all(node.apply, [nodes[k].shape for k in node.inputs], A), 0.0
             case _:
                 raise AssertionError(f"no linear rule for {type(node).__name__}")
         total = total + offset

@@ -133,16 +133,16 @@ def pull(apply: Callable[..., Tensor], point: Tensor, A: Tensor) -> Tensor:
     return vjp(apply, point.flatten(0, 1))[1](A.flatten(0, 1))[0].view_as(point)
 
 
-def pull_all(apply: Callable[..., Tensor], shapes: Sequence[Tensor], A: Tensor) -> tuple[Tensor, ...]:
-    """The derivatives of A apply(*z) for a linear `apply`: (S, B or 1, *shape) for each input."""
+def pull_all(apply: Callable[..., Tensor], shapes: Sequence[tuple[int, ...]], A: Tensor) -> tuple[Tensor, ...]:
+    """The derivatives of A apply(*z) for a linear `apply` of z (N, *shape): (S, B or 1, *shape) for each input."""
     N = A.shape[0] * A.shape[1]
-    points = [t.flatten(0, 1).expand(N, *t.shape[2:]) for t in shapes]
+    points = [A.new_zeros(*[1] * (len(shape) + 1)).expand(N, *shape) for shape in shapes]
     parts = vjp(apply, *points)[1](A.flatten(0, 1))
     return tuple(p.view(*A.shape[:2], *p.shape[1:]) for p in parts)
 
 
-def through_sum(node: Sum, shapes: Sequence[Tensor], A: Tensor) -> tuple[Tensor, ...]:
+def through_sum(node: Sum, shapes: Sequence[tuple[int, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """As `pull_all`, by the factors alone where nothing is broadcast."""
-    if any(tuple(t.shape[2:]) != node.shape for t in shapes):
+    if any(shape != node.shape for shape in shapes):
         return pull_all(node.apply, shapes, A)
-    return tuple(A if isinstance(c, float) and c == 1 else A * c for c in node.factors)
+    return tuple(A * c if isinstance(c, Tensor) or c != 1.0 else A for c in node.factors)
