@@ -90,20 +90,35 @@ def test_which_products_have_derivatives_written_out():
 # --- work that is saved ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_shortcuts_change_no_bound(seed, monkeypatch):
-    """One position: its own kernel is the shared one.  Exact intervals: nothing to refine.  Examples apart: the same."""
-    _, where, _ = random_case(seed + 1000)
+def hidden_with_and_without_shortcuts(where, monkeypatch):
     monkeypatch.setattr(of_linear, "APART", -1)
     short = hidden_bounds(where)
     with monkeypatch.context() as m:
-        m.setattr(products, "_at_one_position", lambda A: False)
+        m.setattr(products, "_of_one_output", lambda A: False)
         m.setattr(of_linear, "_tightness", lambda *_: of_linear.Tight.NO)
         m.setattr(of_linear, "APART", float("inf"))
-        long = hidden_bounds(where)
-    for a, b in zip(short, long, strict=True):
+        return short, hidden_bounds(where)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_shortcuts_change_no_bound(seed, monkeypatch):
+    """One output: its own kernel is the shared one.  Exact intervals: nothing to refine.  Examples apart: the same."""
+    _, where, _ = random_case(seed + 1000)
+    for a, b in zip(*hidden_with_and_without_shortcuts(where, monkeypatch), strict=True):
         torch.testing.assert_close(a.lo, b.lo, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(a.hi, b.hi, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_shortcuts_change_no_bound_of_an_operator(name, monkeypatch):
+    torch.manual_seed(0)
+    model, shape = OPERATORS[name]()
+    x, y = torch.randn(2, *shape).double(), torch.tensor([0, 1])
+    for moves in ("weights", "all"):
+        where = region(model.double().eval(), x, y, JointBall(0.1, 0.1, None, moves=moves))
+        for a, b in zip(*hidden_with_and_without_shortcuts(where, monkeypatch), strict=True):
+            torch.testing.assert_close(a.lo, b.lo, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(a.hi, b.hi, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_known_exactly_is_not_refined(monkeypatch):

@@ -27,7 +27,7 @@ def alpha_crown(
     with recording():
         whole = region(model, x.clone(), y, ball)
         logits, hidden = _kept(whole)
-        most = room(x) // 4  # each is kept in a few forms
+        most = room(x) // 2
         deep = logits + hidden <= most
         size = min(batch, most // (logits + hidden if deep else logits))
         return torch.cat([ascend(part, labels, steps, rate, deep) for part, labels in pieces(whole, y.long(), size)])
@@ -55,7 +55,7 @@ class _Alphas:
             key = (bounded, end, at)
             if key not in self.of:
                 count = torch.Size(self.where.graph.nodes[bounded].shape).numel()
-                own = count if count * default.numel() <= room(default) // 32 else 1
+                own = count if count * default.numel() <= room(default) // 16 else 1
                 self.of[key] = default.detach().repeat(own, *[1] * (default.dim() - 1)).requires_grad_()
             alpha = self.of[key]
             return alpha if len(alpha) == 1 else alpha[elements]

@@ -14,7 +14,7 @@ from nonsingular.margins import check_labels
 from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
-MEMORY = 2**29
+MEMORY = 2**28
 """Bytes that a bound may take beside the model and the examples, about; larger work is done in pieces.
 
 Set it here (`nonsingular.bounds.interval.MEMORY = 2**32`); it is read at every call.  The bounds stay the same, up to rounding.

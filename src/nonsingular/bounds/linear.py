@@ -99,8 +99,9 @@ class Tight(Enum):
 
 def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interval]) -> Tight:
     """Of the interval of the node's output, from that of its first input's."""
-    rearranged = (isinstance(node, Map) and node.moves_only) or (isinstance(node, Sum) and len(node.inputs) == 1)
-    if before is Tight.NO or rearranged or isinstance(node, Activation):
+    same_shape = node.shape == where.graph.nodes[node.inputs[0]].shape  # otherwise a sum may repeat elements
+    alone = isinstance(node, Activation) or (isinstance(node, Sum) and len(node.inputs) == 1 and same_shape)
+    if before is Tight.NO or alone or (isinstance(node, Map) and node.moves_only):
         return before
     if not isinstance(node, Product):
         return Tight.NO

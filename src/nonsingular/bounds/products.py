@@ -61,7 +61,7 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
         reach = A.abs() @ E if (e := _uniform(E)) is None else A.abs().sum(-1, keepdim=True) * e
         return _own(A @ centre, reach, z, offset)
     pull = _derivatives(node, w.lo, z)
-    if _at_one_position(A):
+    if _of_one_output(A):  # the row lemma, and no weight for each function
         reach = _along(pull.z, A.abs(), E) if (e := _uniform(E)) is None else _along(pull.z_ones, A.abs()) * e
         return _own(_along(pull.z, A, centre), reach, z, offset)
     # S(z) = S(A, z), linear in z with coefficients of both signs: middle S(A, z_c), radius S(|A|, z_r)
@@ -74,15 +74,15 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
     return (_along(pull.z_each, A, moved.flatten(0, 1)),), offset - dot(rest, E[None])
 
 
-def _at_one_position(A: Tensor) -> bool:
-    """Whether each function is of one position of a signal (channels, *positions), as at first that of a hidden neuron."""
-    if A.shape[1] > 1 or A.dim() < 4:
+def _of_one_output(A: Tensor) -> bool:
+    """Whether each function is of one element of y, as that of a hidden neuron is at first: it uses each weight at most once."""
+    if A.shape[1] > 1:
         return False
 
-    def alone(A: Tensor) -> bool:
-        return bool(((A != 0).any(2).flatten(1).sum(1) <= 1).all())
+    def one(A: Tensor) -> bool:
+        return bool(((A != 0).flatten(1).sum(1) <= 1).all())
 
-    return alone(A[:1]) and alone(A)
+    return one(A[:1]) and one(A)
 
 
 def _own(A: Tensor, reach: Tensor, z: Interval, offset: Tensor | float) -> tuple[tuple[Tensor, ...], Tensor | float]:
