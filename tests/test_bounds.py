@@ -358,7 +358,6 @@ def test_alpha_crown_is_never_below_crown():
 
 def test_work_in_pieces_gives_the_same_bounds(monkeypatch):
     from nonsingular.bounds import interval as of_interval
-    from nonsingular.bounds import linear as of_linear
 
     for seed in range(8):
         torch.manual_seed(seed)
@@ -367,8 +366,7 @@ def test_work_in_pieces_gives_the_same_bounds(monkeypatch):
         x, y, ball = torch.randn(3, *shape).double(), torch.tensor([0, 1, 2]), JointBall(0.1, 0.05, None, moves="all")
         whole = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
         with monkeypatch.context() as m:
-            m.setattr(of_interval, "ELEMENTS", 40)
-            m.setattr(of_linear, "ELEMENTS", 40)
+            m.setattr(of_interval, "MEMORY", 320)
             pieces = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
             shallow = alpha_crown(model, x, y, ball, steps=2)
         for one, other in zip(whole, pieces, strict=True):

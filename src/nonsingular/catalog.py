@@ -41,6 +41,7 @@ OBJECTIVES = {
 MODELS = {
     "mlp": "nonsingular.models:mlp",
     "conv": "nonsingular.models:conv",
+    "resnet": "nonsingular.models:resnet",
 }
 DATASETS = {name: "nonsingular.data:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
 

@@ -1,4 +1,5 @@
-"""models.py - the networks that the project trains itself: the dense network of the theorem and a small convolutional one."""
+"""models.py - the networks that the project trains itself: the dense network of the theorem, a small convolutional one, and a
+small residual one with BatchNorm."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
 
@@ -26,8 +27,7 @@ def conv(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (1
 
     Raises InvalidInput for inputs that are not images.
     """
-    if len(input_shape) != 3:
-        raise InvalidInput(f"network 'conv' takes images (C, H, W); these inputs have shape {tuple(input_shape)}: use 'mlp'")
+    _check_images("conv", input_shape)
     channels = [input_shape[0], *hidden]
     body: list[nn.Module] = []
     for c_in, c_out in pairwise(channels):
@@ -35,3 +35,39 @@ def conv(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (1
     body.append(nn.Flatten())
     features = nn.Sequential(*body)(torch.zeros(1, *input_shape)).shape[1]
     return nn.Sequential(*body, nn.Linear(features, classes, bias=bias))
+
+
+class Block(nn.Module):
+    """relu(body(x) + shortcut(x)), 3x3 convolutions and one of 1x1, with BatchNorm.  (B, c_in, H, W) -> (B, c_out, H/2, W/2)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=2, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (8, 16, 32), bias: bool = True) -> nn.Sequential:
+    """A residual network with BatchNorm.  (B, C, H, W) -> (B, classes).
+
+    hidden: width of the stem (a 3x3 convolution), then of each residual block; each of them has stride 2.  Then the mean over
+    positions, and one Linear.  bias: that of the Linear layer; convolutions have none, BatchNorm shifts.
+    Raises InvalidInput for inputs that are not images.
+    """
+    _check_images("resnet", input_shape)
+    stem = [nn.Conv2d(input_shape[0], hidden[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(hidden[0]), nn.ReLU()]
+    blocks = [Block(c_in, c_out) for c_in, c_out in pairwise(hidden)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden[-1], classes, bias=bias))
+
+
+def _check_images(network: str, input_shape: Sequence[int]) -> None:
+    if len(input_shape) != 3:
+        raise InvalidInput(f"network '{network}' takes images (C, H, W); these inputs have shape {tuple(input_shape)}: use 'mlp'")

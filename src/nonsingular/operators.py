@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nonsingular import curves
 from nonsingular.curves import Curve
+from nonsingular.derivatives import Derivatives, of_convolution, of_linear, of_scale
 from nonsingular.errors import UnsupportedModel
 
 Parameter = str | Tensor
@@ -49,6 +50,10 @@ class Product(Node):
     spread: Callable[[Tensor], Tensor]
     dense: bool = False
     """A Linear layer on a flat signal: every element of w is used once."""
+    scales: bool = False
+    """z * spread(w): every element of z is used once."""
+    derivatives: Callable[[tuple[int, ...]], Derivatives | None] = lambda w_shape: None
+    """From the weight's shape: the derivatives of `apply` written out, where they are known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +161,8 @@ def _parameter(call: Call, value: Any, at: str) -> Parameter | None:
 def _linear(call: Call) -> list[Node]:
     z, w, b = call.bound("input", "weight", "bias")
     z, weight = _signal(call, z), _parameter(call, w, "weight")
-    return [
-        Product(call.name, (z.number,), call.out, F.linear, weight, _parameter(call, b, "bias"), lambda b: b, len(z.shape) == 1)
-    ]
+    bias, dense = _parameter(call, b, "bias"), len(z.shape) == 1
+    return [Product(call.name, (z.number,), call.out, F.linear, weight, bias, lambda b: b, dense, derivatives=of_linear)]
 
 
 def _convolution(call: Call, *names: str) -> list[Node]:
@@ -171,7 +175,10 @@ def _convolution(call: Call, *names: str) -> list[Node]:
     def apply(z: Tensor, w: Tensor) -> Tensor:
         return call.target(z, w, None, **settings)
 
-    return [Product(call.name, (z.number,), call.out, apply, weight, bias, partial(_per_channel, dims=len(call.out)))]
+    node = Product(call.name, (z.number,), call.out, apply, weight, bias, partial(_per_channel, dims=len(call.out)))
+    if call.target is torch.conv2d:
+        node = replace(node, derivatives=partial(of_convolution, z_shape=z.shape, **settings))
+    return [node]
 
 
 def _per_channel(b: Tensor, dims: int) -> Tensor:
@@ -414,7 +421,7 @@ def _mul(call: Call) -> list[Node]:
     z, factor = (a, b) if isinstance(a, Signal) else (b, a)
     z = _signal(call, z)
     if isinstance(factor, Name):  # a parameter that scales
-        return [Product(call.name, (z.number,), call.out, torch.mul, factor.of, None, lambda b: b)]
+        return [_scale(call, z, lambda b: b, factor.of, None)]
     return [Sum(call.name, (z.number,), call.out, (_constant(call, factor),))]
 
 
@@ -448,8 +455,18 @@ def normalise(
     nodes: list[Node] = [Sum(call.name, (z.number,), call.out, (inverse,), -_per_channel(mean, dims) * inverse)]
     if scale is not None or shift is not None:
         spread = partial(_per_channel, dims=dims)
-        nodes.append(Product(call.name, (-1,), call.out, lambda z, w: z * spread(w), scale, shift, spread))
+        nodes.append(_scale(call, Signal(-1, call.out), spread, scale, shift))
     return nodes
+
+
+def _scale(
+    call: Call, z: Signal, spread: Callable[[Tensor], Tensor], scale: Parameter | None, shift: Parameter | None
+) -> Product:
+    """z * spread(scale) + spread(shift)."""
+    node = Product(call.name, (z.number,), call.out, lambda z, w: z * spread(w), scale, shift, spread)
+    if z.shape != call.out:  # the signal is widened
+        return node
+    return replace(node, scales=True, derivatives=partial(of_scale, spread=spread, shape=call.out))
 
 
 def batch_norm_module(call: Call, module: nn.Module) -> list[Node]:

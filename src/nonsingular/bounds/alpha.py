@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.interval import ELEMENTS, Region, region
+from nonsingular.bounds.interval import Region, region, room
 from nonsingular.bounds.linear import Choose, hidden_bounds, margin_bounds, pieces
 from nonsingular.graph import recording
 from nonsingular.operators import Activation, Maximum, Product
@@ -15,7 +15,7 @@ from nonsingular.threat import JointBall
 
 
 def alpha_crown(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 10, rate: float = 0.3, batch: int = 64
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 20, rate: float = 0.5, batch: int = 64
 ) -> Tensor:
     """(B, K) as `crown`, with every lower slope, also those for hidden layers, moved by `steps` of gradient ascent.
 
@@ -27,8 +27,9 @@ def alpha_crown(
     with recording():
         whole = region(model, x.clone(), y, ball)
         logits, hidden = _kept(whole)
-        deep = logits + hidden <= ELEMENTS
-        size = min(batch, ELEMENTS // (logits + hidden if deep else logits))
+        most = room(x) // 2
+        deep = logits + hidden <= most
+        size = min(batch, most // (logits + hidden if deep else logits))
         return torch.cat([ascend(part, labels, steps, rate, deep) for part, labels in pieces(whole, y.long(), size)])
 
 
@@ -54,7 +55,7 @@ class _Alphas:
             key = (bounded, end, at)
             if key not in self.of:
                 count = torch.Size(self.where.graph.nodes[bounded].shape).numel()
-                own = count if count * default.numel() <= ELEMENTS // 8 else 1
+                own = count if count * default.numel() <= room(default) // 16 else 1
                 self.of[key] = default.detach().repeat(own, *[1] * (default.dim() - 1)).requires_grad_()
             alpha = self.of[key]
             return alpha if len(alpha) == 1 else alpha[elements]

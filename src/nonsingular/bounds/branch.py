@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import ELEMENTS, Region, propagate, region
-from nonsingular.bounds.linear import hidden_bounds, largest, lowest_over, margin_bounds, pieces, pull_back
+from nonsingular.bounds.interval import Region, propagate, region, room
+from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.graph import per_sample_logits, recording, twin
 from nonsingular.margins import margins, worst_margin
@@ -144,7 +144,7 @@ class _Search:
         self.hinges = {i: n for i, n in enumerate(nodes) if isinstance(n, Activation) and n.form == "hinge"}
         self.split = sorted({n.inputs[0] for n in self.hinges.values()})
         """Nodes whose elements have signs to fix."""
-        self.size = max(1, min(512, ELEMENTS // (4 * largest(where.part(slice(1)), len(nodes) - 1))))
+        self.size = max(1, min(512, room(where.x.lo) // (4 * alive(where.part(slice(1)), len(nodes) - 1))))
         """Parts treated at a time."""
         with torch.no_grad():
             self.boxes = hidden_bounds(where)

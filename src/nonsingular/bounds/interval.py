@@ -16,8 +16,17 @@ from nonsingular.margins import check_labels
 from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
-ELEMENTS = 2**24
-"""Numbers that one temporary tensor of a bound may hold; larger work is done in pieces."""
+MEMORY = 2**28
+"""Bytes that a bound may take beside the model and the examples, about; larger work is done in pieces.
+
+Set it here (`nonsingular.bounds.interval.MEMORY = 2**32`); it is read at every call.  The bounds stay the same, up to rounding.
+One function of one example is the smallest piece: a few times the largest activation, or the largest kernel.
+"""
+
+
+def room(like: Tensor) -> int:
+    """Numbers of the dtype of `like` that fit into MEMORY."""
+    return MEMORY // like.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +158,7 @@ def lowest_product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: In
         return low
     if not dense:
         return low + apply(torch.minimum(-lo_down, hi_up), torch.minimum(b_up, -a_down))
-    rows = max(1, ELEMENTS // max(1, lo.numel()))
+    rows = max(1, room(lo) // max(1, 4 * lo.numel()))
     both = [
         torch.minimum(q * -lo_down[:, None], -p * hi_up[:, None]).sum(2)
         for p, q in zip(a_down.split(rows), b_up.split(rows), strict=True)
@@ -163,7 +172,7 @@ def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Ten
     if isinstance(last, Product) and last.dense and last.weight is not None:
         w, z = where.box(last.weight), boxes[last.inputs[0]]
         b = None if last.bias is None else where.box(last.bias)
-        size = max(1, ELEMENTS // max(1, w.lo.numel()))
+        size = max(1, room(w.lo) // max(1, 6 * w.lo.numel()))
         pieces = zip(y.split(size), z.lo.split(size), z.hi.split(size), strict=True)
         low = torch.cat([_merged(w, b, labels, *ends) for labels, *ends in pieces])
     else:

@@ -9,18 +9,20 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import ELEMENTS, Region, interval_bounds, propagate, region
-from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product
+from nonsingular.bounds.interval import Region, interval_bounds, propagate, region, room
+from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
 from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
+APART = 2**20
+"""Numbers computed in vain for each example from which on the examples of a batch are bounded one at a time."""
 Choose = Callable[[int, Tensor], Tensor]
 """(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
 Slopes = Callable[[int, int, Tensor], Choose]
@@ -57,7 +59,7 @@ def crown(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
 def pieces(where: Region, y: Tensor, size: int | None = None) -> list[tuple[Region, Tensor]]:
     """The examples, `size` at a time; by default as many as leave room for one linear function of each logit."""
     if size is None:
-        size = ELEMENTS // largest(where.part(slice(1)), len(where.graph.nodes) - 1) // where.graph.nodes[-1].shape[0]
+        size = room(where.x.lo) // alive(where.part(slice(1)), len(where.graph.nodes) - 1) // where.graph.nodes[-1].shape[0]
     size = max(1, size)
     cuts = [slice(i, i + size) for i in range(0, max(1, len(y)), size)]  # one empty piece for no examples
     return [(where.part(at), y[at]) for at in cuts]
@@ -76,26 +78,39 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
     nonlinear = {i for node in nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
-    boxes, exact = [where.x], [True]
+    boxes, tight = [where.x], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
-        exact.append(_elementwise(node) and exact[node.inputs[0]])
-        first = isinstance(node, Product) and exact[node.inputs[0]] and _is_exact(node, where, boxes)
-        if i in nonlinear and not first and not exact[i]:
+        tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
+        if i in nonlinear and tight[i] is Tight.NO:
             hinges = all(isinstance(n, Activation) and n.form == "hinge" for n in nodes if i in n.inputs)
             box = _refined(where, [*boxes, box], i, hinges, slopes)
         boxes.append(box)
     return boxes
 
 
-def _elementwise(node: Node) -> bool:
-    """Whether the box of the node's output is the exact range if that of its input is, elements independent."""
-    return (isinstance(node, Map) and node.moves_only) or (isinstance(node, Sum) and len(node.inputs) == 1)
+class Tight(Enum):
+    """What an interval is: the exact set of values, the exact range of each element, or perhaps more than that."""
+
+    SET = auto()
+    RANGES = auto()
+    NO = auto()
 
 
-def _is_exact(node: Product, where: Region, boxes: Sequence[Interval]) -> bool:
-    """Whether the interval rule gives each output's exact range over independent inputs."""
-    return node.dense or not where.moves(node.weight) or bool((boxes[node.inputs[0]].lo >= 0).all())
+def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interval]) -> Tight:
+    """Of the interval of the node's output, from that of its first input's."""
+    same_shape = node.shape == where.graph.nodes[node.inputs[0]].shape  # otherwise a sum may repeat elements
+    alone = isinstance(node, Activation) or (isinstance(node, Sum) and len(node.inputs) == 1 and same_shape)
+    if before is Tight.NO or alone or (isinstance(node, Map) and node.moves_only):
+        return before
+    if not isinstance(node, Product):
+        return Tight.NO
+    if node.weight is None:
+        return Tight.RANGES
+    z, w = boxes[node.inputs[0]], where.box(node.weight)
+    # an interval counts each product's exact range, where it knows the sign of one factor; products of one output must be free
+    one_sign = node.dense or w.lo is w.hi or bool((z.lo >= 0).all()) or (node.scales and bool(((w.lo >= 0) | (w.hi <= 0)).all()))
+    return Tight.RANGES if one_sign and (node.scales or before is Tight.SET) else Tight.NO
 
 
 def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, slopes: Slopes | None) -> Interval:
@@ -106,7 +121,12 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
         return box
-    size = max(1, ELEMENTS // largest(where, number))
+    in_vain = len(chosen) - int(open_.sum()) // len(lo)  # functions for each example whose element is not open there
+    if not slopes and len(lo) > 1 and in_vain * alive(where.part(slice(1)), number) > APART:
+        ones = [slice(b, b + 1) for b in range(len(lo))]
+        found = [_refined(where.part(b), [Interval(z.lo[b], z.hi[b]) for z in boxes], number, hinges, None) for b in ones]
+        return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
+    size = max(1, room(lo) // alive(where, number))
     low: list[Tensor] = []
     high: list[Tensor] = []
     for part in chosen.split(size):
@@ -114,21 +134,33 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
         low.append(lowest(where, boxes, number, A, slopes(number, 1, part) if slopes else default_slopes))
         high.append(-lowest(where, boxes, number, -A, slopes(number, -1, part) if slopes else default_slopes))
     met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
-    new_lo = lo.index_copy(1, chosen, torch.where(met, torch.fmax(lo[:, chosen], torch.cat(low).T), lo[:, chosen]))
-    new_hi = hi.index_copy(1, chosen, torch.where(met, torch.fmin(hi[:, chosen], torch.cat(high).T), hi[:, chosen]))
+    new_lo = lo.index_copy(1, chosen, torch.where(met, _larger(lo[:, chosen], torch.cat(low).T), lo[:, chosen]))
+    new_hi = hi.index_copy(1, chosen, torch.where(met, -_larger(-hi[:, chosen], -torch.cat(high).T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
 
 
-def largest(where: Region, number: int) -> int:
-    """Numbers that one linear function of node `number` needs at once."""
-    B = len(where.x.lo)
-    sizes = [B * where.x.lo[0].numel() if B else 1]
-    for node in where.graph.nodes[: number + 1]:
-        sizes.append(B * torch.Size(node.shape).numel())
+def _larger(fixed: Tensor, linear: Tensor) -> Tensor:
+    """The larger bound, with the gradient of `linear` everywhere: its slopes must move to overtake what is better now."""
+    found = torch.fmax(fixed, linear)
+    if not linear.requires_grad:
+        return found
+    return torch.where(torch.isfinite(linear), found.detach() + (linear - linear.detach()), found)
+
+
+def alive(where: Region, number: int) -> int:
+    """Numbers that one linear function of node `number` needs at once, for all examples: coefficients, their parts, and what is
+    computed from them; with a weight that each function moves in its own way, that weight, its worst move and their parts.
+    """
+    nodes = where.graph.nodes[: number + 1]
+    sizes = [torch.Size(node.shape).numel() for node in nodes]
+    most = 2 * sizes[0]
+    for node, size in zip(nodes[1:], sizes[1:], strict=True):
+        numbers = 3 * size + 3 * sum(sizes[i] for i in node.inputs)
         if isinstance(node, Product) and not node.dense and isinstance(node.weight, str) and where.moves(node.weight):
-            sizes.append(4 * B * where.graph.value(node.weight).numel())
-    return max(1, *sizes)
+            numbers += 6 * where.graph.value(node.weight).numel()
+        most = max(most, numbers)
+    return max(1, most * len(where.x.lo))
 
 
 def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes) -> Tensor:
@@ -167,17 +199,21 @@ def pull_back(
                 parts, offset = through_product(node, where, z[0], A)
             case Activation():
                 # positive coefficients take the lower line, negative ones the upper
-                ends, up, down = lines(node, z[0], partial(choose, i)), A.clamp(min=0), A.clamp(max=0)
-                parts, offset = (up * ends.lower + down * ends.upper,), dot(up, ends.below) + dot(down, ends.above)
+                ends = lines(node, z[0], partial(choose, i))
+                parts, offset = (A * torch.where(A > 0, ends.lower, ends.upper),), dot(A.clamp(max=0), ends.above)
+                if node.form != "hinge":  # whose lower line has no offset
+                    offset = offset + dot(A.clamp(min=0), ends.below)
             case Maximum():  # y >= z_k for the k with the largest l_k, and y <= max u
                 up, down = A.clamp(min=0), A.clamp(max=0)
                 route = z[0].lo.expand(len(A), *z[0].lo.shape)
                 parts = (pull(node.apply, route, up.expand(len(A), len(z[0].lo), *node.shape)),)
                 offset = dot(down, boxes[i].hi)
-            case Sum() | Map():
-                points = [A.new_zeros(1, 1, *nodes[k].shape) for k in node.inputs]
-                parts = pull_all(cast(Any, node).apply, points, A)
-                offset = dot(A, expanded(node.offset, node.shape, A)) if isinstance(node, Sum) else 0.0
+            case Sum():
+                parts = through_sum(node, [nodes[k].shape for k in node.inputs], A)
+                moved = isinstance(node.offset, Tensor) or node.offset != 0.0
+                offset = dot(A, expanded(node.offset, node.shape, A)) if moved else 0.0
+            case Map():
+                parts, offset = pull_all(node.apply, [nodes[k].shape for k in node.inputs], A), 0.0
             case _:
                 raise AssertionError(f"no linear rule for {type(node).__name__}")
         total = total + offset

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region
-from nonsingular.operators import Product
+from nonsingular.derivatives import Derivatives, by_differentiation
+from nonsingular.operators import Product, Sum
 from nonsingular.threat import Interval
 
 
@@ -43,6 +44,7 @@ def chord(box: Interval) -> tuple[Tensor, Tensor]:
 
 
 def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float]:
+    """(coefficients of z, constant): a linear lower bound of A y."""
     offset: Tensor | float = 0.0
     if node.bias is not None:
         b = where.box(node.bias)
@@ -54,49 +56,51 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
         return (A,), offset
     w = where.box(node.weight)
     if not where.moves(node.weight):
-
-        def apply(z: Tensor) -> Tensor:
-            return node.apply(z, w.lo)
-
-        return pull_all(apply, [z.lo.new_zeros(1, 1, *z.lo.shape[1:])], A), offset
+        return (_along(_derivatives(node, w.lo, z).z, A, w.lo),), offset
     E, centre = _radius(w), _centre(w)
     if node.dense:
         reach = A.abs() @ E if (e := _uniform(E)) is None else A.abs().sum(-1, keepdim=True) * e
-        A = A @ centre
-        if bool((z.lo >= 0).all()):
-            return (A - reach,), offset
-        slope, rest = chord(z)
-        if e is not None:
-            reach = reach.expand(*reach.shape[:2], A.shape[2])
-        return (A - reach * slope,), offset - dot(reach, rest)
-    # S(z) = S(A, z), linear in z with coefficients of both signs: centre S(A, z_c), radius S(|A|, z_r)
+        return _own(A @ centre, reach, z, offset)
+    pull = _derivatives(node, w.lo, z)
+    if _of_one_output(A):  # the row lemma, and no weight for each function
+        reach = _along(pull.z, A.abs(), E) if (e := _uniform(E)) is None else _along(pull.z_ones, A.abs()) * e
+        return _own(_along(pull.z, A, centre), reach, z, offset)
+    # S(z) = S(A, z), linear in z with coefficients of both signs: middle S(A, z_c), radius S(|A|, z_r)
     A = A.expand(len(A), len(z.lo), *node.shape)
-    middle, spread = _weight_gradient(node, w.lo, A, (z.lo + z.hi) / 2), _weight_gradient(node, w.lo, A.abs(), (z.hi - z.lo) / 2)
-    slope, rest = chord(Interval(middle - spread, middle + spread))
-    moved = centre - E * slope  # A (w_c z) - sum_t E_t slope_t S_t(z) = A (moved z)
-    zero = torch.zeros_like(z.lo[0])
-
-    def pull(A: Tensor, w: Tensor) -> Tensor:
-        def at(z: Tensor) -> Tensor:
-            return node.apply(z[None], w)[0]
-
-        return vjp(at, zero)[1](A)[0]
-
-    parts = vmap(pull)(A.flatten(0, 1), moved.flatten(0, 1)).view(*A.shape[:2], *zero.shape)
-    return (parts,), offset - (E * rest).flatten(2).sum(2)
+    middle, radius = pull.w(A, (z.lo + z.hi) / 2), pull.w(A.abs(), (z.hi - z.lo) / 2)
+    # the chord of |S|, as in `chord`: |S| <= slope S + rest, where max |S| is that of the ends
+    slope = (middle / torch.where(radius > 0, radius, 1.0)).clamp(-1, 1)
+    rest = torch.maximum(middle.abs(), radius) - slope * middle
+    moved = torch.addcmul(centre, E, slope, value=-1)  # A (w_c z) - sum_t E_t slope_t S_t(z) = A (moved z)
+    return (_along(pull.z_each, A, moved.flatten(0, 1)),), offset - dot(rest, E[None])
 
 
-def _weight_gradient(node: Product, w: Tensor, A: Tensor, z: Tensor) -> Tensor:
-    """(S, B, *w): the derivative of A y with respect to the weight, for each function and example."""
+def _of_one_output(A: Tensor) -> bool:
+    """Whether each function is of one element of y, as that of a hidden neuron is at first: it uses each weight at most once."""
+    if A.shape[1] > 1:
+        return False
 
-    def pull(A: Tensor, z: Tensor) -> Tensor:
-        def at(w: Tensor) -> Tensor:
-            return node.apply(z[None], w)[0]
+    def one(A: Tensor) -> bool:
+        return bool(((A != 0).flatten(1).sum(1) <= 1).all())
 
-        return vjp(at, w)[1](A)[0]
+    return one(A[:1]) and one(A)
 
-    found = vmap(pull)(A.flatten(0, 1), z.expand(len(A), *z.shape).flatten(0, 1))
-    return found.view(*A.shape[:2], *w.shape)
+
+def _own(A: Tensor, reach: Tensor, z: Interval, offset: Tensor | float) -> tuple[tuple[Tensor, ...], Tensor | float]:
+    """A z - reach |z| for a reach >= 0 that may be constant along dimensions: exact for z >= 0, by the chord of |z| otherwise."""
+    if bool((z.lo >= 0).all()):
+        return (A - reach,), offset
+    slope, rest = chord(z)
+    return (A - reach * slope,), offset - dot(reach.expand(*reach.shape[:2], *A.shape[2:]), rest)
+
+
+def _derivatives(node: Product, w: Tensor, z: Interval) -> Derivatives:
+    return node.derivatives(tuple(w.shape)) or by_differentiation(node.apply, tuple(z.lo.shape[1:]), w)
+
+
+def _along(f: Callable[..., Tensor], A: Tensor, *rest: Tensor) -> Tensor:
+    """f of N functions, for S functions of B examples each."""
+    return f(A.flatten(0, 1), *rest).unflatten(0, A.shape[:2])
 
 
 def _sensitivity(node: Product, b: Tensor, A: Tensor) -> Tensor:
@@ -130,10 +134,10 @@ def pull(apply: Callable[..., Tensor], point: Tensor, A: Tensor) -> Tensor:
     return vjp(apply, point.flatten(0, 1))[1](A.flatten(0, 1))[0].view_as(point)
 
 
-def pull_all(apply: Callable[..., Tensor], shapes: Sequence[Tensor], A: Tensor) -> tuple[Tensor, ...]:
-    """The derivatives of A apply(*z) for a linear `apply`: (S, B or 1, *shape) for each input."""
+def pull_all(apply: Callable[..., Tensor], shapes: Sequence[tuple[int, ...]], A: Tensor) -> tuple[Tensor, ...]:
+    """The derivatives of A apply(*z) for a linear `apply` of z (N, *shape): (S, B or 1, *shape) for each input."""
     N = A.shape[0] * A.shape[1]
-    points = [t.flatten(0, 1).expand(N, *t.shape[2:]) for t in shapes]
+    points = [A.new_zeros(*[1] * (len(shape) + 1)).expand(N, *shape) for shape in shapes]
     parts = vjp(apply, *points)[1](A.flatten(0, 1))
     return tuple(p.view(*A.shape[:2], *p.shape[1:]) for p in parts)
 
@@ -142,7 +146,16 @@ def sensitivities(node: Product, where: Region, A: Tensor, z: Tensor) -> list[tu
     """(name, (N, *parameter) derivative of A y with respect to it) of the moving parameters.  A: (N, *shape).  z: (N, *input)."""
     found: list[tuple[str, Tensor]] = []
     if isinstance(node.weight, str) and where.moves(node.weight):
-        found.append((node.weight, _weight_gradient(node, where.graph.value(node.weight), A[None], z)[0]))
+        w = where.graph.value(node.weight)
+        of_w = A[:, :, None] * z[:, None] if node.dense else _derivatives(node, w, Interval(z, z)).w(A[None], z)[0]
+        found.append((node.weight, of_w))
     if isinstance(node.bias, str) and where.moves(node.bias):
         found.append((node.bias, _sensitivity(node, where.graph.value(node.bias), A[None])[0]))
     return found
+
+
+def through_sum(node: Sum, shapes: Sequence[tuple[int, ...]], A: Tensor) -> tuple[Tensor, ...]:
+    """As `pull_all`, by the factors alone where nothing is broadcast."""
+    if any(shape != node.shape for shape in shapes):
+        return pull_all(node.apply, shapes, A)
+    return tuple(A * c if isinstance(c, Tensor) or c != 1.0 else A for c in node.factors)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.bounds.interval import ELEMENTS, Region
+from nonsingular.bounds.interval import Region, room
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat import Interval
@@ -94,7 +94,7 @@ class Program:
     def _new(self, chosen: Tensor, lo: Tensor, hi: Tensor, whole: bool = False) -> Tensor:
         """(1 + columns, n) a new unknown for each of the `chosen` of n elements, 0 for the others.  lo, hi: of all n."""
         at = chosen.nonzero().flatten()
-        if (1 + self.count + len(at)) * len(lo) > 4 * ELEMENTS:
+        if (1 + self.count + len(at)) * len(lo) > 2 * room(lo):
             raise InvalidInput(
                 f"too large for an exact bound: {self.count + len(at)} unknowns at a layer of {len(lo)}; use 'best'"
             )
