@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.bounds.branch import STATUSES, _Search, branch_and_bound, search
+from nonsingular.bounds.branch import STATUSES, Search, branch_and_bound, search
 from nonsingular.bounds.linear import crown
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import logits_at, twin
@@ -29,9 +29,9 @@ def test_no_point_of_a_random_region_beats_the_bounds(block):
     for seed in range(500 + 6 * block, 500 + 6 * (block + 1)):
         model, where, y = random_case(seed)
         x = (where.x.lo + where.x.hi) / 2
-        tree = _Search(where, y, twin(model), x, None, None)
+        tree = Search(where, y, twin(model), x)
         root = tree.lower.clone()
-        tree.run(40, float("inf"), lambda decided: None)
+        tree.run(40)
         found, reached = tree.verdicts(), lowest_found(model, where, y)
         slack = 1e-9 * (1 + reached.abs() + found.lower.abs())
         assert (found.lower <= reached + slack).all(), seed

@@ -186,3 +186,32 @@ def test_what_cannot_be_certified_is_refused_before_any_attack(tmp_path):
     with pytest.raises(UnsupportedModel, match="softmax"):
         evaluate(odd, (x, odd(x).argmax(1)), eps_x=0.1, eps_w=0.1, attack="paper", certify="crown", log=tmp_path / "log")
     assert not (tmp_path / "log").exists()
+
+
+def test_what_an_attack_reached_in_a_smaller_ball_counts_in_larger_ones():
+    """The attack broke everything at eps_x = 0, and found nothing at 0.02: no certificate may stand there."""
+    model, x, y = small()
+    n = len(x)
+    cells = [
+        Cell(c, r, np.full(n, c > 0), margins=np.full(n, 5.0 if c > 0 else -1.0, dtype=np.float32))
+        for r in (0.0, 0.01)
+        for c in (0.0, 0.02)
+    ]
+    proof = Proof("crown", JointBall(1.0, 1.0))
+    s = sandwich.certified(model, x, y, proof, (0.0, 0.02), (0.0, 0.01), attacked=cells)
+    assert s.accuracy.max() == 0
+
+
+def test_the_border_is_held_against_the_attack(monkeypatch):
+    """A bound that is right where attacks failed, and wrong where they won: the one point beside the border tells."""
+    model, x, y = small()
+    real = Prover.__call__
+
+    def wrong_beyond(self, x, y, ball):
+        return wrong(model, x, y, ball).double() if ball.eps_x > 0.04 else real(self, x, y, ball)
+
+    monkeypatch.setattr(Prover, "__call__", wrong_beyond)
+    margins = np.full((1, 3, len(x)), 60.0, dtype=np.float32)
+    margins[:, 2] = -1.0
+    with pytest.raises(SoundnessError):
+        certified_part(model, x, y, Proof("crown", JointBall(1.0, 1.0)), (0.0, 0.001, 0.05), (0.0,), (0, len(x)), margins)

@@ -120,7 +120,9 @@ def certified(
     journal = Log(log) if log else None
     held = np.zeros((len(rows), len(columns), n), dtype=bool)
     done: dict[Span, float] = {}
-    margins = None if attacked is None else margins_of(attacked, columns, rows)
+    margins = None
+    if attacked is not None:  # balls are nested: what is reached in one is reached in every larger one
+        margins = np.minimum.accumulate(np.minimum.accumulate(margins_of(attacked, columns, rows), axis=0), axis=1)
 
     def keep(span: Span, bits: NDArray[np.bool_], seconds: float) -> None:
         held[:, :, slice(*span)] = bits
@@ -133,8 +135,6 @@ def certified(
         if span in spans:
             shape = (len(rows), len(columns), span[1] - span[0])
             bits = unpack(entry["certified"], int(np.prod(shape))).reshape(shape)
-            if margins is not None:
-                _check_kept(bits, margins[:, :, slice(*span)], span, columns, rows)
             keep(span, bits, entry["seconds"])
 
     def in_this_process(spans: Sequence[Span], known: Callable[[Span], NDArray[np.float32] | None]) -> Iterator[Any]:
@@ -148,8 +148,9 @@ def certified(
         if journal:
             journal.append({"key": key, "span": list(span), "certified": pack(bits), "seconds": seconds, "about": about})
         keep(span, bits, seconds)
-    if attacked is not None:  # a margin of an attack within rounding of 0: what it broke is not called certified
-        held &= np.array([[c.correct for c in row] for row in _grid(attacked, columns, rows)])
+    if margins is not None:
+        _check_held(held, margins, columns, rows)
+        held &= margins > 0  # a margin within rounding of 0: what an attack broke is not called certified
     cells = [Cell(c, r, held[i, j]) for i, r in enumerate(rows) for j, c in enumerate(columns)]
     with torch.no_grad():
         clean = is_correct(logits_at(model, Perturbation(x)), y).double().mean().item()
@@ -167,7 +168,8 @@ def certified_part(
     """(span, certified (rows, columns, n), seconds) for the examples of `span`.
 
     Each example walks along the border of what is certified: to the next row where it is, to the column before where it is not.
-    attacked: (rows, columns, n) margins that an attack reached.  Raises SoundnessError where one lies below the bound.
+    attacked: (rows, columns, n) margins that attacks reached, falling with the radii.  What they broke is not tried, but for one
+    point of each example, where the border meets it.  Raises SoundnessError where one lies below the bound.
     """
     started = time.perf_counter()
     x, y = x[slice(*span)], y[slice(*span)].long()
@@ -176,7 +178,18 @@ def certified_part(
     with torch.no_grad():
         right = is_correct(logits_at(model, Perturbation(x)), y).cpu().numpy()
     column = np.where(right, len(columns) - 1, -1)
-    for i, eps_w in enumerate(rows):
+    met = np.zeros(len(x), dtype=bool)
+
+    def lowest(i: int, j: int, here: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Smallest margins and whether they are bounds at all, held against the attack."""
+        at = torch.as_tensor(here, device=x.device)
+        lower = prove(x[at], y[at], proof.unit.scaled(columns[j], rows[i]))
+        low = worst_margin(lower, y[at]).cpu().numpy()
+        if attacked is not None:
+            _check(low, attacked[i, j, here], here + span[0], columns[j], rows[i])
+        return low, torch.isfinite(lower).all(1).cpu().numpy()
+
+    for i in range(len(rows)):
         for j in reversed(range(len(columns))):
             here = np.flatnonzero(column == j)
             if attacked is not None:
@@ -185,14 +198,15 @@ def certified_part(
                 here = here[~broken]
             if not len(here):
                 continue
-            at = torch.as_tensor(here, device=x.device)
-            lower = prove(x[at], y[at], proof.unit.scaled(columns[j], eps_w))
-            low = worst_margin(lower, y[at]).cpu().numpy()
-            if attacked is not None:
-                _check(low, attacked[i, j, here], here + span[0], columns[j], eps_w)
-            good = (low > 0) & torch.isfinite(lower).all(1).cpu().numpy()
+            low, finite = lowest(i, j, here)
+            good = (low > 0) & finite
             held[i, : j + 1, here[good]] = True
             column[here[~good]] -= 1
+            if attacked is not None and j + 1 < len(columns):
+                beside = here[good & (attacked[i, j + 1, here] <= 0) & ~met[here]]
+                if len(beside):
+                    lowest(i, j + 1, beside)
+                    met[beside] = True
     return span, held, time.perf_counter() - started
 
 
@@ -203,16 +217,10 @@ def _check(low: NDArray[Any], attacked: NDArray[Any], examples: NDArray[Any], ep
         raise SoundnessError(int(examples[k]), eps_x, eps_w, float(low[k]), float(attacked[k]))
 
 
-def _check_kept(
-    bits: NDArray[np.bool_], margins: NDArray[Any], span: Span, columns: Sequence[float], rows: Sequence[float]
-) -> None:
-    for i, j, k in np.argwhere(bits & (margins < -SLACK)):
-        raise SoundnessError(int(k) + span[0], columns[j], rows[i], 0.0, float(margins[i, j, k]))
-
-
-def _grid(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[list[Cell]]:
-    at = {(c.eps_w, c.eps_x): c for c in cells}
-    return [[at[w, x] for x in columns] for w in rows]
+def _check_held(held: NDArray[np.bool_], margins: NDArray[Any], columns: Sequence[float], rows: Sequence[float]) -> None:
+    """Nothing that an attack broke is certified, also by certificates of an earlier run."""
+    for i, j, k in np.argwhere(held & (margins < -SLACK)):
+        raise SoundnessError(int(k), columns[j], rows[i], 0.0, float(margins[i, j, k]))
 
 
 def margins_of(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> NDArray[np.float32]:
@@ -221,4 +229,5 @@ def margins_of(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[f
     def of(cell: Cell) -> NDArray[Any]:
         return np.where(cell.correct, np.inf, -np.inf) if cell.margins is None else cell.margins
 
-    return np.array([[of(c) for c in row] for row in _grid(cells, columns, rows)], dtype=np.float32)
+    at = {(c.eps_w, c.eps_x): c for c in cells}
+    return np.array([[of(at[w, x]) for x in columns] for w in rows], dtype=np.float32)

@@ -6,8 +6,9 @@ to the signs, with every lower slope and one multiplier beta >= 0 for each fixed
 
     where s z >= 0:     f  >=  f - beta s z.
 
-With all signs fixed, non-negative inputs and dense layers this is the dual of a linear program and reaches its value: the search
-is then complete.  Where weights meet signals of either sign, or kernels are shared, a gap can remain.
+With all signs fixed, non-negative inputs and dense layers this is the dual of a linear program: its supremum over beta is the
+exact worst margin, which a fixed number of ascent steps approaches.  Where weights meet signals of either sign, or kernels
+are shared, a gap can remain whatever is split.
 Which neuron is split: of those with the largest loss by relaxation, the one whose halves bound best (arXiv:2104.06718).
 """
 
@@ -90,7 +91,7 @@ def search(
         done = 0
         for part, labels in pieces(whole, y, 64):
             at = slice(done, done + len(labels))
-            tree = _Search(part, labels, still, x[at], known and _slice(known, at), None if lower is None else lower[at])
+            tree = Search(part, labels, still, x[at], known and _slice(known, at), None if lower is None else lower[at])
             tree.run(parts, seconds * len(labels), report)
             verdicts.append(tree.verdicts())
             done += len(labels)
@@ -133,11 +134,17 @@ class _Parts:
         return _Parts(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Parts)))
 
 
-class _Search:
+class Search:
     """The open parts of some examples, and what is known so far."""
 
     def __init__(
-        self, where: Region, y: Tensor, model: nn.Module, x: Tensor, known: Perturbation | None, lower: Tensor | None
+        self,
+        where: Region,
+        y: Tensor,
+        model: nn.Module,
+        x: Tensor,
+        known: Perturbation | None = None,
+        lower: Tensor | None = None,
     ) -> None:
         self.where, self.y, self.logits = where, y, per_sample_logits(model)
         nodes = where.graph.nodes
@@ -185,7 +192,8 @@ class _Search:
 
     # --- the search -------------------------------------------------------------------------------------------------------
 
-    def run(self, parts: int, seconds: float, report: Callable[[int], None]) -> None:
+    def run(self, parts: int, seconds: float = math.inf, report: Callable[[int], None] = lambda decided: None) -> None:
+        """Splits until every example is decided or the budget of `search` is spent."""
         end = time.monotonic() + seconds
         reported = 0
         if parts > 0 and seconds > 0:
