@@ -134,6 +134,10 @@ class _Parts:
         return _Parts(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Parts)))
 
 
+_Relaxed = tuple[Region, list[Interval]]
+"""The region of each part, and the boxes of all nodes there."""
+
+
 class Search:
     """The open parts of some examples, and what is known so far."""
 
@@ -279,7 +283,7 @@ class Search:
     def _lows(self, parts: _Parts) -> Tensor:
         """(N,) bounds of the parts with the slopes and multipliers that they have."""
         rows = torch.arange(len(parts), device=parts.low.device).split(2 * self.size)
-        return torch.cat([self._lowest(p, p.slope, p.multiplier) for at in rows for p in [parts[at]]])
+        return torch.cat([self._lowest(p, self._relaxed(p), p.slope, p.multiplier) for at in rows for p in [parts[at]]])
 
     def _bounded(self, parts: _Parts, steps: int) -> _Parts:
         """The same parts with better slopes and multipliers, and their bounds; tries their worst corners."""
@@ -287,10 +291,10 @@ class Search:
             return parts
         slope, multiplier = (t.clone().requires_grad_() for t in (parts.slope, parts.multiplier))
         rates = torch.optim.Adam([{"params": [slope], "lr": 0.2}, {"params": [multiplier], "lr": 0.05}], maximize=True)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(rates, 0.9)
-        best = parts
+        schedule = torch.optim.lr_scheduler.ExponentialLR(rates, 0.3 ** (1 / steps))
+        best, relaxed = parts, self._relaxed(parts)
         for step in range(steps + 1):
-            low = self._lowest(parts, slope, multiplier)
+            low = self._lowest(parts, relaxed, slope, multiplier)
             better = low.detach() > best.low
             best = replace(
                 best, low=torch.where(better, low.detach(), best.low),
@@ -309,15 +313,15 @@ class Search:
         self._try(best)
         return best
 
-    def _lowest(self, parts: _Parts, slope: Tensor, multiplier: Tensor) -> Tensor:
+    def _lowest(self, parts: _Parts, relaxed: _Relaxed, slope: Tensor, multiplier: Tensor) -> Tensor:
         """(N,) bounds of the parts."""
-        where, boxes = self._relaxed(parts)
-        return lowest_over(where.x, *self._pull(parts, where, boxes, slope, multiplier))[0]
+        return lowest_over(relaxed[0].x, *self._pull(parts, relaxed, slope, multiplier))[0]
 
     def _pull(
-        self, parts: _Parts, where: Region, boxes: list[Interval], slope: Tensor, multiplier: Tensor,
-        heard: dict[int, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self, parts: _Parts, relaxed: _Relaxed, slope: Tensor, multiplier: Tensor, heard: dict[int, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A linear function of the input below the margin of each part."""
+        where, boxes = relaxed
         last = len(where.graph.nodes) - 1
         one = torch.eye(self.lower.shape[1], dtype=slope.dtype, device=slope.device)
         A = (one[self.y[parts.example]] - one[parts.other])[None]
@@ -334,7 +338,7 @@ class Search:
         sizes = [self._flat(i).shape[1] for i in self.split]
         return [v.view(-1, *self.boxes[i].lo.shape[1:]) for i, v in zip(self.split, values.split(sizes, 1), strict=True)]
 
-    def _relaxed(self, parts: _Parts) -> tuple[Region, list[Interval]]:
+    def _relaxed(self, parts: _Parts) -> _Relaxed:
         """The region of each part, its boxes cut to the signs."""
         at = parts.example
         where = Region(self.where.graph, Interval(self.where.x.lo[at], self.where.x.hi[at]), self.where.boxes)
@@ -349,8 +353,9 @@ class Search:
     def _losses(self, parts: _Parts) -> Tensor:
         """(N, neurons) how far the two lines of each hinge may be off, weighted by the coefficient that reaches it."""
         heard: dict[int, Tensor] = {}
-        where, boxes = self._relaxed(parts)
-        self._pull(parts, where, boxes, parts.slope, parts.multiplier, heard)
+        relaxed = self._relaxed(parts)
+        boxes = relaxed[1]
+        self._pull(parts, relaxed, parts.slope, parts.multiplier, heard)
         slopes = dict(zip(self.split, self._unflatten(parts.slope), strict=True))
         losses = {i: torch.zeros_like(boxes[i].lo) for i in self.split}
         for at, node in self.hinges.items():
@@ -394,8 +399,8 @@ class Search:
     def _relaxed_point(self, parts: _Parts) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs (N, *input) and weights (N, *shape) at the ends that the coefficients of the relaxation point to."""
         heard: dict[int, Tensor] = {}
-        where, boxes = self._relaxed(parts)
-        A, _ = self._pull(parts, where, boxes, parts.slope, parts.multiplier, heard)
+        where, boxes = relaxed = self._relaxed(parts)
+        A, _ = self._pull(parts, relaxed, parts.slope, parts.multiplier, heard)
         slopes = {
             n: torch.zeros(len(parts), *p.shape, dtype=A.dtype, device=A.device)
             for n in where.boxes
