@@ -64,7 +64,7 @@ def train(
     epochs: int | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
-    network: Annotated[str | None, Parameter(help="mlp or conv.")] = None,
+    network: Annotated[str | None, Parameter(help="mlp, conv or resnet.")] = None,
     hidden: Annotated[str | None, Parameter(help="Widths, e.g. 128,64,32.")] = None,
     bias: bool | None = None,
     seed: int | None = None,
