@@ -216,7 +216,7 @@ def surface(
                 model, x, y, proof, columns, rows, attacked=found, name=name, log=log, parts=parts, on_part=on_part
             )  # fmt: skip
         except SoundnessError as e:
-            raise _saved(e, model, x, y, method, log) from None
+            raise _saved(e, model, x, y, method, found, log) from None
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
         found = nested(found, columns, rows)
     return Surface.from_cells(
@@ -224,14 +224,19 @@ def surface(
     )
 
 
-def _saved(e: SoundnessError, model: nn.Module, x: Tensor, y: Tensor, method: Method, log: Path | None) -> SoundnessError:
-    """The same with its case written beside the log: the batch that holds the example, and the perturbation found for it."""
+def _saved(
+    e: SoundnessError, model: nn.Module, x: Tensor, y: Tensor, method: Method, cells: Sequence[Cell], log: Path | None
+) -> SoundnessError:
+    """The same with its case written beside the log: the example, and the perturbation that reached its margin, found again."""
     if log is None:
         return e
-    at_once = _at_once(model, x, method, method.unit.scaled(e.eps_x, e.eps_w))
+    inside = [c for c in cells if c.eps_x <= e.eps_x and c.eps_w <= e.eps_w and c.margins is not None]
+    cell = min(inside, key=lambda c: float(np.asarray(c.margins)[e.example]))
+    ball = method.unit.scaled(cell.eps_x, cell.eps_w)
+    at_once = _at_once(model, x, method, ball)
     start = e.example // at_once * at_once
     part, labels = x[start : start + at_once], y[start : start + at_once]
-    point = method.attack(model, part, labels, method.unit.scaled(e.eps_x, e.eps_w), scope=method.scope)
+    point = method.attack(model, part, labels, ball, scope=method.scope)
     k = e.example - start
     weights = {f"weights.{n}": w[k] if point.scope == "sample" else w for n, w in point.weights.items()}
     tensors = {"x": part[k], "y": labels[k], "x_adv": point.x[k], **weights}
