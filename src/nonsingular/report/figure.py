@@ -24,13 +24,25 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.records import Surface, write_atomic
-from nonsingular.report.summary import Seeds, between, how, mean_spread, same_grid, seed_count, weight_unit
+from nonsingular.report.summary import (
+    Seeds,
+    between,
+    every_surface,
+    how,
+    kinds_of,
+    mean_spread,
+    same_grid,
+    seed_count,
+    weight_unit,
+)
 
 CMAP = matplotlib.colormaps["viridis"]
 BANDS = np.arange(0.0, 101.0, 5.0)
 LINES = {10.0: "white", 30.0: "white", 50.0: "white", 70.0: "black", 90.0: "black"}
 NORM = BoundaryNorm(BANDS, CMAP.N)  # one scale for every panel of every figure: 0 to 100 %
 X_LABEL, W_LABEL, A_LABEL = "$ε_x$ (input radius, data units)", r"$ε_w$ (weight radius, $\ell_\infty$)", "accuracy (%)"
+CURVES = {"attacked": (CMAP(0.3), ".", "-"), "certified": ("#c8500a", "s", "--")}
+"""Colour, marker and dashes of a kind of accuracy that is drawn as a line: apart for every eye, and in grey."""
 METADATA: Mapping[str, dict[str, None]] = {  # no date, no version: the same run gives the same bytes
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -43,6 +55,7 @@ def contours(
 ) -> Figure:
     """Contours of the mean accuracy over the seeds, one panel per model (title -> surface of each seed).
 
+    Where surfaces carry certified ones, these are drawn on the same scale below (for one model: beside) the attacked ones.
     A grid of one row or column is drawn as a line with its interval, a single point as a number.  A ring marks each point
     where the accuracy of some seed rises.  Written to `path` (png, svg, pdf) if given.
     Raises InvalidInput for another suffix, for no or more than 26 panels, and for different grids.
@@ -52,7 +65,7 @@ def contours(
         raise InvalidInput(f"a figure of {len(panels)} panels cannot be drawn; give 1 to {len(string.ascii_lowercase)} models")
     runs = {name: Seeds(tuple(surfaces)) for name, surfaces in panels.items()}
     same_grid(s for r in runs.values() for s in r.surfaces)
-    with _style():
+    with style():
         figure = _draw(runs, title)
     if path is not None and suffix is not None:
         write_atomic(Path(path), render(figure, suffix))
@@ -62,7 +75,7 @@ def contours(
 def render(figure: Figure, suffix: str) -> bytes:
     """The figure as a file of this kind ("png", "svg", "pdf"); equal figures give equal bytes."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         cast(Any, figure).savefig(buffer, format=suffix, dpi=150, metadata=METADATA[suffix])
     return buffer.getvalue()
 
@@ -74,7 +87,7 @@ def _suffix(path: Path) -> str:
     return suffix
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """Our settings over matplotlib's defaults for the time of a call: the reader's own settings change nothing."""
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
     ours = {"font.size": 9, "axes.titlesize": 9.5, "axes.linewidth": 0.6, "svg.hashsalt": "nonsingular", "svg.fonttype": "path"}
@@ -82,75 +95,112 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
-    rows = -(-len(runs) // 4)
-    columns = -(-len(runs) // rows)
-    shape = next(iter(runs.values())).accuracy.shape
-    panel = _number if shape == (1, 1) else _line if 1 in shape else _map
-    size = (3.0 * columns + 0.9, 2.9 * rows + 0.6) if len(runs) > 1 else (5.2, 4.4)
+    every = list(runs.values())
+    shape, kinds = every[0].accuracy.shape, kinds_of(every)
+    mapped = 1 not in shape
+    layers = kinds if mapped else ("",)  # the maps of a model lie one above the other, those of a single one side by side
+    bands = -(-len(runs) // 4)
+    columns = -(-len(runs) // bands)
+    alone = len(runs) == 1
+    down, across = (1, len(layers)) if alone else (bands * len(layers), columns)
+    size = (3.0 * across + 0.9, 2.9 * down + 0.6) if not alone else (5.2, 4.4) if across == 1 else (8.2, 4.2)
     figure = Figure(figsize=size, layout="constrained")
-    grid = cast(Any, figure).subplots(rows, columns, squeeze=False)
-    axes = cast(list[Axes], list(grid.flat))
-    for k, ((name, run), ax) in enumerate(zip(runs.items(), axes, strict=False)):
-        panel(ax, run)
-        bottom, left = k + columns >= len(runs), k % columns == 0
-        cast(Any, ax).tick_params(labelsize=8)
-        ax.set_xlabel(ax.get_xlabel() if bottom else "")
-        ax.set_ylabel(ax.get_ylabel() if left else "")
-        head = f"({string.ascii_lowercase[k]}) {name}" if len(runs) > 1 else name
-        ax.set_title(_heading(head, run), loc="left", linespacing=1.35, parse_math=False)
-    spare = axes[len(runs) :]
-    if spare:
-        _bars(spare[0], list(runs.values()))
-    for ax in spare[1:]:
+    axes = cast(Any, figure).subplots(down, across, squeeze=False)
+    free: list[Axes] = list(axes.flat)
+    for layer, kind in enumerate(layers):
+        for k, (name, run) in enumerate(runs.items()):
+            row, column = (0, layer) if alone else (k // columns * len(layers) + layer, k % columns)
+            ax: Axes = axes[row, column]
+            free.remove(ax)
+            if not mapped:
+                (_number if shape == (1, 1) else _line)(ax, run, legend=k == 0)
+            elif kind in run.kinds:
+                _map(ax, run.kinds[kind])
+            else:
+                _missing(ax, f"not {kind}")
+            cast(Any, ax).tick_params(labelsize=8)
+            bottom = alone or (k + columns >= len(runs) and layer == len(layers) - 1)
+            ax.set_xlabel(ax.get_xlabel() if bottom else "")
+            ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
+            letter = "" if alone else f"({string.ascii_lowercase[k]}) "
+            told = run.kinds if not mapped else {kind: run.kinds[kind]} if kind in run.kinds else {}
+            lines = _heading(told, "" if kinds == ("attacked",) else "{}: ")
+            if layer == 0:
+                lines.insert(0, textwrap.fill(letter + name, 36, max_lines=2, placeholder=" …"))
+            elif lines:
+                lines[0] = letter + lines[0]
+            ax.set_title("\n".join(lines), loc="left", linespacing=1.35, parse_math=False)
+    if free:
+        _bars(free[0], every)
+    for ax in free[1:]:
         ax.remove()
     draw = cast(Any, figure)
-    if panel is _map:
-        bar = draw.colorbar(
-            ScalarMappable(NORM, CMAP),
-            ax=axes[: len(runs) + len(spare[:1])],
-            ticks=range(0, 101, 10),
-            aspect=22 * rows,
-            pad=0.012,
-        )
+    if mapped:
+        beside = [ax for ax in axes.flat if ax not in free[1:]]
+        bar = draw.colorbar(ScalarMappable(NORM, CMAP), ax=beside, ticks=range(0, 101, 10), aspect=22 * down, pad=0.012)
         bar.set_label(A_LABEL)
         bar.outline.set_linewidth(0.6)
     if title:
         draw.suptitle(title, fontsize=12, parse_math=False)
-    draw.supxlabel(
-        _caption(list(runs.values()), int(size[0] * 16)), x=0.01, ha="left", fontsize=8, color="0.25", parse_math=False
-    )
-    draw.draw_without_rendering()  # the layout is fixed here, so that every file shows the same one
-    figure.set_layout_engine("none")
-    if panel is _map:
-        for run, ax in zip(runs.values(), axes, strict=False):
-            _lines(ax, run)
+    under(figure, _caption(every))
+    if mapped:
+        for layer, kind in enumerate(layers):
+            for k, run in enumerate(every):
+                if kind in run.kinds:
+                    row, column = (0, layer) if alone else (k // columns * len(layers) + layer, k % columns)
+                    _lines(axes[row, column], run.kinds[kind])
     return figure
 
 
-def _heading(head: str, run: Seeds) -> str:
-    head = textwrap.fill(head, 36, max_lines=2, placeholder=" …")
-    auc, count = [s.auc for s in run.surfaces], len(run.surfaces)
-    return f"{head}\nAUC {mean_spread(auc)}" + (f" ({seed_count(count)})" if count > 1 else "")
+def under(figure: Figure, caption: str) -> None:
+    """Writes the caption below a finished figure and fixes the layout, so that every file shows the same one."""
+    draw = cast(Any, figure)
+    text = textwrap.fill(caption, int(figure.get_size_inches()[0] * 16))
+    draw.supxlabel(text, x=0.01, ha="left", fontsize=8, color="0.25", parse_math=False)
+    draw.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
-def _caption(runs: Sequence[Seeds], width: int) -> str:
-    surfaces = [s for r in runs for s in r.surfaces]
+def _heading(told: Mapping[str, Seeds], label: str) -> list[str]:
+    """One line with the AUC for each kind; the last says how many seeds there are."""
+    lines = [f"{label.format(kind)}AUC {mean_spread([s.auc for s in run.surfaces])}" for kind, run in told.items()]
+    counts = [len(run.surfaces) for run in told.values()]
+    if counts and counts[0] > 1:
+        lines[-1] += f" ({seed_count(counts[0])})"
+    return lines
+
+
+def _caption(runs: Sequence[Seeds]) -> str:
+    surfaces, kinds = every_surface(runs), kinds_of(runs)
     first, most = surfaces[0], max(len(r.surfaces) for r in runs)
-
-    def each(values: Sequence[str]) -> str:
-        return ", ".join(dict.fromkeys(values))
-
-    text = f"Accuracy on {each([f'{s.n:,}' for s in surfaces])} examples, {how(surfaces)}."
+    text = f"Accuracy on {', '.join(dict.fromkeys(f'{s.n:,}' for s in surfaces))} examples, {how(surfaces)}."
+    text += {
+        (): "",
+        ("attacked",): "",
+        ("certified",): " Certified: a lower bound of robust accuracy, whatever the attack.",
+        ("attacked", "certified"): " Attacked: an upper bound of robust accuracy. Certified: a lower bound, whatever the attack.",
+    }[kinds]
     text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     if most > 1:
         text += " Mean over the seeds; ± is their sample standard deviation."
     if 1 in first.accuracy.shape and first.accuracy.size > 1:
         text += f" Here {f'ε_w = {first.eps_w[0]:g}' if len(first.eps_w) == 1 else f'ε_x = {first.eps_x[0]:g}'}."
-        text += " Band: 95 % Wilson interval" + (", from the lowest to the highest of the seeds." if most > 1 else ".")
-    if any(r.risen for r in runs):
-        text += " Rings: accuracy rises to that point" + (" in some seed" if most > 1 else "")
-        text += "; a true surface never rises, so the attack missed something there."
-    return textwrap.fill(text, width)
+        if any(len(r.kinds) > 1 for r in runs):
+            text += " Grey: between attacked and certified accuracy, where the truth is not known. Bars"
+        else:
+            text += " Band"
+        text += ": 95 % Wilson interval" + (", from the lowest to the highest of the seeds." if most > 1 else ".")
+    some = " in some seed" if most > 1 else ""
+    for kind, why in (("attacked", "the attack missed something there"), ("certified", "the bound was looser before it")):
+        if any(r.kinds[kind].risen for r in runs if kind in r.kinds):
+            text += f" Rings: {'' if kind == 'attacked' else 'certified '}accuracy rises to that point{some}"
+            text += f"; a true surface never rises, so {why}."
+    return text
+
+
+def _missing(ax: Axes, what: str) -> None:
+    cast(Any, ax).set_axis_off()
+    cast(Any, ax).text(0.5, 0.5, what, ha="center", va="center", color="0.4", transform=ax.transAxes)
 
 
 def _map(ax: Axes, run: Seeds) -> None:
@@ -161,8 +211,8 @@ def _map(ax: Axes, run: Seeds) -> None:
     at = sorted(run.risen)
     _rings(ax, [grid.eps_x[j] for _, j in at], [grid.eps_w[i] for i, _ in at])
     for axis, label in ((ax.xaxis, X_LABEL), (ax.yaxis, W_LABEL)):
-        axis.set_major_locator(_ticks())
-        axis.set_major_formatter(FuncFormatter(_plain))
+        axis.set_major_locator(ticks())
+        axis.set_major_formatter(FuncFormatter(plain))
         axis.set_label_text(label)
 
 
@@ -205,55 +255,79 @@ def _resample(path: NDArray[Any], count: int = 80) -> NDArray[Any]:
     return np.stack([np.interp(at, along, path[:, 0]), np.interp(at, along, path[:, 1])], axis=1)
 
 
-def _line(ax: Axes, run: Seeds) -> None:
-    grid = run.surfaces[0]
+def _line(ax: Axes, run: Seeds, *, legend: bool) -> None:
+    grid, draw, both = run.surfaces[0], cast(Any, ax), len(run.kinds) > 1
     along, label = (grid.eps_x, X_LABEL) if len(grid.eps_w) == 1 else (grid.eps_w, W_LABEL)
-    low, high = run.interval
-    line, draw = _in_percent(run.accuracy).ravel(), cast(Any, ax)
-    draw.fill_between(along, 100 * low.ravel(), 100 * high.ravel(), color="0.85", linewidth=0)
-    draw.plot(along, line, color=CMAP(0.3), marker=".", linewidth=1.4)
-    at = [i + j for i, j in sorted(run.risen)]  # one of the two is 0
-    _rings(ax, [along[k] for k in at], [line[k] for k in at])
+    if both:
+        ends = [_in_percent(r.accuracy).ravel() for r in run.kinds.values()]
+        draw.fill_between(along, *ends, color="0.88", linewidth=0, label="not known")
+    for kind, shown in run.kinds.items():
+        line, (low, high) = _in_percent(shown.accuracy).ravel(), [100 * end.ravel() for end in shown.interval]
+        color, marker, dashes = CURVES[kind]
+        look = {"color": color, "marker": marker, "linestyle": dashes, "linewidth": 1.4, "label": kind}
+        if both:
+            reach = np.maximum([line - low, high - line], 0.0)
+            draw.errorbar(along, line, yerr=reach, markersize=4, elinewidth=0.7, capsize=1.5, **look)
+        else:
+            draw.fill_between(along, low, high, color="0.85", linewidth=0)
+            draw.plot(along, line, **look)
+        at = [i + j for i, j in sorted(shown.risen)]  # one of the two is 0
+        _rings(ax, [along[k] for k in at], [line[k] for k in at])
+    if both and legend:
+        draw.legend(fontsize=8, frameon=False)
     draw.set(xlabel=label, ylabel=A_LABEL, ylim=(-2, 102))
     draw.margins(x=0.02)
     draw.grid(color="0.9", linewidth=0.6)
     draw.set_axisbelow(True)
-    ax.xaxis.set_major_locator(_ticks())
-    ax.xaxis.set_major_formatter(FuncFormatter(_plain))
+    ax.xaxis.set_major_locator(ticks())
+    ax.xaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _number(ax: Axes, run: Seeds) -> None:
-    grid, (low, high), draw = run.surfaces[0], run.interval, cast(Any, ax)
+def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
+    grid, draw, kinds = run.surfaces[0], cast(Any, ax), run.kinds
     draw.set_axis_off()
-    note = f"{between(low.item(), high.item(), len(run.surfaces))}\nat ε_x = {grid.eps_x[0]:g}, ε_w = {grid.eps_w[0]:g}"
-    note = "\n".join(textwrap.fill(line, 34) for line in note.splitlines())
-    draw.text(0.5, 0.6, f"{100 * run.accuracy.item():.1f} %", ha="center", va="bottom", fontsize=26, transform=ax.transAxes)
+    numbers = [f"{100 * shown.accuracy.item():.1f}" for shown in reversed(kinds.values())]
+    notes = [
+        ("" if list(kinds) == ["attacked"] else f"{kind} {100 * shown.accuracy.item():.1f} %, ")
+        + between(*(end.item() for end in shown.interval), len(shown.surfaces))
+        for kind, shown in kinds.items()
+    ]
+    notes.append(f"at ε_x = {grid.eps_x[0]:g}, ε_w = {grid.eps_w[0]:g}")
+    note = "\n".join(textwrap.fill(line, 34) for line in notes)
+    draw.text(
+        0.5,
+        0.6,
+        f"{' to '.join(numbers)} %",
+        ha="center",
+        va="bottom",
+        fontsize=26 if len(numbers) == 1 else 20,
+        transform=ax.transAxes,
+    )
     draw.text(0.5, 0.54, note, ha="center", va="top", linespacing=1.5, transform=ax.transAxes)
 
 
 def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
-    auc = [[s.auc for s in r.surfaces] for r in runs]
-    means, spreads = [fmean(a) for a in auc], [stdev(a) if len(a) > 1 else 0.0 for a in auc]
-    ends = [m + s for m, s in zip(means, spreads, strict=True)]
-    draw, limit = cast(Any, ax), 1.3 * max([*ends, 1e-3])
-    draw.barh(
-        range(len(runs)),
-        means,
-        xerr=spreads if any(spreads) else None,
-        height=0.62,
-        color="0.72",
-        error_kw={"elinewidth": 1, "capsize": 2.5},
-    )
-    for k, (mean, end) in enumerate(zip(means, ends, strict=True)):
-        draw.text(end + 0.03 * limit, k, f"{mean:.3f}", va="center", fontsize=8)
+    """AUC of every model: a wide bar for what is attacked, a narrow one in it for what is certified."""
+    draw, limit, kinds = cast(Any, ax), 1e-3, kinds_of(runs)
+    ends, told = [0.0] * len(runs), [""] * len(runs)
+    for kind, height, color in (("attacked", 0.66, "0.78"), ("certified", 0.34 if len(kinds) > 1 else 0.66, "0.45")):
+        for k, shown in ((k, r.kinds[kind]) for k, r in enumerate(runs) if kind in r.kinds):
+            auc = [s.auc for s in shown.surfaces]
+            mean, spread = fmean(auc), stdev(auc) if len(auc) > 1 else 0.0
+            error = {"xerr": spread, "error_kw": {"elinewidth": 1, "capsize": 2.5}} if spread else {}
+            draw.barh(k, mean, height=height, color=color, **error)
+            ends[k], told[k] = max(ends[k], mean + spread), f"{mean:.3f}" + (f" to {told[k]}" if told[k] else "")
+    limit = max(limit, (1.3 if len(kinds) == 1 else 1.7) * max(ends))
+    for k, end in enumerate(ends):
+        draw.text(end + 0.03 * limit, k, told[k], va="center", fontsize=8)
     draw.set_yticks(range(len(runs)), [f"({string.ascii_lowercase[k]})" for k in range(len(runs))])
     draw.set(xlim=(0, limit), xlabel="AUC (volume under the surface)")
-    draw.set_title("AUC of the panels", loc="left")
+    draw.set_title("AUC of the panels" if len(kinds) == 1 else "AUC: certified (dark)\nto attacked (light)", loc="left")
     draw.tick_params(labelsize=8, length=0)
     draw.tick_params(axis="x", length=3)
     draw.invert_yaxis()
     draw.spines[["top", "right"]].set_visible(False)
-    ax.xaxis.set_major_locator(_ticks())
+    ax.xaxis.set_major_locator(ticks())
 
 
 def _rings(ax: Axes, x: Sequence[float], y: Sequence[float]) -> None:
@@ -267,9 +341,9 @@ def _in_percent(accuracy: NDArray[Any]) -> NDArray[Any]:
     return np.clip(100 * accuracy, 0.0, 100.0)
 
 
-def _ticks() -> MaxNLocator:
+def ticks() -> MaxNLocator:
     return MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
 
 
-def _plain(value: float, _position: int | None) -> str:
+def plain(value: float, _position: int | None) -> str:
     return f"{value:.4g}"

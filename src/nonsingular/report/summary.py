@@ -17,7 +17,7 @@ from nonsingular.records import FORMAT, Surface
 
 @dataclass(frozen=True)
 class Seeds:
-    """The surfaces of one model, one per seed, all on one grid."""
+    """The surfaces of one model, one per seed, all of one kind and on one grid."""
 
     surfaces: tuple[Surface, ...]
 
@@ -25,6 +25,29 @@ class Seeds:
         if not self.surfaces:
             raise InvalidInput("a model without a surface cannot be shown; give one surface per seed")
         same_grid(self.surfaces)
+        if len({s.kind for s in self.surfaces}) > 1:
+            raise InvalidInput("the seeds of a model are attacked or certified, not some this and some that; show them apart")
+        for s in self.surfaces:
+            if s.certified:
+                _check_below(s, s.certified)
+
+    @property
+    def attacked(self) -> Seeds | None:
+        """The upper bounds of robust accuracy, if attacks were run."""
+        return self if self.surfaces[0].kind == "attacked" else None
+
+    @property
+    def certified(self) -> Seeds | None:
+        """The lower bounds of robust accuracy: these surfaces, or those beside them if every seed has one."""
+        if self.surfaces[0].kind == "certified":
+            return self
+        found = tuple(s.certified for s in self.surfaces if s.certified)
+        return Seeds(found) if len(found) == len(self.surfaces) else None
+
+    @property
+    def kinds(self) -> dict[str, Seeds]:
+        """What there is of "attacked" and "certified", in this order."""
+        return {kind: found for kind, found in (("attacked", self.attacked), ("certified", self.certified)) if found}
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
@@ -51,23 +74,33 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Radii:
+    """The largest certified eps_w at each eps_x for a required accuracy; None where not even eps_w = 0 is certified."""
+
+    accuracy: float
+    eps_x: tuple[float, ...]
+    eps_w: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        if not self.eps_x or len(self.eps_x) != len(self.eps_w):
+            counts = f"{len(self.eps_x)} input and {len(self.eps_w)} weight radii"
+            raise InvalidInput(f"a front of {counts} cannot be shown; give one weight radius for each input radius")
+
+    @staticmethod
+    def from_dict(d: Mapping[str, Any]) -> Radii:
+        return Radii(d["accuracy"], tuple(d["eps_x"]), tuple(d["eps_w"]))
+
+
+@dataclass(frozen=True)
 class Model:
     """One entry of results["models"]."""
 
     title: str
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
-    auc: tuple[float, ...]
-    auc_x: tuple[float, ...]
-    auc_w: tuple[float, ...]
     clean: tuple[float, ...]
     runs: Seeds
-
-    @property
-    def certified(self) -> Seeds | None:
-        """The certified surfaces beside the attacked ones, if every seed has one."""
-        found = tuple(s.certified for s in self.runs.surfaces if s.certified)
-        return Seeds(found) if len(found) == len(self.runs.surfaces) else None
+    fronts: tuple[Radii, ...] = ()
 
 
 def read(results: Mapping[str, Any]) -> list[Model]:
@@ -93,8 +126,28 @@ def _model(key: str, entry: Mapping[str, Any], title: str) -> Model:
     if len({len(values) for values in per_seed.values()}) > 1:
         lengths = {name: len(values) for name, values in per_seed.items()}
         raise InvalidInput(f"model {key!r} must have one entry per seed everywhere, it has {lengths}; make the results again")
-    runs = Seeds(tuple(Surface.from_dict(s) for s in per_seed.pop("surfaces")))
-    return Model(title=title, settings=entry["settings"], runs=runs, **per_seed)
+    runs = Seeds(tuple(Surface.from_dict(s) for s in per_seed["surfaces"]))
+    fronts = tuple(Radii.from_dict(f) for f in entry.get("fronts", ()))
+    if len({f.eps_x for f in fronts}) > 1:
+        raise InvalidInput(f"the fronts of model {key!r} have different input radii; make the results again")
+    return Model(title, entry["settings"], per_seed["seeds"], per_seed["clean"], runs, fronts)
+
+
+def _check_below(attacked: Surface, certified: Surface) -> None:
+    """Refuse a certified surface that does not belong under the attacked one."""
+    same_grid((attacked, certified))
+    if certified.kind != "certified" or certified.n != attacked.n:
+        raise InvalidInput(
+            f"the surface under {attacked.model!r} is {certified.kind} on {certified.n} examples, not certified on its "
+            f"{attacked.n}; certify the examples that were attacked"
+        )
+    above = certified.accuracy > attacked.accuracy + 1e-9
+    if above.any():
+        i, j = (int(k) for k in np.argwhere(above)[0])
+        raise InvalidInput(
+            f"{attacked.model!r} is certified above what an attack left, at eps_x = {attacked.eps_x[j]:g}, "
+            f"eps_w = {attacked.eps_w[i]:g}: one of the two is wrong; make the results again and report it if it stays"
+        )
 
 
 def same_grid(surfaces: Iterable[Surface]) -> None:
@@ -110,10 +163,32 @@ def same_grid(surfaces: Iterable[Surface]) -> None:
 
 def how(surfaces: Iterable[Surface]) -> str:
     """By what these accuracies were found: attacks with their scope, and bounds."""
-    every = [s for surface in surfaces for s in (surface, surface.certified) if s]
+    every = list(surfaces)
     attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
     bounds = dict.fromkeys(f"certified by {s.attack}, in every scope" for s in every if s.kind == "certified")
     return "; ".join([*attacks, *bounds])
+
+
+def every_surface(runs: Iterable[Seeds]) -> list[Surface]:
+    """All surfaces, with those beside them: the attacked ones first."""
+    kinds = [run.kinds for run in runs]
+    return [s for kind in ("attacked", "certified") for k in kinds if kind in k for s in k[kind].surfaces]
+
+
+BOUNDS = {
+    ("attacked",): "An attack bounds robust accuracy from above; it is no proof of robustness.",
+    ("certified",): "A certificate bounds robust accuracy from below: it holds in every scope, whatever the attack, in exact "
+    "arithmetic.",
+    ("attacked", "certified"): "Robust accuracy lies between the two: an attack bounds it from above, a certificate from below, "
+    "in every scope, whatever the attack, in exact arithmetic.",
+}
+"""Kinds of the accuracies shown -> on which side of the true one they lie."""
+
+
+def kinds_of(runs: Iterable[Seeds]) -> tuple[str, ...]:
+    """Which of "attacked" and "certified" there is, in this order: a key of BOUNDS."""
+    found = {kind for run in runs for kind in run.kinds}
+    return tuple(kind for kind in ("attacked", "certified") if kind in found)
 
 
 def middle(surface: Surface) -> tuple[int, int]:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from nonsingular.records import Surface
-from nonsingular.report.summary import Model, Seeds, how, mean_spread, middle, percent, read, weight_unit
+from nonsingular.report.summary import (
+    BOUNDS,
+    Model,
+    Radii,
+    Seeds,
+    every_surface,
+    how,
+    kinds_of,
+    mean_spread,
+    middle,
+    percent,
+    read,
+    weight_unit,
+)
 
 
 def model_header(models: Sequence[Model]) -> list[str]:
@@ -19,17 +34,27 @@ def model_header(models: Sequence[Model]) -> list[str]:
     grid = models[0].runs.surfaces[0]
     row, column = middle(grid)
     at = f"(ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
-    return ["Model", "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", f"% at {at}", "Rises"]
+    return ["Model", *_kind(models, "Accuracy"), "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", f"% at {at}", "Rises"]
 
 
 def model_rows(models: Sequence[Model]) -> Iterator[list[str]]:
-    """One row per model: title, clean accuracy, the three AUCs, accuracy in the middle of the grid, number of rises."""
+    """Title, clean accuracy, the three AUCs, accuracy in the middle of the grid, number of rises.
+
+    One row per model; where something is certified, one for each of "attacked" and "certified", which the second cell then names.
+    """
     for m in models:
         at = middle(m.runs.surfaces[0])
-        yield [
-            m.title, percent(m.clean), mean_spread(m.auc), mean_spread(m.auc_x), mean_spread(m.auc_w),
-            percent([float(s.accuracy[at]) for s in m.runs.surfaces]), str(len(m.runs.rises)),
-        ]  # fmt: skip
+        for kind, runs in m.runs.kinds.items():
+            areas = ([getattr(s, name) for s in runs.surfaces] for name in ("auc", "auc_x", "auc_w"))
+            yield [
+                m.title, *_kind(models, kind), percent(m.clean), *map(mean_spread, areas),
+                percent([float(s.accuracy[at]) for s in runs.surfaces]), str(len(runs.rises)),
+            ]  # fmt: skip
+
+
+def _kind(models: Sequence[Model], cell: str) -> list[str]:
+    """The second cell of a row, which is there only if something is certified."""
+    return [cell] if "certified" in kinds_of(m.runs for m in models) else []
 
 
 def claim_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -44,11 +69,9 @@ CLAIM_HEADER = ["Claim", "Statement", "Verdict", "Evidence"]
 def model_table(results: Mapping[str, Any]) -> Table:
     """The models for the terminal; ± is the sample standard deviation over the seeds."""
     models = read(results)
-    head, *numbers = model_header(models)
     table = Table(caption=Text(" ".join(setting(results))), caption_justify="left")
-    table.add_column(head)
-    for heading in numbers:
-        table.add_column(heading, justify="right")
+    for k, heading in enumerate(model_header(models)):
+        table.add_column(heading, justify="left" if k < 1 + len(_kind(models, "")) else "right")
     return _fill(table, model_rows(models))
 
 
@@ -59,12 +82,18 @@ def claims_table(results: Mapping[str, Any]) -> Table:
 
 
 def surface_table(surface: Surface) -> Table:
-    """Accuracy in percent over the grid; an arrow marks each point to which it rises."""
-    risen = Seeds((surface,)).risen
+    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Not what is certified beside it."""
+    risen = Seeds((replace(surface, certified=None),)).risen
+    title = surface.model + (f", {surface.kind}" if surface.certified or surface.kind == "certified" else "")
     caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, {how([surface])}"
+    if surface.kind == "certified":
+        caption += ": a lower bound, whatever the attack"
+    elif surface.certified:
+        caption += ": an upper bound"
     if risen:
-        caption += "; ↑ accuracy rises to this point: the attack missed something"
-    table = Table("ε_w \\ ε_x", title=Text(surface.model), caption=Text(caption), caption_justify="left")
+        why = "the attack missed something" if surface.kind == "attacked" else "the bound was looser before it"
+        caption += f"; ↑ accuracy rises to this point: {why}"
+    table = Table("ε_w \\ ε_x", title=Text(title), caption=Text(caption), caption_justify="left")
     for x in surface.eps_x:
         table.add_column(f"{x:g}", justify="right")
     return _fill(
@@ -78,23 +107,49 @@ def surface_table(surface: Surface) -> Table:
 
 def fronts_table(fronts: Sequence[Mapping[str, Any]]) -> Table:
     """The largest certified weight radius at each input radius, one column for each required accuracy."""
-    table = Table("ε_x", title="Largest certified ε_w", caption=Text("-: not even ε_w = 0 is certified"), caption_justify="left")
-    for front in fronts:
-        table.add_column(f"for {100 * front['accuracy']:g} %", justify="right")
-    columns = [front["eps_w"] for front in fronts]
-    rows = zip(fronts[0]["eps_x"], *columns, strict=True)
-    return _fill(table, ([f"{x:g}", *("-" if r is None else f"{r:.4g}" for r in radii)] for x, *radii in rows))
+    shown = [Radii.from_dict(front) for front in fronts]
+    caption = None if all(r is not None for f in shown for r in f.eps_w) else Text(NOWHERE)
+    table = Table(title="Largest certified ε_w", caption=caption, caption_justify="left")
+    for heading in front_header(shown):
+        table.add_column(heading, justify="right")
+    return _fill(table, front_rows(shown))
+
+
+NOWHERE = "-: not even ε_w = 0 is certified"
+"""What the dash of `front_rows` means."""
+
+
+def front_header(fronts: Sequence[Radii]) -> list[str]:
+    """Headings of `front_rows`."""
+    return ["ε_x", *(f"for {100 * front.accuracy:g} %" for front in fronts)]
+
+
+def front_rows(fronts: Sequence[Radii]) -> Iterator[list[str]]:
+    """One row per input radius: it, and the largest certified weight radius for each required accuracy, rounded down."""
+    for k, x in enumerate(fronts[0].eps_x if fronts else ()):
+        yield [f"{x:g}", *(_down(front.eps_w[k]) for front in fronts)]
+
+
+def _down(radius: float | None) -> str:
+    """Four digits, never more than the radius: that would not be certified.
+
+    >>> _down(0.00059375), _down(0.002), _down(0.0), _down(None)
+    ('0.0005937', '0.002', '0', '-')
+    """
+    if radius is None:
+        return "-"
+    return f"{float(Decimal(repr(radius)).normalize(Context(prec=4, rounding=ROUND_FLOOR))):g}"
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
     """What the numbers hold for, in sentences."""
     data, grid = results["data"], results["grid"]
-    surfaces = [s for m in read(results) for s in m.runs.surfaces]
+    told = how(every_surface(m.runs for m in read(results)))
     unit = weight_unit(next(iter(results["models"].values()))["surfaces"][0]["about"])
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
-        f"{how(surfaces).capitalize()}.",
+        f"{told[:1].upper()}{told[1:]}.",
         *([f"A weight moves by up to ε_w{unit}."] if unit else []),
     ]
 
@@ -104,8 +159,16 @@ def markdown(results: Mapping[str, Any]) -> str:
     models = read(results)
     lines = ["# Results", "", *map(_cell, setting(results)), ""]
     lines += _pipes(model_header(models), model_rows(models), numbers=6)
+    if "certified" in (kinds := kinds_of(m.runs for m in models)):
+        lines += ["", BOUNDS[kinds]]
     if any(len(m.seeds) > 1 for m in models):
         lines += ["", "± is the sample standard deviation over the seeds."]
+    for m in models:
+        if m.fronts:
+            title = _cell(f"Largest certified ε_w, {m.title}")
+            lines += ["", f"## {title}", "", *_pipes(front_header(m.fronts), front_rows(m.fronts), numbers=len(m.fronts))]
+            if any(r is None for f in m.fronts for r in f.eps_w):
+                lines += ["", NOWHERE]
     if claims := list(claim_rows(results)):
         lines += ["", "## Claims", "", *_pipes(CLAIM_HEADER, claims)]
     command = " ".join(str(results.get("command", "")).split())
