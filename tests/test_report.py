@@ -419,3 +419,126 @@ def test_equal_titles_are_told_apart() -> None:
 def test_middle_of_the_grid() -> None:
     assert middle(surface()) == (2, 2)
     assert middle(surface(eps_x=(0.0, 0.1), eps_w=(0.0,))) == (0, 1)
+
+
+# ---------------------------------------------------------------- certified surfaces and radii
+
+
+def lower(s: Surface, share: float = 0.8) -> Surface:
+    """A certified surface below `s`."""
+    x, w = np.meshgrid(s.eps_x, s.eps_w)
+    less = np.floor(1000 * s.accuracy * share ** ((x + 20 * w) / 0.1)) / 1000
+    return Surface(s.eps_x, s.eps_w, less, s.n, "sample", "crown", s.model, 2.0, kind="certified", about=s.about)
+
+
+def both(titles: tuple[str, ...] = ("Standard", "Joint"), seeds: tuple[int, ...] = (0, 1, 2), **grid: Any) -> dict[str, Any]:
+    r = results(titles, seeds, **grid)
+    for entry in r["models"].values():
+        entry["surfaces"] = [
+            Surface(**{**vars(s), "certified": lower(s)}).to_dict() for s in map(Surface.from_dict, entry["surfaces"])
+        ]
+    return r
+
+
+def certified_only(**grid: Any) -> dict[str, Any]:
+    r = one_model() if not grid else results(("Standard",), (0,), **grid)
+    r.pop("claims", None)
+    (entry,) = r["models"].values()
+    s = lower(Surface.from_dict(entry["surfaces"][0]))
+    entry |= {"surfaces": [s.to_dict()], "auc": [s.auc], "auc_x": [s.auc_x], "auc_w": [s.auc_w]}
+    return r | {"kind": "certified", "attack": "crown", "scope": "sample"}
+
+
+FRONTS = [
+    {"accuracy": 0.9, "eps_x": list(EPS_X), "eps_w": [0.004, 0.002, None, None, None]},
+    {"accuracy": 0.5, "eps_x": list(EPS_X), "eps_w": [0.008, 0.006, 0.005, 0.001, 0.0]},
+    {"accuracy": 1.0, "eps_x": list(EPS_X), "eps_w": [None] * 5},
+]
+
+
+def test_certified_surfaces_stand_beside_attacked_ones(tmp_path: Path) -> None:
+    r = both()
+    report.write(r, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    for entry in r["models"].values():
+        s = [Surface.from_dict(d) for d in entry["surfaces"]]
+        for surfaces in (s, [t.certified for t in s if t.certified]):
+            assert f"{np.mean([t.auc for t in surfaces]):.3f}" in page
+            assert f">{100 * np.mean([t.accuracy[2, 2] for t in surfaces]):.1f}" in page
+    assert "Certified accuracy" in page
+    assert "proven" in page.split("</header>")[0]
+    assert "certified by crown, in every scope" in (tmp_path / "report.md").read_text()
+
+
+def test_the_gap_is_attacked_minus_certified() -> None:
+    r = both(("Standard",), (0,))
+    (m,) = read(r)
+    assert m.runs.certified is not None
+    at = middle(m.runs.surfaces[0])
+    gap = 100 * (m.runs.accuracy[at] - m.runs.certified.accuracy[at])
+    assert f">{gap:.1f}<" in page_of(r)
+    assert "not known" in page_of(r).lower()
+
+
+def test_verdict_of_both_by_hand() -> None:
+    r = both(("Standard",), (0,))
+    (m,) = read(r)
+    assert m.runs.certified is not None
+    at = middle(m.runs.surfaces[0])
+    head = page_of(r).split("</header>")[0].replace("\N{NO-BREAK SPACE}", " ")
+    assert f"still right on {100 * m.runs.accuracy[at]:.1f} %" in head
+    assert f"at least {100 * m.runs.certified.accuracy[at]:.1f} %" in head
+    assert head.index("still right") < head.index("at least")
+
+
+def test_a_certificate_alone_was_not_attacked(tmp_path: Path) -> None:
+    r = certified_only()
+    report.write(r, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    words = page.split("</header>")[0]
+    assert "proven right on" in words
+    assert "attack:" not in page
+    assert "attack missed" not in page
+    assert "scope: sample" not in words
+
+
+def test_fronts_are_drawn_and_listed(tmp_path: Path) -> None:
+    r = certified_only()
+    next(iter(r["models"].values()))["fronts"] = FRONTS
+    report.write(r, tmp_path)
+    assert {"radii.png", "radii.svg"} <= {p.name for p in tmp_path.iterdir()}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "for 90" in page
+    for value in ("0.004", "0.006", "0.001"):
+        assert f">{value}<" in page
+    assert ">-<" in page
+    assert "0.006" in (tmp_path / "report.md").read_text()
+    again = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    report.write(r, tmp_path)
+    assert again == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    out = shown(report.fronts_table(FRONTS))
+    assert "for 50 %" in out
+    assert "0.008" in out
+
+
+def test_radii_are_rounded_down() -> None:
+    """A certified radius that is shown as more than it is would be wrong."""
+    out = shown(report.fronts_table([{"accuracy": 0.5, "eps_x": [0.0], "eps_w": [0.00123456789]}]))
+    assert "0.001234" in out
+    assert "0.001235" not in out
+
+
+@pytest.mark.parametrize("grid", [{"eps_x": (0.1,)}, {"eps_w": (0.0,)}, {"eps_x": (0.1,), "eps_w": (0.005,)}])
+@pytest.mark.parametrize("make", [both, certified_only])
+def test_lines_and_numbers_of_certificates(make: Any, grid: dict[str, Any], tmp_path: Path) -> None:
+    report.write(make(**grid), tmp_path)
+    assert "certified" in (tmp_path / "report.html").read_text()
+
+
+def test_certified_above_attacked_is_refused() -> None:
+    r = both(("Standard",), (0,))
+    d = r["models"]["m0"]["surfaces"][0]
+    d["certified"]["accuracy"][2][2] = 1.0
+    with pytest.raises(InvalidInput, match="certified"):
+        read(r)

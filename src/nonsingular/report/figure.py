@@ -174,12 +174,10 @@ def _caption(runs: Sequence[Seeds]) -> str:
     surfaces, kinds = every_surface(runs), kinds_of(runs)
     first, most = surfaces[0], max(len(r.surfaces) for r in runs)
     text = f"Accuracy on {', '.join(dict.fromkeys(f'{s.n:,}' for s in surfaces))} examples, {how(surfaces)}."
-    text += {
-        (): "",
-        ("attacked",): "",
-        ("certified",): " Certified: a lower bound of robust accuracy, whatever the attack.",
-        ("attacked", "certified"): " Attacked: an upper bound of robust accuracy. Certified: a lower bound, whatever the attack.",
-    }[kinds]
+    if kinds == ("certified",):
+        text += " Certified: a lower bound of robust accuracy, whatever the attack."
+    elif "certified" in kinds:
+        text += " Attacked: an upper bound of robust accuracy. Certified: a lower bound, whatever the attack."
     text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     if most > 1:
         text += " Mean over the seeds; ± is their sample standard deviation."
@@ -289,7 +287,7 @@ def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
     numbers = [f"{100 * shown.accuracy.item():.1f}" for shown in reversed(kinds.values())]
     notes = [
         ("" if list(kinds) == ["attacked"] else f"{kind} {100 * shown.accuracy.item():.1f} %, ")
-        + between(*(end.item() for end in shown.interval), len(shown.surfaces))
+        + between(shown.interval[0].item(), shown.interval[1].item(), len(shown.surfaces))
         for kind, shown in kinds.items()
     ]
     notes.append(f"at ε_x = {grid.eps_x[0]:g}, ε_w = {grid.eps_w[0]:g}")
