@@ -175,7 +175,7 @@ def every_surface(runs: Iterable[Seeds]) -> list[Surface]:
     return [s for kind in ("attacked", "certified") for k in kinds if kind in k for s in k[kind].surfaces]
 
 
-BOUNDS = {
+BOUNDS: Mapping[tuple[str, ...], str] = {
     ("attacked",): "An attack bounds robust accuracy from above; it is no proof of robustness.",
     ("certified",): "A certificate bounds robust accuracy from below: it holds in every scope, whatever the attack, in exact "
     "arithmetic.",
