@@ -305,7 +305,7 @@ def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
     """AUC of every model: a wide bar for what is attacked, a narrow one in it for what is certified."""
     draw, limit, kinds = cast(Any, ax), 1e-3, kinds_of(runs)
     ends, told = [0.0] * len(runs), [""] * len(runs)
-    for kind, height, color in (("attacked", 0.66, "0.78"), ("certified", 0.34 if len(kinds) > 1 else 0.66, "0.45")):
+    for kind, height, color in (("attacked", 0.62, "0.72"), ("certified", 0.32 if len(kinds) > 1 else 0.62, "0.42")):
         for k, shown in ((k, r.kinds[kind]) for k, r in enumerate(runs) if kind in r.kinds):
             auc = [s.auc for s in shown.surfaces]
             mean, spread = fmean(auc), stdev(auc) if len(auc) > 1 else 0.0

@@ -87,7 +87,7 @@ dd { margin: 0; }
   table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } thead .number { white-space: normal; }
   .models { min-width: 0; } .claims td:nth-child(n) { min-width: 0; }
   .heats { display: block; }
-  tr, .card { break-inside: avoid; } h2 { break-after: avoid; }
+  tr, .card { break-inside: avoid; } h2, h3, dt { break-after: avoid; }
 }
 """
 
