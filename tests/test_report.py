@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import re
@@ -16,12 +17,15 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import QuadContourSet
+from matplotlib.text import Text
 from rich.console import Console
 
 from nonsingular import report
 from nonsingular.errors import InvalidInput
 from nonsingular.records import Surface
 from nonsingular.report.figure import contours, render
+from nonsingular.report.meaning import meaning
+from nonsingular.report.radii import fronts
 from nonsingular.report.summary import middle, read
 
 EPS_X, EPS_W = (0.0, 0.05, 0.1, 0.15, 0.2), (0.0, 0.0025, 0.005, 0.0075, 0.01)
@@ -72,9 +76,51 @@ def one_model() -> dict[str, Any]:
     return alone
 
 
+def below(s: Surface) -> Surface:
+    """A certified surface under an attacked one, on the same grid and examples."""
+    accuracy = np.rint(800 * s.accuracy**2) / 1000
+    return dataclasses.replace(s, accuracy=accuracy, kind="certified", attack="crown", scope="sample", certified=None)
+
+
+def with_certificates(made: dict[str, Any], only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every model, or those named, attacked and certified."""
+    made = copy.deepcopy(made)
+    for key, m in made["models"].items():
+        if key in only or not only:
+            for s in m["surfaces"]:
+                s["certified"] = below(Surface.from_dict(s)).to_dict()
+    return made
+
+
+def certified_only(made: dict[str, Any]) -> dict[str, Any]:
+    made = {k: v for k, v in copy.deepcopy(made).items() if k != "claims"}
+    for m in made["models"].values():
+        runs = [below(Surface.from_dict(s)) for s in m["surfaces"]]
+        m |= {"surfaces": [s.to_dict() for s in runs]} | {k: [getattr(s, k) for s in runs] for k in ("auc", "auc_x", "auc_w")}
+    return made | {"kind": "certified", "attack": "crown", "scope": "sample", "command": "nonsingular certify model"}
+
+
+FRONTS = [
+    {"accuracy": 0.9, "eps_x": list(EPS_X), "eps_w": [0.00409999, 0.003, 0.001, None, None]},
+    {"accuracy": 0.5, "eps_x": list(EPS_X), "eps_w": [0.01, 0.008, 0.006, 0.003, 0.0]},
+    {"accuracy": 0.99, "eps_x": list(EPS_X), "eps_w": [None] * 5},
+]
+
+
+def with_fronts() -> dict[str, Any]:
+    made = certified_only(one_model())
+    made["models"]["m0"]["fronts"] = copy.deepcopy(FRONTS)
+    return made
+
+
 def page_of(r: dict[str, Any]) -> str:
     figure = contours({m.title: m.runs.surfaces for m in read(r)})
-    return report.page(r, render(figure, "svg").decode())
+    radii = render(fronts(read(r)), "svg").decode() if any(m.fronts for m in read(r)) else ""
+    return report.page(r, render(figure, "svg").decode(), radii)
+
+
+def words_of(r: dict[str, Any]) -> str:
+    return "".join(Reader(page_of(r)).words).replace("\N{NO-BREAK SPACE}", " ")
 
 
 class Reader(HTMLParser):
@@ -128,8 +174,12 @@ class Reader(HTMLParser):
         results(eps_x=(0.1,)),
         results(eps_x=(0.1,), eps_w=(0.001,)),
         results(tuple("abcdefg")),
+        with_certificates(results((HOSTILE, "b"))),
+        with_certificates(results(eps_w=(0.001,))),
+        with_certificates(results(eps_x=(0.1,), eps_w=(0.001,))),
+        with_fronts(),
     ],
-    ids=["two", "one", "hostile", "row", "column", "cell", "seven"],
+    ids=["two", "one", "hostile", "row", "column", "cell", "seven", "both", "both-row", "both-cell", "fronts"],
 )
 def test_page_is_well_nested_and_loads_nothing(made: dict[str, Any]) -> None:
     text = page_of(made)
@@ -241,6 +291,219 @@ def test_page_says_how_to_do_it_again() -> None:
         "epochs = 12",
     ):
         assert needed in told
+
+
+# -------------------------------------------------------------------------------------------- certificates
+
+
+def test_numbers_of_both_kinds_are_those_of_the_results() -> None:
+    made = with_certificates(results())
+    page = Reader(page_of(made))
+    header, *rows = page.tables["models"]
+    assert header[:2] == ["Model", "Accuracy"]
+    expected = [
+        (m["title"], kind, [s if kind == "attacked" else s["certified"] for s in m["surfaces"]])
+        for m in made["models"].values() for kind in ("attacked", "certified")
+    ]  # fmt: skip
+    for row, (title, kind, runs) in zip(rows, expected, strict=True):
+        at = [100 * s["accuracy"][2][2] for s in runs]
+        assert row[:2] == [title, kind]
+        assert row[3:6] == [f"{mean(a):.3f} ± {stdev(a):.3f}" for a in ([s[k] for s in runs] for k in ("auc", "auc_x", "auc_w"))]
+        assert row[6:] == [f"{mean(at):.1f} ± {stdev(at):.1f}", "0"]
+    up, low = (np.mean([s["accuracy"] for s in runs], axis=0) for _, _, runs in expected[:2])
+    for kind, values in (("heat", up), ("heat certified", low), ("heat gap", up - low)):
+        assert [row[1:] for row in page.tables[kind][1:6]] == [[f"{100 * a:.1f}" for a in row] for row in values]
+    told = [a["title"] for tag, a in page.elements if tag == "td" and "title" in a][:75]
+    assert told[:25] == told[25:50] == told[50:]  # both, and what lies between, over every number
+    assert f"attacked {100 * up[1, 2]:.1f} %, mean of 3" in told[7] and f"certified {100 * low[1, 2]:.1f} %, mean" in told[7]
+    assert f"not known {100 * (up - low)[1, 2]:.1f} %" in told[7]
+
+
+def test_verdict_on_both_by_hand() -> None:
+    made = one_model()
+    flat = Surface(EPS_X, EPS_W, np.full((5, 5), 0.5), 10, "dataset", "paper", "m")
+    flat = dataclasses.replace(flat, certified=dataclasses.replace(flat, accuracy=np.zeros((5, 5)), kind="certified"))
+    made["models"]["m0"] |= {"surfaces": [flat.to_dict()], "clean": [0.75], "title": "Plain"}
+    made["data"]["n"] = 10
+    # Wilson, 0 of 10: upper end (1.92 / 10 + 1.96 sqrt(.96 / 100)) / 1.384 = 0.278
+    assert (
+        "the model “Plain” is still right on 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %), at least 0.0 % "
+        "(0.0 to 27.8 %) proven. What is proven holds whatever the attack, in exact arithmetic. Undisturbed: 75.0 %."
+    ) in words_of(made)
+
+
+def test_verdict_names_the_model_of_which_most_is_proven() -> None:
+    made = with_certificates(results(("a", "b", "c")), only=("m0", "m1"))
+    told = words_of(made)
+    proven = mean(s["certified"]["accuracy"][2][2] for s in made["models"]["m1"]["surfaces"])
+    assert "the best of 3 models, “c”, on" in told and f"; most is proven of “b”, {100 * proven:.1f} %." in told
+    assert "most is proven" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
+
+
+def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
+    made = certified_only(one_model())
+    told = words_of(made)
+    share = made["models"]["m0"]["surfaces"][0]["accuracy"][2][2]
+    assert f"the model “Standard” is proven right on {100 * share:.1f} % of 1,000 test examples (95 % interval" in told
+    assert "Certified by crown, in every scope." in told and "bound: " in told and "No rise: certified accuracy" in told
+    for text in (told, report.markdown(made), shown(report.model_table(made)), contours_of(made).get_supxlabel()):
+        assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"the attack"}  # "whatever the attack"
+        assert text.replace("\n", " ").count("whatever the attack") == len(re.findall("attack", text, re.I))
+    assert "Upper bound" in meaning(("attacked",), fronts=False) and "Upper bound" not in meaning(("certified",), fronts=True)
+    assert "heat certified" in Reader(page_of(made)).tables and "heat gap" not in Reader(page_of(made)).tables
+
+
+def test_attacked_only_speaks_of_no_certificate_that_was_made() -> None:
+    assert not re.search("certified|proven", words_of(results()) + report.markdown(results()))
+
+
+def test_a_rise_of_a_certified_surface_is_the_fault_of_the_bound() -> None:
+    risen = dataclasses.replace(with_rise(), kind="certified", attack="crown", flags={})
+    made = certified_only(one_model())
+    made["models"]["m0"]["surfaces"] = [risen.to_dict()]
+    told = words_of(made)
+    assert "where the bound was looser at the smaller radius: 1 in 1 seed" in told and "missed" not in told
+    for text in (shown(report.surface_table(risen)), contours({"a": [risen]}).get_supxlabel()):
+        assert "looser before it" in " ".join(text.split()) and "missed" not in text
+
+
+def contours_of(made: dict[str, Any]) -> Any:
+    return contours({m.title: m.runs.surfaces for m in read(made)})
+
+
+def test_attacked_maps_stand_above_the_certified_on_one_scale() -> None:
+    made = with_certificates(results(("A", "B", "C")), only=("m0", "m2"))
+    figure = contours_of(made)
+    assert [ax.get_title(loc="left").split(" ±")[0] for ax in figure.axes[:6]] == [
+        *(f"({k.lower()}) {k}\nattacked: AUC {mean(m['auc']):.3f}" for k, m in zip("ABC", made["models"].values(), strict=True)),
+        *(
+            f"({k}) certified: AUC {mean(s['certified']['auc'] for s in made['models'][m]['surfaces']):.3f}" if m else ""
+            for k, m in (("a", "m0"), ("", ""), ("c", "m2"))
+        ),
+    ]  # fmt: skip
+    fills = [c for ax in figure.axes for c in ax.get_children() if isinstance(c, QuadContourSet) and c.filled]
+    assert len(fills) == 5 and {(f.norm.vmin, f.norm.vmax) for f in fills} == {(0, 100)}
+    assert [t.get_text() for t in figure.axes[4].texts] == ["not certified"]
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "Attacked: an upper bound" in caption and "Certified: a lower bound" in caption and "over the 3 seeds" in caption
+    assert [bool(ax.get_xlabel()) for ax in figure.axes[:3]] == [False] * 3  # labelled below the certified ones
+
+
+def test_titles_of_both_kinds_do_not_leave_their_panels() -> None:
+    figure = contours_of(with_certificates(results(tuple("abcd"))))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for ax in figure.axes[:8]:
+        title = next(t for t in ax.get_children() if isinstance(t, Text) and t.get_text() == ax.get_title(loc="left"))
+        assert title.get_window_extent(renderer).x1 <= ax.get_window_extent(renderer).x1
+
+
+def test_one_model_has_both_maps_side_by_side() -> None:
+    s = surface()
+    s = dataclasses.replace(s, certified=below(s))
+    left, right = s.plot().axes[:2]
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == (
+        f"model\nattacked: AUC {s.auc:.3f}", f"certified: AUC {below(s).auc:.3f}",
+    )  # fmt: skip
+    assert left.get_position().y0 == right.get_position().y0 and left.get_position().x1 < right.get_position().x0
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_any_number_of_models_with_both(count: int) -> None:
+    figure = contours_of(with_certificates(results(tuple(map(str, range(count))), (0,))))
+    assert sum(isinstance(c, QuadContourSet) and c.filled for ax in figure.axes for c in ax.get_children()) == 2 * count
+
+
+@pytest.mark.parametrize("grid", [{"eps_w": (0.001,)}, {"eps_x": (0.05,)}], ids=["row", "column"])
+def test_both_lines_share_a_panel_and_what_lies_between_is_grey(grid: dict[str, Any]) -> None:
+    s = surface(**grid)
+    (ax,) = contours({"a": [dataclasses.replace(s, certified=below(s))]}).axes
+    curves = {c.get_label(): c.lines[0].get_ydata() for c in ax.containers}
+    np.testing.assert_allclose(curves["attacked"], 100 * s.accuracy.ravel())
+    np.testing.assert_allclose(curves["certified"], 100 * below(s).accuracy.ravel())
+    (grey,) = [c for c in ax.collections if c.get_label() == "not known"]
+    ends = 100 * np.concatenate([s.accuracy.ravel(), below(s).accuracy.ravel()])
+    assert set(np.round(ends, 9)) == set(np.round(grey.get_paths()[0].vertices[:, 1], 9))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["not known", "attacked", "certified"]
+
+
+def test_one_cell_with_both_is_a_span() -> None:
+    s = surface(eps_x=(0.05,), eps_w=(0.001,))
+    (ax,) = contours({"a": [dataclasses.replace(s, certified=below(s))]}).axes
+    assert ax.texts[0].get_text() == f"{100 * below(s).accuracy.item():.1f} to {100 * s.accuracy.item():.1f} %"
+
+
+def test_certificates_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    s, c = surface(), below(surface())
+    for wrong, says in (
+        (dataclasses.replace(c, accuracy=s.accuracy + np.eye(5) * 1e-3), "certified above what an attack left, at eps_x = 0"),
+        (dataclasses.replace(c, n=10), "certified on 10 examples"),
+        (dataclasses.replace(s), "is attacked on"),
+        (dataclasses.replace(c, eps_x=(0.0, 1.0, 2.0, 3.0, 4.0)), "different grids"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            contours({"a": [dataclasses.replace(s, certified=wrong)]})
+    with pytest.raises(InvalidInput, match="attacked or certified"):
+        contours({"a": [s, c]})
+    for change in ({"eps_w": [0.1]}, {"eps_x": [0.1] * 5}):
+        made = with_fronts()
+        made["models"]["m0"]["fronts"][0] |= change
+        with pytest.raises(InvalidInput, match="front"):
+            report.write(made, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------- radii
+
+
+def test_page_shows_the_radii_of_the_results() -> None:
+    page = Reader(page_of(with_fronts()))
+    assert page.tables["fronts"] == [
+        ["εx", "for 90 %", "for 50 %", "for 99 %"],
+        ["0", "0.004099", "0.01", "-"],  # rounded down: 0.0041 would not be certified
+        ["0.05", "0.003", "0.008", "-"],
+        ["0.1", "0.001", "0.006", "-"],
+        ["0.15", "-", "0.003", "-"],
+        ["0.2", "-", "0", "-"],
+    ]
+    told = words_of(with_fronts())
+    assert "-: not even εw = 0 is certified." in told and "It is found by bisection" in told
+    assert "bisection" not in words_of(certified_only(one_model()))
+
+
+def test_a_front_is_drawn_as_steps_that_are_certified_everywhere() -> None:
+    (ax,) = fronts(read(with_fronts())).axes
+    lines = {line.get_label(): line for line in ax.lines if line.get_label().endswith(("%", ")"))}
+    assert list(lines) == ["90 %", "50 %", "99 % (nowhere)"]
+    assert {line.get_drawstyle() for line in lines.values()} == {"steps-pre"}  # before a point, its own radius
+    assert lines["90 %"].get_xydata().tolist() == [[0, 0.00409999], [0, 0.00409999], [0.05, 0.003], [0.1, 0.001]]
+    assert lines["50 %"].get_xydata()[1:].tolist() == [[x, w] for x, w in zip(EPS_X, FRONTS[1]["eps_w"], strict=True)]
+    assert not len(lines["99 % (nowhere)"].get_xydata())
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines.values()}) == 3
+
+
+def test_radii_of_several_models_and_of_one_input_radius() -> None:
+    made = certified_only(results(("a", "b", "c"), (0,)))
+    for key in ("m0", "m2"):
+        made["models"][key]["fronts"] = [{"accuracy": 0.5, "eps_x": [0.0], "eps_w": [0.004]}]
+    figure = fronts(read(made))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["a", "c"]
+    assert "Where a line ends" not in figure.get_supxlabel()
+    assert report.markdown(made).count("## Largest certified ε_w, ") == 2 and "not even" not in report.markdown(made)
+
+
+def test_tables_of_radii() -> None:
+    text = shown(report.fronts_table(FRONTS))
+    assert "0.004099" in text and "for 90 %" in text and "not even ε_w = 0" in text
+    assert "not even" not in shown(report.fronts_table(FRONTS[1:2]))
+    assert "| 0.15 | - | 0.003 | - |" in report.markdown(with_fronts())
+
+
+def test_write_adds_the_picture_of_the_radii_and_twice_the_same(tmp_path: Path) -> None:
+    made = json.loads(json.dumps(with_fronts()))
+    first = {name: path.read_bytes() for name, path in report.write(made, tmp_path).items()}
+    assert set(first) == {"figure1.png", "figure1.svg", "radii.png", "radii.svg", "report.html", "report.md"}
+    assert {name: p.read_bytes() for name, p in report.write(made, tmp_path).items()} == first
+    assert first["report.html"].count(b"<svg") == 2
 
 
 # -------------------------------------------------------------------------------------------------- figure
@@ -375,6 +638,14 @@ def test_surface_table_has_the_grid_and_marks_rises() -> None:
     assert "↑" not in shown(report.surface_table(surface()))
 
 
+def test_surface_tables_say_on_which_side_of_the_truth_they_lie() -> None:
+    s = dataclasses.replace(surface(), certified=below(surface()))
+    up, low = (" ".join(shown(report.surface_table(t)).split()) for t in (s, below(s)))
+    assert "model, attacked" in up and "an upper bound" in up and "certified" not in up
+    assert "model, certified" in low and "certified by crown, in every scope: a lower bound" in low
+    assert "upper bound" not in shown(report.surface_table(surface()))
+
+
 def test_markdown_is_well_formed() -> None:
     text = report.markdown(results((HOSTILE, "b")))
     blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
@@ -419,126 +690,3 @@ def test_equal_titles_are_told_apart() -> None:
 def test_middle_of_the_grid() -> None:
     assert middle(surface()) == (2, 2)
     assert middle(surface(eps_x=(0.0, 0.1), eps_w=(0.0,))) == (0, 1)
-
-
-# ---------------------------------------------------------------- certified surfaces and radii
-
-
-def lower(s: Surface, share: float = 0.8) -> Surface:
-    """A certified surface below `s`."""
-    x, w = np.meshgrid(s.eps_x, s.eps_w)
-    less = np.floor(1000 * s.accuracy * share ** ((x + 20 * w) / 0.1)) / 1000
-    return Surface(s.eps_x, s.eps_w, less, s.n, "sample", "crown", s.model, 2.0, kind="certified", about=s.about)
-
-
-def both(titles: tuple[str, ...] = ("Standard", "Joint"), seeds: tuple[int, ...] = (0, 1, 2), **grid: Any) -> dict[str, Any]:
-    r = results(titles, seeds, **grid)
-    for entry in r["models"].values():
-        entry["surfaces"] = [
-            Surface(**{**vars(s), "certified": lower(s)}).to_dict() for s in map(Surface.from_dict, entry["surfaces"])
-        ]
-    return r
-
-
-def certified_only(**grid: Any) -> dict[str, Any]:
-    r = one_model() if not grid else results(("Standard",), (0,), **grid)
-    r.pop("claims", None)
-    (entry,) = r["models"].values()
-    s = lower(Surface.from_dict(entry["surfaces"][0]))
-    entry |= {"surfaces": [s.to_dict()], "auc": [s.auc], "auc_x": [s.auc_x], "auc_w": [s.auc_w]}
-    return r | {"kind": "certified", "attack": "crown", "scope": "sample"}
-
-
-FRONTS = [
-    {"accuracy": 0.9, "eps_x": list(EPS_X), "eps_w": [0.004, 0.002, None, None, None]},
-    {"accuracy": 0.5, "eps_x": list(EPS_X), "eps_w": [0.008, 0.006, 0.005, 0.001, 0.0]},
-    {"accuracy": 1.0, "eps_x": list(EPS_X), "eps_w": [None] * 5},
-]
-
-
-def test_certified_surfaces_stand_beside_attacked_ones(tmp_path: Path) -> None:
-    r = both()
-    report.write(r, tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    for entry in r["models"].values():
-        s = [Surface.from_dict(d) for d in entry["surfaces"]]
-        for surfaces in (s, [t.certified for t in s if t.certified]):
-            assert f"{np.mean([t.auc for t in surfaces]):.3f}" in page
-            assert f">{100 * np.mean([t.accuracy[2, 2] for t in surfaces]):.1f}" in page
-    assert "Certified accuracy" in page
-    assert "proven" in page.split("</header>")[0]
-    assert "certified by crown, in every scope" in (tmp_path / "report.md").read_text()
-
-
-def test_the_gap_is_attacked_minus_certified() -> None:
-    r = both(("Standard",), (0,))
-    (m,) = read(r)
-    assert m.runs.certified is not None
-    at = middle(m.runs.surfaces[0])
-    gap = 100 * (m.runs.accuracy[at] - m.runs.certified.accuracy[at])
-    assert f">{gap:.1f}<" in page_of(r)
-    assert "not known" in page_of(r).lower()
-
-
-def test_verdict_of_both_by_hand() -> None:
-    r = both(("Standard",), (0,))
-    (m,) = read(r)
-    assert m.runs.certified is not None
-    at = middle(m.runs.surfaces[0])
-    head = page_of(r).split("</header>")[0].replace("\N{NO-BREAK SPACE}", " ")
-    assert f"still right on {100 * m.runs.accuracy[at]:.1f} %" in head
-    assert f"at least {100 * m.runs.certified.accuracy[at]:.1f} %" in head
-    assert head.index("still right") < head.index("at least")
-
-
-def test_a_certificate_alone_was_not_attacked(tmp_path: Path) -> None:
-    r = certified_only()
-    report.write(r, tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    words = page.split("</header>")[0]
-    assert "proven right on" in words
-    assert "attack:" not in page
-    assert "attack missed" not in page
-    assert "scope: sample" not in words
-
-
-def test_fronts_are_drawn_and_listed(tmp_path: Path) -> None:
-    r = certified_only()
-    next(iter(r["models"].values()))["fronts"] = FRONTS
-    report.write(r, tmp_path)
-    assert {"radii.png", "radii.svg"} <= {p.name for p in tmp_path.iterdir()}
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 2
-    assert "for 90" in page
-    for value in ("0.004", "0.006", "0.001"):
-        assert f">{value}<" in page
-    assert ">-<" in page
-    assert "0.006" in (tmp_path / "report.md").read_text()
-    again = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    report.write(r, tmp_path)
-    assert again == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    out = shown(report.fronts_table(FRONTS))
-    assert "for 50 %" in out
-    assert "0.008" in out
-
-
-def test_radii_are_rounded_down() -> None:
-    """A certified radius that is shown as more than it is would be wrong."""
-    out = shown(report.fronts_table([{"accuracy": 0.5, "eps_x": [0.0], "eps_w": [0.00123456789]}]))
-    assert "0.001234" in out
-    assert "0.001235" not in out
-
-
-@pytest.mark.parametrize("grid", [{"eps_x": (0.1,)}, {"eps_w": (0.0,)}, {"eps_x": (0.1,), "eps_w": (0.005,)}])
-@pytest.mark.parametrize("make", [both, certified_only])
-def test_lines_and_numbers_of_certificates(make: Any, grid: dict[str, Any], tmp_path: Path) -> None:
-    report.write(make(**grid), tmp_path)
-    assert "certified" in (tmp_path / "report.html").read_text()
-
-
-def test_certified_above_attacked_is_refused() -> None:
-    r = both(("Standard",), (0,))
-    d = r["models"]["m0"]["surfaces"][0]
-    d["certified"]["accuracy"][2][2] = 1.0
-    with pytest.raises(InvalidInput, match="certified"):
-        read(r)

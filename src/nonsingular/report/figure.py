@@ -8,6 +8,7 @@ import string
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -43,6 +44,7 @@ NORM = BoundaryNorm(BANDS, CMAP.N)  # one scale for every panel of every figure:
 X_LABEL, W_LABEL, A_LABEL = "$ε_x$ (input radius, data units)", r"$ε_w$ (weight radius, $\ell_\infty$)", "accuracy (%)"
 CURVES = {"attacked": (CMAP(0.3), ".", "-"), "certified": ("#c8500a", "s", "--")}
 """Colour, marker and dashes of a kind of accuracy that is drawn as a line: apart for every eye, and in grey."""
+TITLE: Mapping[str, Any] = {"loc": "left", "linespacing": 1.35, "parse_math": False}
 METADATA: Mapping[str, dict[str, None]] = {  # no date, no version: the same run gives the same bytes
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -95,60 +97,51 @@ def style() -> AbstractContextManager[None]:
 
 
 def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
-    every = list(runs.values())
-    shape, kinds = every[0].accuracy.shape, kinds_of(every)
+    every, kinds = list(runs.values()), kinds_of(runs.values())
+    shape, alone = every[0].accuracy.shape, len(runs) == 1
     mapped = 1 not in shape
     layers = kinds if mapped else ("",)  # the maps of a model lie one above the other, those of a single one side by side
     bands = -(-len(runs) // 4)
     columns = -(-len(runs) // bands)
-    alone = len(runs) == 1
     down, across = (1, len(layers)) if alone else (bands * len(layers), columns)
     size = (3.0 * across + 0.9, 2.9 * down + 0.6) if not alone else (5.2, 4.4) if across == 1 else (8.2, 4.2)
     figure = Figure(figsize=size, layout="constrained")
-    axes = cast(Any, figure).subplots(down, across, squeeze=False)
-    free: list[Axes] = list(axes.flat)
-    for layer, kind in enumerate(layers):
-        for k, (name, run) in enumerate(runs.items()):
-            row, column = (0, layer) if alone else (k // columns * len(layers) + layer, k % columns)
-            ax: Axes = axes[row, column]
-            free.remove(ax)
-            if not mapped:
-                (_number if shape == (1, 1) else _line)(ax, run, legend=k == 0)
-            elif kind in run.kinds:
-                _map(ax, run.kinds[kind])
-            else:
-                _missing(ax, f"not {kind}")
-            cast(Any, ax).tick_params(labelsize=8)
-            bottom = alone or (k + columns >= len(runs) and layer == len(layers) - 1)
-            ax.set_xlabel(ax.get_xlabel() if bottom else "")
-            ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
-            letter = "" if alone else f"({string.ascii_lowercase[k]}) "
-            told = run.kinds if not mapped else {kind: run.kinds[kind]} if kind in run.kinds else {}
-            lines = _heading(told, "" if kinds == ("attacked",) else "{}: ")
-            if layer == 0:
-                lines.insert(0, textwrap.fill(letter + name, 36, max_lines=2, placeholder=" …"))
-            elif lines:
-                lines[0] = letter + lines[0]
-            ax.set_title("\n".join(lines), loc="left", linespacing=1.35, parse_math=False)
-    if free:
-        _bars(free[0], every)
-    for ax in free[1:]:
+    axes, draw = cast(Any, figure).subplots(down, across, squeeze=False), cast(Any, figure)
+    spare: list[Axes] = list(axes.flat)
+    maps: list[tuple[Axes, Seeds]] = []
+    for (layer, kind), (k, (name, run)) in product(enumerate(layers), enumerate(runs.items())):
+        row, column = (0, layer) if alone else (k // columns * len(layers) + layer, k % columns)
+        ax: Axes = axes[row, column]
+        spare.remove(ax)
+        if not mapped:
+            (_number if shape == (1, 1) else _line)(ax, run, legend=k == 0)
+        elif kind in run.kinds:
+            _map(ax, run.kinds[kind])
+            maps.append((ax, run.kinds[kind]))
+        else:
+            _missing(ax, f"not {kind}")
+        cast(Any, ax).tick_params(labelsize=8)
+        bottom = alone or (k + columns >= len(runs) and layer == len(layers) - 1)
+        ax.set_xlabel(ax.get_xlabel() if bottom else "")
+        ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
+        letter = "" if alone else f"({string.ascii_lowercase[k]}) "
+        lines = _areas({of: shown for of, shown in run.kinds.items() if not mapped or of == kind}, kinds)
+        head = [textwrap.fill(letter + name, 36, max_lines=2, placeholder=" …")] if layer == 0 else []
+        ax.set_title("\n".join([*head, *lines] if head else [letter + line for line in lines]), **TITLE)
+    if spare:
+        _bars(spare[0], every)
+    for ax in spare[1:]:
         ax.remove()
-    draw = cast(Any, figure)
     if mapped:
-        beside = [ax for ax in axes.flat if ax not in free[1:]]
+        beside = [ax for ax in axes.flat if ax not in spare[1:]]
         bar = draw.colorbar(ScalarMappable(NORM, CMAP), ax=beside, ticks=range(0, 101, 10), aspect=22 * down, pad=0.012)
         bar.set_label(A_LABEL)
         bar.outline.set_linewidth(0.6)
     if title:
         draw.suptitle(title, fontsize=12, parse_math=False)
     under(figure, _caption(every))
-    if mapped:
-        for layer, kind in enumerate(layers):
-            for k, run in enumerate(every):
-                if kind in run.kinds:
-                    row, column = (0, layer) if alone else (k // columns * len(layers) + layer, k % columns)
-                    _lines(axes[row, column], run.kinds[kind])
+    for ax, run in maps:
+        _lines(ax, run)
     return figure
 
 
@@ -161,26 +154,27 @@ def under(figure: Figure, caption: str) -> None:
     figure.set_layout_engine("none")
 
 
-def _heading(told: Mapping[str, Seeds], label: str) -> list[str]:
-    """One line with the AUC for each kind; the last says how many seeds there are."""
-    lines = [f"{label.format(kind)}AUC {mean_spread([s.auc for s in run.surfaces])}" for kind, run in told.items()]
-    counts = [len(run.surfaces) for run in told.values()]
-    if counts and counts[0] > 1:
-        lines[-1] += f" ({seed_count(counts[0])})"
-    return lines
+def _areas(shown: Mapping[str, Seeds], kinds: Sequence[str]) -> list[str]:
+    """One line with the AUC for each of `shown`, named if not every accuracy of the figure is attacked."""
+    if "certified" in kinds:
+        return [f"{kind}: AUC {mean_spread([s.auc for s in run.surfaces])}" for kind, run in shown.items()]
+    return [
+        f"AUC {mean_spread([s.auc for s in run.surfaces])}" + (f" ({seed_count(count)})" if count > 1 else "")
+        for run in shown.values() for count in [len(run.surfaces)]
+    ]  # fmt: skip
 
 
 def _caption(runs: Sequence[Seeds]) -> str:
     surfaces, kinds = every_surface(runs), kinds_of(runs)
     first, most = surfaces[0], max(len(r.surfaces) for r in runs)
     text = f"Accuracy on {', '.join(dict.fromkeys(f'{s.n:,}' for s in surfaces))} examples, {how(surfaces)}."
-    if kinds == ("certified",):
-        text += " Certified: a lower bound of robust accuracy, whatever the attack."
-    elif "certified" in kinds:
-        text += " Attacked: an upper bound of robust accuracy. Certified: a lower bound, whatever the attack."
+    if "certified" in kinds:
+        text += " Attacked: an upper bound of robust accuracy." if "attacked" in kinds else ""
+        text += " Certified: a lower bound of robust accuracy, whatever the attack, in exact arithmetic."
     text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     if most > 1:
-        text += " Mean over the seeds; ± is their sample standard deviation."
+        counts = ", ".join(dict.fromkeys(str(len(r.surfaces)) for r in runs)) + " " if "certified" in kinds else ""
+        text += f" Mean over the {counts}seeds; ± is their sample standard deviation."
     if 1 in first.accuracy.shape and first.accuracy.size > 1:
         text += f" Here {f'ε_w = {first.eps_w[0]:g}' if len(first.eps_w) == 1 else f'ε_x = {first.eps_x[0]:g}'}."
         if any(len(r.kinds) > 1 for r in runs):
@@ -285,13 +279,14 @@ def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
     grid, draw, kinds = run.surfaces[0], cast(Any, ax), run.kinds
     draw.set_axis_off()
     numbers = [f"{100 * shown.accuracy.item():.1f}" for shown in reversed(kinds.values())]
-    notes = [
-        ("" if list(kinds) == ["attacked"] else f"{kind} {100 * shown.accuracy.item():.1f} %, ")
-        + between(shown.interval[0].item(), shown.interval[1].item(), len(shown.surfaces))
-        for kind, shown in kinds.items()
-    ]
+    notes: list[str] = []
+    for kind, shown in kinds.items():
+        low, high = shown.interval
+        name = "" if list(kinds) == ["attacked"] else f"{kind} {100 * shown.accuracy.item():.1f} %, "
+        notes.append(name + between(low.item(), high.item(), len(shown.surfaces)))
     notes.append(f"at ε_x = {grid.eps_x[0]:g}, ε_w = {grid.eps_w[0]:g}")
-    note = "\n".join(textwrap.fill(line, 34) for line in notes)
+    width = 34 if len(kinds) == 1 else 42
+    note = "\n".join(textwrap.fill(line.replace(" %", "\N{NO-BREAK SPACE}%"), width) for line in notes)
     draw.text(
         0.5,
         0.6,
@@ -301,14 +296,16 @@ def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
         fontsize=26 if len(numbers) == 1 else 20,
         transform=ax.transAxes,
     )
-    draw.text(0.5, 0.54, note, ha="center", va="top", linespacing=1.5, transform=ax.transAxes)
+    draw.text(
+        0.5, 0.54, note, ha="center", va="top", fontsize=9 if len(kinds) == 1 else 8, linespacing=1.5, transform=ax.transAxes
+    )
 
 
 def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
     """AUC of every model: a wide bar for what is attacked, a narrow one in it for what is certified."""
     draw, limit, kinds = cast(Any, ax), 1e-3, kinds_of(runs)
     ends, told = [0.0] * len(runs), [""] * len(runs)
-    for kind, height, color in (("attacked", 0.66, "0.78"), ("certified", 0.34 if len(kinds) > 1 else 0.66, "0.45")):
+    for kind, height, color in (("attacked", 0.62, "0.72"), ("certified", 0.32 if len(kinds) > 1 else 0.62, "0.42")):
         for k, shown in ((k, r.kinds[kind]) for k, r in enumerate(runs) if kind in r.kinds):
             auc = [s.auc for s in shown.surfaces]
             mean, spread = fmean(auc), stdev(auc) if len(auc) > 1 else 0.0

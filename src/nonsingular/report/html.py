@@ -64,7 +64,7 @@ th[scope=row] { position: sticky; left: 0; background: var(--back); }
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .heat.gap td { background: rgb(var(--gap) / calc(var(--a) * .6)); }
 .heats { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .4rem 0; }
-.heats > div { min-width: 0; }
+.heats > div { min-width: 0; max-width: 100%; }
 h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; margin: 0; overflow-x: auto; }
 .card svg { display: block; height: auto; max-width: 100%; margin: 0 auto; }
@@ -87,7 +87,7 @@ dd { margin: 0; }
   table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } thead .number { white-space: normal; }
   .models { min-width: 0; } .claims td:nth-child(n) { min-width: 0; }
   .heats { display: block; }
-  tr, .card { break-inside: avoid; } h2 { break-after: avoid; }
+  tr, .card { break-inside: avoid; } h2, h3, dt { break-after: avoid; }
 }
 """
 
@@ -137,7 +137,7 @@ def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
     n, split = results["data"]["n"], results["data"]["split"]
 
     def share(m: Model, examples: str = "") -> str:
-        """on A % (interval), and how much of it is proven."""
+        """On A % (interval), and how much of it is proven."""
         low, high = (f"{100 * end[at]:.1f}" for end in m.runs.interval)
         interval = f"({'95 % interval ' if examples else ''}{low} to {high} %)"
         words = f"on {100 * m.runs.accuracy[at]:.1f} %{examples} {interval}"

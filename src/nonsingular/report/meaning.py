@@ -56,6 +56,7 @@ CERTIFIED_RISES = {
 def meaning(kinds: Sequence[str], *, fronts: bool) -> dict[str, str]:
     """Word -> what it means, for a page with these kinds of accuracy ("attacked", "certified"), and with or without fronts."""
     attacked, certified = "attacked" in kinds, "certified" in kinds
-    told = (ATTACKED if attacked else {}) | (CERTIFIED if certified else {}) | (SANDWICH if attacked and certified else {})
+    told = {("Attacked accuracy" if certified and k == "Accuracy" else k): v for k, v in ATTACKED.items()} if attacked else {}
+    told |= (CERTIFIED if certified else {}) | (SANDWICH if attacked and certified else {})
     told |= (RADII if fronts else {}) | AUC
     return told | (RISES if attacked else {}) | (CERTIFIED_RISES if certified else {})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from nonsingular.report.figure import W_LABEL, X_LABEL, plain, style, ticks, under
-from nonsingular.report.summary import Model, Radii, every_surface, how, weight_unit
+from nonsingular.report.summary import Model, every_surface, how, weight_unit
 
 LOOKS = (("#0b4f8a", "o", "-"), ("#c8500a", "s", "--"), ("#0a7d5c", "^", "-."), ("#8a4a9e", "D", ":"))
 """Colour, marker and dashes of the lines in turn: apart for every eye, and in grey."""
@@ -50,11 +50,13 @@ def _panel(ax: Axes, m: Model) -> None:
         steps = ([0.0, *x], [w[0], *w]) if w else ([], [])
         draw.plot(
             *steps, drawstyle="steps-pre", color=color, linestyle=dashes, linewidth=1.4, marker=marker, markersize=4,
-            markevery=slice(1, None), clip_on=False, zorder=3, label=f"{100 * front.accuracy:g} %" + ("" if w else " (nowhere)"),
+            markevery=slice(1, None), clip_on=not w, zorder=3, label=f"{100 * front.accuracy:g} %" + ("" if w else " (nowhere)"),
         )  # fmt: skip
     draw.axhline(top, color="0.6", linewidth=0.8, linestyle=(0, (1, 2)))
     draw.set(ylim=(0, 1.06 * top if top > 0 else 1.0), xlim=(0, max(m.fronts[0].eps_x) or 1.0))
-    draw.legend(title="of the examples", fontsize=8, title_fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
+    draw.legend(
+        loc="upper right", title="of the examples", fontsize=8, title_fontsize=8, frameon=True, framealpha=0.85, edgecolor="none"
+    )
     draw.set_title(textwrap.fill(m.title, 40, max_lines=2, placeholder=" …"), loc="left", parse_math=False)
     draw.tick_params(labelsize=8)
     draw.grid(color="0.9", linewidth=0.6)
@@ -70,15 +72,6 @@ def _caption(models: Sequence[Model]) -> str:
     text += how(s for s in surfaces if s.kind == "certified") + "."
     text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
     text += " Dotted: the largest ε_w that was tried."
-    if ends(models):
+    if any(None in front.eps_w for m in models for front in m.fronts):
         text += " Where a line ends, the share is not certified at the next ε_x with any ε_w, not even 0."
     return text
-
-
-def ends(models: Sequence[Model]) -> bool:
-    """Is there an input radius at which some required accuracy is certified with no weight radius?"""
-
-    def stops(front: Radii) -> bool:
-        return None in front.eps_w
-
-    return any(stops(front) for m in models for front in m.fronts)
