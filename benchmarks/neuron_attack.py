@@ -1,8 +1,8 @@
-"""neuron_attack.py - attacks against the exact optimum, each example with its own W': `neuron`, the same with 15 runs, `neuron-apgd`.
+"""neuron_attack.py - attacks of scope `sample` against the exact optimum: `neuron`, the same with 15 runs, `neuron-apgd`.
 
-Random tiny networks, weights only and joint; MNIST images of an adversarially trained network, against the exact worst margin of
-each; and larger radii on MNIST, where no exact value is at hand.  An attack "reaches" an example if its margin is within 1 % of the
-clean margin of the exact one.  Needs the package highspy.
+Random tiny networks, weights only and joint; MNIST images of an adversarially trained network, against the exact worst margin
+of each; and larger radii on MNIST, where no exact value is at hand.  An attack "reaches" an example if its margin is within 1 %
+of the clean margin of the exact one.  Needs the package highspy.
 Exit code 1 if `neuron-apgd` reaches less than 95 % of the examples of one of the first tables, or takes more than 5 times the
 time of `neuron` on MNIST.
 """
