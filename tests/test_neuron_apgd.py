@@ -203,7 +203,7 @@ def test_works_under_no_grad_and_inference_mode():
         assert neuron_apgd(model, x.clone(), y.clone(), JointBall(0.1, 0.05)).x.equal(want)
 
 
-def test_no_examples_and_parts_of_one():
+def test_no_examples():
     model, ball = dense(6, 5, 3), JointBall(0.1, 0.05)
     empty = neuron_apgd(model, batch(0, 6), torch.zeros(0, dtype=torch.long), ball)
     assert empty.x.shape == (0, 6) and empty.weights["0.weight"].shape == (0, 5, 6)

@@ -25,7 +25,7 @@ from nonsingular.graph import recording
 from nonsingular.margins import check_labels, margins, worst_margin
 from nonsingular.threat import JointBall, Perturbation, Scope, largest
 
-LEAK = 0.01
+LEAK = 0.001
 """What is added to the derivative of every activation: enough to give an inactive neuron a sign, too little to outvote others."""
 TARGETS = 9
 """Largest number of classes that get a run of their own."""
@@ -43,7 +43,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def neuron_apgd(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 10, restarts: int = 16, keep: int = 4,
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 8, restarts: int = 24, keep: int = 4,
     rounds: int = 3, verdict: bool = False, scope: Scope = "sample", generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """Adaptive gradient descent on the margin over the input and one scalar per neuron; each example has its own W'.
@@ -54,6 +54,7 @@ def neuron_apgd(
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
         the best single neuron and moves all unknowns to the ends that the gradient says.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
+    `neuron` spends its steps on three runs; here many short ones and the flips reach more for their cost (benchmarks).
     Returns a Perturbation of scope "sample" with the weights written out: memory B x parameters.  Never changes `model`.
     Its margins are never above those at (x, W), but for rounding.
     Raises UnsupportedModel if the model is not dense, InvalidInput if x leaves the domain or for another scope.
