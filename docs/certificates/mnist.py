@@ -71,7 +71,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
 def grid(run: Path, limit: int) -> dict[str, Any]:
     """Attacked surface in scope sample with its certified one."""
     model, x, y = examples(run, limit)
-    return evaluate(model, (x, y), certify="crown", **GRID).to_dict()
+    return evaluate(model, (x, y), certify="crown", attack="neuron", **GRID).to_dict()
 
 
 def work(task: str, run: str, limit: int) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nonsingular.attacks.joint_pgd import joint_pgd
+    from nonsingular.attacks.neuron_apgd import neuron_apgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.bounds.branch import Verdicts
     from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
@@ -30,7 +31,8 @@ __version__ = "0.1.0"
 _HOME = {
     "JointBall": "threat", "Perturbation": "threat",
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
-    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "load": "data", "Verdicts": "bounds.branch",
+    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "neuron_apgd": "attacks.neuron_apgd",
+    "load": "data", "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "joint_pgd",
     "load",
+    "neuron_apgd",
     "neuron_pgd",
     "verify",
 ]

@@ -96,8 +96,8 @@ def verify(
     """`verified`, `falsified` with the perturbation that does it, or `timeout` with the bounds so far, for each example.
 
     x: (B, *input) in ball.domain.  y: (B,).  Everything is computed in float64, where `perturbation` changes the prediction.
-    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `neuron` where the model is dense,
-        else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
+    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `neuron-apgd` where the model is
+        dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
     parts, seconds: budget of an example: parts of the region bounded, and time on average.
     report: called with the number of examples decided since the last call.
     Guarantee: `verified` holds for every x' and every W' of the ball, each example with its own W', in exact arithmetic.
@@ -111,7 +111,7 @@ def verify(
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:
-    function = lookup(ATTACKS, attack or "neuron", "attack")
+    function = lookup(ATTACKS, attack or "neuron-apgd", "attack")
     try:
         return function(model, x, y, ball, scope="sample")
     except UnsupportedModel:

@@ -129,7 +129,8 @@ def evaluate(
     ] = None,
     scope: Annotated[str | None, Parameter(help="Who shares W': sample (default), batch or dataset.")] = None,
     attack: Annotated[
-        str | None, Parameter(help="paper or neuron. Default: neuron in scope sample on dense networks, else paper.")
+        str | None,
+        Parameter(help="paper, neuron or neuron-apgd. Default: the last in scope sample on dense networks, else paper."),
     ] = None,
     domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")] = None,
     moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
