@@ -13,6 +13,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from nonsingular.certification import certify, verify
-from nonsingular.evaluation import evaluate
+from nonsingular.evaluation import attack_cell, choose, evaluate
 from nonsingular.experiment import dataset, load_run
 from nonsingular.presets import TITLES
 from nonsingular.records import Surface
@@ -54,8 +55,9 @@ def by_bound(run: Path, limit: int) -> list[dict[str, Any]]:
 
 
 def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
-    """Attack and branch and bound at the first three cells: how many images are verified, falsified, and neither."""
+    """Branch and bound at the first three cells: how many images are verified, falsified, and neither; and attacks alone."""
     model, x, y = examples(run, limit)
+    at = partial(attack_cell, model, x, y)
     rows: list[dict[str, Any]] = []
     for cell in CELLS[:3]:
         started = time.process_time()
@@ -64,6 +66,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
         rows.append({
             "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},
             "seconds": (time.process_time() - started) / len(x), "most_parts": int(found.parts.max()),
+            "attacked": {name: int(at(choose(model, attack=name), *cell).correct.sum()) for name in ("neuron", "neuron-apgd")},
         })  # fmt: skip
     return rows
 
@@ -86,12 +89,20 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=500, help="test images for the verdicts")
     parser.add_argument("--table", type=int, default=100, help="test images for the table of bounds and the surfaces")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument(
+        "--only", choices=("bounds", "verdicts", "grid"), help="do this part again; the others are read from mnist.json"
+    )
     args = parser.parse_args()
     limits = {"bounds": args.table, "verdicts": args.limit, "grid": args.table}
     runs = sorted((args.run / "models").iterdir())
     found: dict[str, dict[str, Any]] = defaultdict(dict)
+    if args.only:
+        kept = json.loads((args.out / "mnist.json").read_text())
+        found |= {task: kept[task] for task in limits if task != args.only}
+        limits = kept["limits"] | {args.only: limits[args.only]}
+    tasks = [args.only] if args.only else list(limits)
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(work, task, str(run), n): (task, run.name) for task, n in limits.items() for run in runs}
+        jobs = {pool.submit(work, task, str(run), limits[task]): (task, run.name) for task in tasks for run in runs}
         for job in as_completed(jobs):
             task, name = jobs[job]
             found[task][name] = job.result()
@@ -138,8 +149,9 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "## Verdicts",
         "",
-        "| model | (ε_x, ε_w) | verified % | not falsified % | timeouts | images | CPU seconds per image |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| model | (ε_x, ε_w) | verified % | not falsified % | after `neuron-apgd` alone % | after `neuron` alone % | timeouts | images "
+        "| CPU seconds per image |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for model, title in TITLES.items():
         seeds = [rows for name, rows in results["verdicts"].items() if name.rpartition("-seed")[0] == model]
@@ -148,9 +160,10 @@ def tables(results: dict[str, Any]) -> str:
             n, late = sum(r["n"] for r in rows), sum(r["timeout"] for r in rows)
             held = sum(r["verified"] for r in rows)
             eps_x, eps_w = CELLS[k]
+            alone = {name: 100 * sum(r["attacked"][name] for r in rows) / n for name in rows[0]["attacked"]}
             lines.append(
-                f"| {title} | ({eps_x:g}, {eps_w:g}) | {100 * held / n:.2f} | {100 * (held + late) / n:.2f} | {late} | {n} "
-                f"| {fmean(r['seconds'] for r in rows):.3f} |"
+                f"| {title} | ({eps_x:g}, {eps_w:g}) | {100 * held / n:.2f} | {100 * (held + late) / n:.2f} "
+                f"| {alone['neuron-apgd']:.2f} | {alone['neuron']:.2f} | {late} | {n} | {fmean(r['seconds'] for r in rows):.3f} |"
             )
     lines += ["", "## AUC of the surfaces", "", "| model | attacked | certified |", "|---|--:|--:|"]
     for model, seeds in surfaces(results).items():
