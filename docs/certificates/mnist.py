@@ -149,8 +149,8 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "## Verdicts",
         "",
-        "| model | (ε_x, ε_w) | verified % | not falsified % | after `neuron-apgd` alone % | after `neuron` alone % | timeouts | images "
-        "| CPU seconds per image |",
+        "| model | (ε_x, ε_w) | verified % | not falsified % | after `neuron-apgd` alone % | after `neuron` alone % "
+        "| timeouts | images | CPU seconds per image |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for model, title in TITLES.items():
