@@ -31,6 +31,23 @@ app = App(
 )  # fmt: skip
 
 Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
+Model = Annotated[str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")]
+Weights = Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")]
+Data = Annotated[
+    str | None,
+    Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
+]
+Split = Annotated[str | None, Parameter(help="test (default) or val.")]
+Limit = Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")]
+EpsX = Annotated[
+    str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data. Default: the grid of the data set.")
+]
+EpsW = Annotated[
+    str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
+]
+Domain = Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")]
+Moves = Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")]
+Relative = Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")]
 DataDir = Annotated[Path | None, Parameter(help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet.")]
 Out = Annotated[
     Path | None, Parameter(help="Run directory. The same settings go on where they ended; other settings are refused.")
@@ -109,32 +126,23 @@ def train(
 
 @app.command
 def evaluate(
-    model: Annotated[
-        str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")
-    ] = None,
+    model: Model = None,
     /,
     *,
-    weights: Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")] = None,
-    data: Annotated[
-        str | None,
-        Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
-    ] = None,
-    split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
-    limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
-    eps_x: Annotated[
-        str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data. Default: the grid of the data set.")
-    ] = None,
-    eps_w: Annotated[
-        str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
-    ] = None,
+    weights: Weights = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    eps_x: EpsX = None,
+    eps_w: EpsW = None,
     scope: Annotated[str | None, Parameter(help="Who shares W': sample (default), batch or dataset.")] = None,
     attack: Annotated[
         str | None,
         Parameter(help="paper, neuron or neuron-apgd. Default: the last in scope sample on dense networks, else paper."),
     ] = None,
-    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")] = None,
-    moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
-    relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
+    domain: Domain = None,
+    moves: Moves = None,
+    relative: Relative = None,
     batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch.")] = None,
     certify: Annotated[
         str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
@@ -165,29 +173,24 @@ def evaluate(
 
 @app.command
 def certify(
-    model: Annotated[
-        str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")
-    ] = None,
+    model: Model = None,
     /,
     *,
-    weights: Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")] = None,
-    data: Annotated[
-        str | None,
-        Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
-    ] = None,
-    split: Annotated[str | None, Parameter(help="test (default) or val.")] = None,
-    limit: Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")] = None,
-    eps_x: Annotated[str | None, Parameter(help="Input radii, as in 'evaluate'.")] = None,
-    eps_w: Annotated[str | None, Parameter(help="Weight radii, as in 'evaluate'.")] = None,
+    weights: Weights = None,
+    data: Data = None,
+    split: Split = None,
+    limit: Limit = None,
+    eps_x: EpsX = None,
+    eps_w: EpsW = None,
     method: Annotated[
         str | None, Parameter(help="A sound bound: crown (default), best, ... ('nonsingular list bounds').")
     ] = None,
     accuracy: Annotated[
         str | None, Parameter(help="Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x.")
     ] = None,
-    domain: Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")] = None,
-    moves: Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")] = None,
-    relative: Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")] = None,
+    domain: Domain = None,
+    moves: Moves = None,
+    relative: Relative = None,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
