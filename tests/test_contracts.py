@@ -98,6 +98,28 @@ def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kin
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_repeats_itself_and_leaves_the_global_generator_alone(name):
+    model, (x, y), attack = tiny(1), examples(), lookup(ATTACKS, name, "attack")
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    a, b = (attack(model, x, y, JointBall(0.1, 0.05), scope="sample") for _ in range(2))
+    assert a.x.equal(b.x)
+    assert all(w.equal(b.weights[n]) for n, w in a.weights.items())
+    assert torch.rand(3).equal(want)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_works_under_no_grad_and_inference_mode(name):
+    model, (x, y), attack = tiny(1), examples(), lookup(ATTACKS, name, "attack")
+    want = attack(model, x, y, JointBall(0.1, 0.05), scope="sample").x
+    with torch.no_grad():
+        assert attack(model, x, y, JointBall(0.1, 0.05), scope="sample").x.equal(want)
+    with torch.inference_mode():
+        assert attack(model, x.clone(), y.clone(), JointBall(0.1, 0.05), scope="sample").x.equal(want)
+
+
 def test_names_that_stand_twice_are_the_same():
     """config.py says the scopes again, and catalog.py the data sets, because neither may import torch."""
     from typing import get_args

@@ -181,28 +181,6 @@ def test_one_layer_is_exact():
     torch.testing.assert_close(reached(model, x, y, ball), worst_margin(solve(model, x, y, ball).upper, y), rtol=0, atol=1e-6)
 
 
-def test_repeats_itself_and_leaves_the_global_generator_alone():
-    model, x = dense(6, 5, 3), batch(9, 6)
-    y = model(x).argmax(1)
-    torch.manual_seed(7)
-    want = torch.rand(3)
-    torch.manual_seed(7)
-    a, b = (neuron_apgd(model, x, y, JointBall(0.1, 0.05)) for _ in range(2))
-    assert a.x.equal(b.x)
-    assert all(w.equal(b.weights[n]) for n, w in a.weights.items())
-    assert torch.rand(3).equal(want)
-
-
-def test_works_under_no_grad_and_inference_mode():
-    model, x = dense(6, 5, 3), batch(5, 6)
-    y = model(x).argmax(1)
-    want = neuron_apgd(model, x, y, JointBall(0.1, 0.05)).x
-    with torch.no_grad():
-        assert neuron_apgd(model, x, y, JointBall(0.1, 0.05)).x.equal(want)
-    with torch.inference_mode():
-        assert neuron_apgd(model, x.clone(), y.clone(), JointBall(0.1, 0.05)).x.equal(want)
-
-
 def test_no_examples():
     model, ball = dense(6, 5, 3), JointBall(0.1, 0.05)
     empty = neuron_apgd(model, batch(0, 6), torch.zeros(0, dtype=torch.long), ball)
