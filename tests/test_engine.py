@@ -1,0 +1,228 @@
+"""Where the work is done: this process, others of this machine, Ray.  The bits are the same, also when workers or nodes die."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import warnings
+from concurrent.futures import BrokenExecutor, as_completed
+from importlib.util import find_spec
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from nonsingular.cli import main
+from nonsingular.config import EvaluateSettings, checked
+from nonsingular.engine import DEATHS, engine
+from nonsingular.errors import InvalidInput
+from nonsingular.experiment import evaluate_run
+from nonsingular.records import Log
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'nonsingular[ray]'")
+CELLS = 25
+TOKEN = secrets.token_hex(32)  # Ray reads it once in each process
+
+
+@pytest.fixture(autouse=True)
+def _nobody_stays_behind():
+    yield
+    assert not active_children()
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture
+def quiet_ray(monkeypatch):
+    """Ray with a token of this test's own, in place of one in the home folder; what it warns of is not ours."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*accelerator visible devices", category=FutureWarning)
+        yield
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    assert main(f"train --data digits --epochs 1 --hidden 16 --quiet --out {folder}/net".split()) == 0
+    given = {"model": f"{folder}/net", "limit": 200, "scope": "dataset", "certify": "crown"}
+    return checked(EvaluateSettings, {**given, "eps_x": "0:0.1:5", "eps_w": "0:0.02:5"})
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """What this process finds."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return bits(evaluate_run(settings, out, 1), out)
+
+
+def bits(results, out):
+    """Everything but times: the surfaces, and every cell and piece on disk, in a fixed order."""
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    (model,) = results["models"].values()
+    entries = [json.dumps(timeless(entry), sort_keys=True) for entry in Log(out / "events.jsonl")]
+    return timeless(model["surfaces"]), sorted(entries)
+
+
+def test_two_processes_find_the_same_bits(settings, alone, tmp_path):
+    assert bits(evaluate_run(settings, tmp_path / "run", 2), tmp_path / "run") == alone
+
+
+# ---------------------------------------------------------------- death
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(settings, alone, tmp_path):
+    killed = []
+
+    def at_the_first_cell(what, n):
+        if not killed:
+            killed.extend(active_children())
+            for child in killed:  # all of them: whatever was at work is done again
+                os.kill(child.pid, signal.SIGKILL)
+
+    assert bits(evaluate_run(settings, tmp_path / "run", 2, at_the_first_cell), tmp_path / "run") == alone
+    assert len(killed) == 2
+    assert [child.exitcode for child in killed] == [-signal.SIGKILL] * 2
+
+
+def test_a_call_that_kills_its_workers_is_given_up_and_the_others_are_done():
+    with engine("local", 2) as pool:
+        deadly = pool.submit(os._exit, 1)
+        others = [pool.submit(pow, i, 2) for i in range(20)]
+        assert sorted(f.result() for f in as_completed(others)) == [i**2 for i in range(20)]
+        with pytest.raises(BrokenExecutor, match=rf"{DEATHS} worker processes died .* fewer workers"):
+            deadly.result()
+        assert pool.submit(pow, 3, 2).result() == 9  # and the engine goes on
+
+
+def test_a_model_that_kills_its_workers_ends_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(
+        "import multiprocessing, os, torch\n"
+        "def deadly():\n"
+        "    if multiprocessing.parent_process():\n"
+        "        os._exit(1)\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    argv = "evaluate m.py:deadly --data digits --eps-x 0 --eps-w 0 --limit 5 --workers 2 --quiet --out run"
+    assert main(argv.split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: a worker process died")
+    assert "--workers" in err
+
+
+def test_an_error_ends_the_workers_and_what_waits():
+    waiting = []
+
+    def fail():
+        with engine("local", 2) as pool:
+            waiting.extend(pool.submit(signal.pause) for _ in range(4))
+            raise ValueError("an error here")
+
+    with pytest.raises(ValueError, match="an error here"):
+        fail()
+    assert all(f.exception(5) for f in waiting[:2])
+    assert all(f.cancelled() for f in waiting[2:])
+
+
+def test_an_error_of_the_call_is_its_own():
+    with engine("local", 2) as pool, pytest.raises(ValueError, match="invalid literal"):
+        pool.submit(int, "x").result()
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--engine dask", "no engine 'dask'; choose one of local, ray"),
+        ("--workers 0", "workers is 0; give 1 or more"),
+        ("--engine ray --workers 0", "workers is 0; give 1 or more"),
+        ("--address localhost:6379", "engine local has none; choose engine ray"),
+        ("--engine ray --address localhost:6379 --workers 2", "leave --workers out"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(argv, words, settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = "--eps-x 0 --eps-w 0 --limit 5 --quiet --out run"
+    assert main(["evaluate", settings.model, *grid.split(), *argv.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidInput, match=r"pip install 'nonsingular\[ray\]'"), engine("ray", 1):
+        pass
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["nonsense", "nobody.invalid:6379", "closed"])
+def test_a_bad_address_is_said_at_once(address, quiet_ray):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}" if address == "closed" else address
+        with pytest.raises(InvalidInput, match=f"no Ray cluster can be joined at {address}"), engine("ray", 1, address):
+            pass
+
+
+# ---------------------------------------------------------------- Ray
+
+
+@needs_ray
+def test_ray_finds_the_same_bits(settings, alone, tmp_path, quiet_ray):
+    assert bits(evaluate_run(settings, tmp_path / "run", 2, engine="ray"), tmp_path / "run") == alone
+
+
+@pytest.fixture
+def cluster(quiet_ray):
+    """A head with one CPU, and a second node with one, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@needs_ray
+def test_a_node_killed_in_the_middle_changes_nothing(settings, alone, tmp_path, cluster):
+    import ray
+
+    (second,) = cluster.worker_nodes
+    said = []
+
+    def when_both_are_at_work(what, n):
+        said.append(what)
+        if second in cluster.worker_nodes and ray.available_resources().get("CPU", 0) == 0:
+            cluster.remove_node(second, allow_graceful=False)
+
+    found = evaluate_run(settings, tmp_path / "run", 1, when_both_are_at_work, engine="ray", address=cluster.address)
+    assert second not in cluster.worker_nodes
+    assert said.count("cells") == CELLS
+    assert bits(found, tmp_path / "run") == alone
+
+    with engine("ray", 1, cluster.address) as pool:  # and what is left goes on
+        with pytest.raises(ValueError, match="invalid literal") as error:
+            pool.submit(int, "x").result()
+        assert type(error.value) is ValueError  # none of Ray's
+        with pytest.raises(BrokenExecutor, match="fewer workers"):
+            pool.submit(os._exit, 1).result()
