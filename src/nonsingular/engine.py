@@ -10,10 +10,11 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -40,7 +41,7 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
     name: "local", or "ray", which starts a Ray of `workers` CPUs on this machine, or joins the cluster at `address`: then its
         CPUs decide how many calls run at once, and `workers` says nothing.
     What a node of a cluster needs: the same versions of nonsingular, torch, Python and Ray, a processor with the same vector
-    instructions, and the folders of data, models and runs under the same paths.
+    instructions, and the folders of data, models and runs under the same paths.  What is printed meanwhile goes to stderr.
     On an error, and on Ctrl-C, what is not finished is given up, and every process that was started here ends.
     A call that loses DEATHS workers fails with BrokenExecutor.
     Raises InvalidInput for an unknown name, less than one worker, Ray that is not installed, or an address where none answers.
@@ -57,13 +58,15 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
     if name == "local" and workers == 1:
         yield None
         return
-    pool = Cluster(workers, address) if name == "ray" else Processes(workers)
-    try:
-        yield pool
-    except BaseException:
-        pool.stop()
-        raise
-    pool.shutdown()
+    # stdout is the caller's: what Ray tells there, of the death of a node, goes to stderr
+    with redirect_stdout(sys.stderr) if name == "ray" else nullcontext():
+        pool = Cluster(workers, address) if name == "ray" else Processes(workers)
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()
+            raise
+        pool.shutdown()
 
 
 def _lost() -> BrokenExecutor:
