@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import secrets
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from nonsingular.cli import main
 from nonsingular.config import EvaluateSettings, checked
-from nonsingular.engine import DEATHS, engine
+from nonsingular.engine import DEATHS, _kind, _task, engine
 from nonsingular.errors import InvalidInput
 from nonsingular.experiment import evaluate_run
 from nonsingular.records import Log
@@ -208,6 +209,19 @@ def test_a_bad_address_is_said_at_once(address, quiet_ray):
         address = f"127.0.0.1:{s.getsockname()[1]}" if address == "closed" else address
         with pytest.raises(InvalidInput, match=f"no Ray cluster can be joined at {address}"), engine("ray", 1, address):
             pass
+
+
+@pytest.mark.parametrize(
+    "kind, folder, words",
+    [
+        ({}, ".", "would compute other bits"),
+        (_kind() | {"torch": "1.0"}, ".", "would compute other bits"),
+        (_kind(), "/nowhere/at/all", "has no folder /nowhere/at/all"),
+    ],
+)
+def test_a_node_that_would_compute_something_else_says_so(kind, folder, words):
+    with pytest.raises(InvalidInput, match=words):
+        _task(folder, kind, pickle.dumps((pow, (2, 3), {})))
 
 
 # ---------------------------------------------------------------- Ray

@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -194,15 +195,12 @@ class Cluster(Executor):
             for ref in list(self._waiting):
                 self._ray.cancel(ref, force=True)
         if wait:
-            _wait(list(self._waiting.values()))
+            wait_for(list(self._waiting.values()))
         self._ray.shutdown()  # leaves a cluster that was joined, ends one that was started here
 
     def stop(self) -> None:
         """Gives up what is not finished."""
         self.shutdown(wait=False, cancel_futures=True)
-
-
-_wait = wait  # `wait` is also an argument of every executor's shutdown
 
 
 def _ray(workers: int, address: str | None) -> Any:
@@ -213,15 +211,17 @@ def _ray(workers: int, address: str | None) -> Any:
     except ImportError:
         raise InvalidInput("engine ray needs the package ray; pip install 'nonsingular[ray]', or choose engine local") from None
     quiet = {"logging_level": "warning", "log_to_driver": False}
-    try:
+    try:  # where nobody answers in time, Ray ends with SystemExit
         if address is None:
             ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
         else:
             _knock(address)
             ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError, SystemExit) as e:  # SystemExit: how Ray says that nobody answers
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError, SystemExit) as e:
         what = "Ray cannot be started here" if address is None else f"no Ray cluster can be joined at {address}"
-        raise InvalidInput(f"{what}: {str(e).splitlines()[0]}; see 'ray start' and 'ray status', or choose engine local") from e
+        why = str(e).strip().partition("\n")[0].rstrip(".")
+        ask = "see 'ray start', 'ray status' and 'ray get-auth-token', or choose engine local"
+        raise InvalidInput(f"{what} ({why}); {ask}") from e
     return ray
 
 
@@ -229,7 +229,7 @@ def _knock(address: str) -> None:
     """Ray waits for two minutes at an address where nothing listens, and then ends the process."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=10).close()
 
 
 def _kind() -> dict[str, str]:
