@@ -6,10 +6,11 @@ import pickle
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import active_children
 from pathlib import Path
@@ -264,3 +265,39 @@ def test_a_node_killed_in_the_middle_changes_nothing(folder, settings, alone, tm
         assert type(error.value) is ValueError  # none of Ray's
         with pytest.raises(BrokenExecutor, match="fewer workers"):
             pool.submit(os._exit, 1).result()
+
+
+def ended(group, patience=20):
+    """Whether the last process of a group ends within so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_interrupted_run_on_ray_leaves_no_process(folder, tmp_path, quiet_ray):
+    grid = "--eps-x 0:0.1:11 --eps-w 0:0.02:11 --scope dataset --engine ray --workers 2 --out run --json"
+    command = [sys.executable, "-m", "nonsingular.cli", "evaluate", f"{folder}/net", *grid.split()]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        events = tmp_path / "run/events.jsonl"
+        while not (events.exists() and events.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert ended(process.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
