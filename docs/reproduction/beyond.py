@@ -15,8 +15,9 @@ from pathlib import Path
 from nonsingular.certification import certify
 from nonsingular.config import ReproduceSettings, checked, read_config
 from nonsingular.data import load
+from nonsingular.engine import engine
 from nonsingular.evaluation import evaluate
-from nonsingular.experiment import CONFIG, load_run, processes
+from nonsingular.experiment import CONFIG, load_run
 from nonsingular.threat import JointBall
 
 RADII = ((0.002, 0.0002), (0.005, 0.0005), (0.01, 0.001))
@@ -44,7 +45,7 @@ def main() -> None:
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     head = [f"{bound} at ({x:g}, {w:g})" for bound in BOUNDS for x, w in RADII]
     print("| model | AUC, attack neuron | " + " | ".join(head) + " |\n|---|--:|" + "--:|" * len(head))
-    with processes(max(2, args.workers)) as pool:
+    with engine("local", max(2, args.workers)) as pool:
         assert pool is not None
         jobs = {name: [pool.submit(measure, args.run, name, seed) for seed in seeds] for name in settings.recipes}
         for name, found in jobs.items():

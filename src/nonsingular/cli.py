@@ -53,19 +53,32 @@ Out = Annotated[
     Path | None, Parameter(help="Run directory. The same settings go on where they ended; other settings are refused.")
 ]
 Workers = Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")]
+Engine = Annotated[str, Parameter(help="Where the work is done: local, or ray (extra 'ray'). The results are the same.")]
+Address = Annotated[
+    str | None,
+    Parameter(help="Ray cluster to join: host:port or auto. Its CPUs then count, not --workers. Default: a Ray of its own."),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
 PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")]
 
 
 @app.command
-def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: Workers = None, quiet: Quiet = False) -> None:
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    seeds: int = 3,
+    workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
+    quiet: Quiet = False,
+) -> None:
     """Train the seven models on the digits, attack them over the grid, draw Figure 1 and the report. About two minutes."""
     from nonsingular.config import ReproduceSettings, checked
     from nonsingular.presets import reproduction
 
     settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
-    results = _reproduce(settings, out, workers, quiet)
+    results = _reproduce(settings, out, _where(workers, engine, address), quiet)
     _show(results, out)
 
 
@@ -151,6 +164,8 @@ def evaluate(
     config: Config = None,
     out: Out = None,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     print_config: PrintConfig = False,
@@ -168,7 +183,7 @@ def evaluate(
         return _print_config(settings)
     from nonsingular.experiment import evaluate_run
 
-    _one_surface(evaluate_run, settings, out or _folder("evaluate", settings), workers, json, quiet)
+    _one_surface(evaluate_run, settings, out or _folder("evaluate", settings), _where(workers, engine, address), json, quiet)
 
 
 @app.command
@@ -195,6 +210,8 @@ def certify(
     config: Config = None,
     out: Out = None,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     print_config: PrintConfig = False,
@@ -212,16 +229,16 @@ def certify(
         return _print_config(settings)
     from nonsingular.experiment import certify_run
 
-    _one_surface(certify_run, settings, out or _folder("certify", settings), workers, json, quiet)
+    _one_surface(certify_run, settings, out or _folder("certify", settings), _where(workers, engine, address), json, quiet)
 
 
-def _one_surface(run: Any, settings: Any, out: Path, workers: int | None, json: bool, quiet: bool) -> None:
+def _one_surface(run: Any, settings: Any, out: Path, where: Mapping[str, Any], json: bool, quiet: bool) -> None:
     """Runs, writes the report, and shows the surface of the one model."""
     from nonsingular.records import Surface
     from nonsingular.report import fronts_table, surface_table, write
 
     with _progress(quiet or json, {}) as report:
-        results = run(settings, out, _cores() if workers is None else workers, report, _command.get())
+        results = run(settings, out, report=report, command=_command.get(), **where)
     files = write(results, out)
     (found,) = results["models"].values()
     if json:
@@ -246,6 +263,8 @@ def reproduce(
     config: Config = None,
     out: Out = None,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     print_config: PrintConfig = False,
@@ -263,7 +282,7 @@ def reproduce(
     if print_config:
         return _print_config(settings)
     out = out or Path("runs") / f"reproduce-{settings.data}"
-    results = _reproduce(settings, out, workers, quiet or json)
+    results = _reproduce(settings, out, _where(workers, engine, address), quiet or json)
     if json:
         claims = results.get("claims", {})
         print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
@@ -347,10 +366,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _where(workers: int | None, engine: str, address: str | None) -> dict[str, Any]:
+    """Where the work is done: no setting of the run, for its results do not depend on it."""
+    if workers is not None and address is not None:
+        raise InvalidInput(f"--workers {workers} and --address {address}: the CPUs of the cluster count; leave --workers out")
+    return {"workers": _cores() if workers is None else workers, "engine": engine, "address": address}
+
+
 # --- running and showing --------------------------------------------------------------------------------------------------
 
 
-def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> dict[str, Any]:
+def _reproduce(settings: Any, out: Path, where: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
     from nonsingular.experiment import reproduce
     from nonsingular.report import write
 
@@ -359,7 +385,7 @@ def _reproduce(settings: Any, out: Path, workers: int | None, quiet: bool) -> di
     if not quiet:
         _say(f"{settings.data}: {models} networks to train, {cells} cells of the grid to attack, into {out}")
     with _progress(quiet, {"models": models, "cells": cells}) as report:
-        results = reproduce(settings, out, _cores() if workers is None else workers, report, _command.get())
+        results = reproduce(settings, out, report=report, command=_command.get(), **where)
     write(results, out)
     return results
 

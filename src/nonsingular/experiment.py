@@ -11,17 +11,14 @@ import json
 import math
 import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.metadata import version
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +43,7 @@ from nonsingular.config import (
     to_yaml,
 )  # fmt: skip
 from nonsingular.data import Dataset, Split, hash_tensors, load
+from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import Method, attack_cell, choose, in_this_process, rehearse, surface
 from nonsingular.objectives import Objective
@@ -301,25 +299,32 @@ AGAIN = "nonsingular COMMAND --config config.yaml"
 
 
 def evaluate_run(
-    settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
-) -> dict[str, Any]:
-    """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again."""
+    settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
+    *, engine: str = "local", address: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again.
+
+    workers, engine, address: where the work is done, as in engine.py.  The results do not depend on them.
+    """
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    return _run(job, out, workers, report, command)
+    return _run(job, out, start(engine, workers, address), report, command)
 
 
 def certify_run(
-    settings: CertifySettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
-) -> dict[str, Any]:
+    settings: CertifySettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
+    *, engine: str = "local", address: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
-    return _run(Certified(settings), out, workers, report, command)
+    return _run(Certified(settings), out, start(engine, workers, address), report, command)
 
 
-def _run(job: Attacked | Certified, out: Path, workers: int, report: Report, command: str) -> dict[str, Any]:
+def _run(
+    job: Attacked | Certified, out: Path, workplace: AbstractContextManager[Executor | None], report: Report, command: str
+) -> dict[str, Any]:
     label, started, surroundings = job.settings.label, time.time(), environment()
     fronts: list[dict[str, Any]] = []
-    with processes(workers) as pool:
+    with workplace as pool:
         claim(out, job.settings)
         found = job.surface(label, out / EVENTS, pool, report)
         if isinstance(job, Certified) and job.settings.accuracy:
@@ -345,10 +350,12 @@ def front_dict(front: Front, accuracy: float) -> dict[str, Any]:
 
 
 def reproduce(
-    settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN
-) -> dict[str, Any]:
+    settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
+    *, engine: str = "local", address: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains every model with every seed, attacks each on the grid, judges the claims.  Models and cells run in parallel.
 
+    workers, engine, address: as in `evaluate_run`.
     Returns the results that are also written to results.json.  Progress units: "models" trained, "cells" attacked.
     """
     data = dataset(settings.data, settings.data_dir)
@@ -356,7 +363,8 @@ def reproduce(
     _rehearse_all(settings, data)
     started, surroundings = time.time(), environment()
     surfaces: dict[tuple[str, int], Surface] = {}
-    with ThreadPoolExecutor(len(settings.recipes) * len(seeds)) as pipelines, processes(workers) as pool:
+    pipelines = ThreadPoolExecutor(len(settings.recipes) * len(seeds))
+    with pipelines, start(engine, workers, address) as pool:
         claim(out, settings)
 
         def pipeline(name: str, seed: int) -> None:
@@ -443,7 +451,7 @@ def assemble(
     }  # fmt: skip
 
 
-# --- processes, directories, surroundings ---------------------------------------------------------------------------------
+# --- threads, directories, surroundings -----------------------------------------------------------------------------------
 
 
 def set_threads(n: int) -> None:
@@ -451,58 +459,6 @@ def set_threads(n: int) -> None:
     if n < 1:
         raise InvalidInput(f"threads is {n}; give 1 or more")
     torch.set_num_threads(n)
-
-
-@contextmanager
-def processes(workers: int) -> Generator[ProcessPoolExecutor | None]:
-    """A pool of `workers` processes with one torch thread each; None for one worker: then everything runs in this process.
-
-    Small matrices run far slower on many threads than on one, and with one the bits do not depend on the number of cores.
-    """
-    set_threads(1)
-    if workers < 1:
-        raise InvalidInput(f"workers is {workers}; give 1 or more")
-    if workers == 1:
-        yield None
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    with _interrupts_ignored():  # workers inherit this: Ctrl-C is the parent's to handle, also while they start
-        for _ in range(workers):
-            pool.submit(os.getpid)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
-            child.terminate()
-        raise
-    pool.shutdown()
-
-
-@contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that thread may change handlers
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def claim(out: Path, settings: Settings) -> None:

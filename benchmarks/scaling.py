@@ -1,0 +1,77 @@
+"""scaling.py - cells of a grid per second with more and more workers, in local processes and on Ray, against linear growth.
+
+Each run is `evaluate_run` on the default network of MNIST, into a folder of its own.  The rate is that of the second half of the
+cells: then all workers have started.  How long that took is shown beside.  All runs must find the same accuracies.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from timing import machine, options
+
+from nonsingular.config import EvaluateSettings, Network, TrainSettings, checked
+from nonsingular.experiment import evaluate_run, set_threads, train_run
+from nonsingular.presets import training_defaults
+
+CONTENDERS = [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]
+
+
+class Run(NamedTuple):
+    first: float
+    """Seconds until the first cell was finished."""
+    rate: float
+    """Cells per second in the second half."""
+    accuracy: list[list[float]]
+
+
+def run(settings: EvaluateSettings, out: Path, engine: str, workers: int) -> Run:
+    finished: list[float] = []
+    started = time.perf_counter()
+
+    def report(what: str, n: int) -> None:
+        if what == "cells":
+            finished.append(time.perf_counter())
+
+    results = evaluate_run(settings, out, workers, report, engine=engine)
+    (model,) = results["models"].values()
+    half = len(finished) // 2
+    rate = (len(finished) - half) / (finished[-1] - finished[half - 1])
+    return Run(finished[0] - started, rate, model["surfaces"][0]["accuracy"])
+
+
+def main() -> None:
+    parser = options(__doc__, examples=1000, points=9, repeat=3)
+    parser.add_argument("--scope", default="dataset", help="default: %(default)s")
+    parser.add_argument("--data", default="mnist", help="default: %(default)s")
+    args = parser.parse_args()
+    set_threads(1)
+    print(machine())
+    contenders = [c for c in CONTENDERS if c[0] == "local" or find_spec("ray")]
+    runs: dict[tuple[str, int], list[Run]] = {c: [] for c in contenders}
+    with tempfile.TemporaryDirectory() as folder:
+        net = Path(folder, "net")
+        defaults = training_defaults(args.data, "standard") | {"data": args.data, "data_dir": args.data_dir}
+        train_run(checked(TrainSettings, defaults | {"network": Network()}), net)
+        grid = {"eps_x": f"0:0.1:{args.points}", "eps_w": f"0:0.05:{args.points}"}
+        settings = checked(EvaluateSettings, {"model": str(net), "limit": args.examples, "scope": args.scope, **grid})
+        for i in range(args.repeat):
+            for engine, workers in contenders:  # interleaved: what disturbs one disturbs all
+                runs[engine, workers].append(run(settings, Path(folder, f"{engine}-{workers}-{i}"), engine, workers))
+    assert len({str(r.accuracy) for found in runs.values() for r in found}) == 1, "the engines differ"
+    cells = args.points**2
+    print(f"\n{args.data}, {args.examples} examples, {cells} cells, scope {args.scope}, median of {args.repeat} interleaved runs")
+    print("engine  workers   cells/s   of linear   first cell after, s")
+    one = median(r.rate for r in runs["local", 1])
+    for (engine, workers), found in runs.items():
+        rate, first = median(r.rate for r in found), median(r.first for r in found)
+        print(f"{engine:6} {workers:8} {rate:9.2f} {rate / (workers * one):11.3f} {first:21.2f}")
+
+
+if __name__ == "__main__":
+    main()
