@@ -1,4 +1,4 @@
-"""shared_apgd.py - joint attack where all examples share one W' (scopes batch and dataset): a few large steps, from several starts.
+"""shared_apgd.py - joint attack where all examples share one W' (batch, dataset): a few large steps, from several starts.
 
 What is made small is the mean probability of the true class, softmax(logits / T)_y.  With T small beside the margins it is the
 accuracy, smoothed: an example far on either side of the boundary has no say in where W' goes, as it has in the cross-entropy.
@@ -24,10 +24,8 @@ COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: near the accuracy, and where every example has a say."""
 EXPLORED = 512
 """Examples on which W' is sought from another start, before all of them see it."""
-FAR = 8.0
-"""Temperatures below 0 at which the margin of an example has no say in the loss any more."""
-REST = 4
-"""Steps after which the margins of all examples are looked at again."""
+POLISH = 0.3
+"""First step of the run that starts at the best point of the others, in half widths of the boxes."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
@@ -116,11 +114,11 @@ class _Shared:
     def margins(self, x: Tensor) -> Tensor:
         """(B,) smallest margins at x and the weights that are loaded; NaN counts as lost."""
         with torch.no_grad():
-            found = [self._margin(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
+            found = [self.margin(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
         return torch.cat(found) if found else x.new_zeros(0)
 
     @staticmethod
-    def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    def margin(logits: Tensor, y: Tensor) -> Tensor:
         return worst_margin(margins(logits, y), y).nan_to_num(nan=-torch.inf)
 
     def at(self, x: Tensor, W: list[Tensor]) -> _Point:
@@ -148,36 +146,40 @@ def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int)
 
 
 def _search(shared: _Shared, best: _Point, steps: int) -> _Point:
-    found = _descend(shared, best, steps, cold=COLD, hot=COLD if shared.boxes else HOT)
-    best = min(best, found, key=_Point.rank)
-    if shared.boxes and best.right.any():
+    if not shared.boxes:
+        return _again(shared, min(best, _descend(shared, best, steps, hot=HOT), key=_Point.rank), steps)
+    best = min(best, _descend(shared, best, steps), key=_Point.rank)
+    if best.right.any():
         best = min(best, _explore(shared, best, steps), key=_Point.rank)
+    if best.right.any():
+        best = min(best, _descend(shared, best, -(-steps // 2), size=POLISH), key=_Point.rank)
     return _again(shared, best, steps) if shared.free else best
 
 
-def _descend(shared: _Shared, start: _Point, steps: int, *, cold: float, hot: float) -> _Point:
-    """The best of some points on the way from `start`: signed steps on softmax(logits / T)_y, T from `hot` down to `cold`.
+def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, size: float = 1.0) -> _Point:
+    """The best of the points on the way from `start`: signed steps on softmax(logits / T)_y, T from `hot` down to COLD.
 
-    Examples that are lost by far have no say: they rest until the next of every REST steps, which sees all.
+    size: of the first step, in half widths of the boxes; they shrink as half a cosine.
     """
-    x, W, best, seen = start.x.clone(), start.W, start, start.margin
+    x, W, best = start.x, start.W, start
     for i in range(steps):
-        T = shared.median * hot * (cold / hot) ** (i / max(1, steps - 1))
-        scale = (1 + math.cos(math.pi * i / steps)) / 2
+        T = shared.median * hot * (COLD / hot) ** (i / max(1, steps - 1))
+        scale = size * (1 + math.cos(math.pi * i / steps)) / 2
         shared.load(W)
-        if i and i % REST == 0:
-            seen = shared.margins(x)
-            best = min(best, _Point(x.clone(), W, seen), key=_Point.rank)
+        moved, seen = torch.empty_like(x) if shared.free else x, list[Tensor]()
         total = [torch.zeros_like(w) for w in W]
-        for at in (seen > -FAR * T).nonzero().flatten().split(shared.chunk):
-            point, labels = x[at].requires_grad_(shared.free), shared.y[at]
+        for at in shared.pieces(len(x)):
+            point, labels = x[at].detach().requires_grad_(shared.free), shared.y[at]
             logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
+            seen.append(shared.margin(logits.detach(), labels))
             g = list(_gradient(_probability(logits, labels, T), [point, *shared.live] if shared.free else shared.live))
             if shared.free:
-                x[at] = _step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale)
+                moved[at] = _step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale)
             for t, d in zip(total, g, strict=True):
                 t.add_(d)
+        best = min(best, _Point(x, W, torch.cat(seen)), key=_Point.rank)
         W = [_step(w, b, g, scale) for w, b, g in zip(W, shared.boxes, total, strict=True)]
+        x = moved
     return min(best, shared.at(x, W), key=_Point.rank)
 
 
@@ -186,19 +188,18 @@ def _step(w: Tensor, box: Interval, g: Tensor, scale: float) -> Tensor:
 
 
 def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
-    """Minus the probability of the other classes: that of the true one, less 1, without its rounding where it is near 1."""
+    """Sum of softmax(logits / T)_y, up to a constant; its gradient is not lost to rounding where it is near 0 or near 1."""
     z = logits / T
-    others = z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-    return -torch.sigmoid(others - z.gather(1, y[:, None])[:, 0]).sum()
+    behind = z.scatter(1, y[:, None], -torch.inf).logsumexp(1) - z.gather(1, y[:, None])[:, 0]
+    return torch.where(behind > 0, torch.sigmoid(-behind), -torch.sigmoid(behind)).sum()
 
 
 def _explore(shared: _Shared, best: _Point, steps: int) -> _Point:
-    """A run with the inputs of `best` and other weights, on a part of the examples; the inputs of that part move with it."""
+    """A run with the inputs of `best` from other weights, on a part of the examples; the inputs of that part move with it."""
     n = len(best.x)
     some = torch.arange(0, n, max(1, -(-n // EXPLORED)), device=best.x.device)
     part = shared.part(some)
-    corner = _corner(part, best.x[some])
-    found = _descend(part, corner, steps, cold=COLD, hot=HOT)
+    found = _descend(part, _corner(part, best.x[some]), steps, hot=HOT)
     x = best.x
     if shared.free:
         x = best.x.clone()
