@@ -99,22 +99,20 @@ def masking(
     Raises InvalidInput as `attack` and for unusable data.  Cost: 6 runs of the attack, and 800 passes without gradients.
     """
     check_scope(scope)
-    x, y = (torch.as_tensor(t) for t in data)
-    check_inputs(model, x, y, ball)
     if limit < 1:
         raise InvalidInput(f"limit is {limit}; give 1 or more examples")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(x), generator=generator)[:limit].sort().values.to(x.device)
-    x, y = x[chosen].detach(), y[chosen].long()
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+    x, y = (torch.as_tensor(t) for t in data)
     found = _Found({}, {})
     with _own_stream(x), torch.no_grad():
-        case = _Case(model, x, y, ball, scope, seed)
+        check_inputs(model, x, y, ball)
+        chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
+        case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed)
         _check_random(case, found)
         _check_gradients(case, found)
         _check_attack(case, function, name, found)
-    return Masking(name, scope, len(x), found.flags, found.numbers)
+    return Masking(name, scope, len(chosen), found.flags, found.numbers)
 
 
 @dataclass(frozen=True)

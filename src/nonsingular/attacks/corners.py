@@ -159,7 +159,7 @@ def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, r
     params = dict(model.named_parameters())
     W = {n: params[n].detach().expand(len(y), *params[n].shape) for n in reached}
     points = [(begin.x, reached), (begin.x, {**W, **begin.weights}), (begin.x, W), (x, W)]
-    values = [nearest(frozen(twin(model), w, each=True, chunk=len(y))(inputs), y) for inputs, w in points]
+    values = [nearest(frozen(twin(model), w, each=True, chunk=max(1, len(y)))(inputs), y) for inputs, w in points]
     best, found, weights = values[0], begin.x, dict(reached)
     for margin, (inputs, w) in zip(values[1:], points[1:], strict=True):
         lower = margin < best

@@ -22,19 +22,19 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
 
     Takes a `twin`, which it moves.  Memory of a pass: `chunk` examples.
     """
-    if each and weights:
+    count = len(next(iter(weights.values()))) if each and weights else 0
+    if count:
         at_once = vmap(per_sample_logits(moving), randomness="different")
-        count = len(next(iter(weights.values())))
         parts = [{n: w[i : i + chunk] for n, w in weights.items()} for i in range(0, count, chunk)]
 
         def apart(x: Tensor) -> Tensor:
-            pairs = [pair for run in x.split(max(1, count)) for pair in zip(parts, run.split(chunk), strict=True)]
-            return torch.cat([at_once(w, part) for w, part in pairs]) if pairs else moving(x.clone())
+            pairs = [pair for run in x.split(count) for pair in zip(parts, run.split(chunk), strict=True)]
+            return torch.cat([at_once(w, part) for w, part in pairs])
 
         return apart
     params = dict(moving.named_parameters())
     with torch.no_grad():
-        for name, w in weights.items():
+        for name, w in weights.items() if not each else ():
             params[name].copy_(w)
     return lambda x: torch.cat([moving(part.clone()) for part in x.split(chunk)])  # its first operation may work in place
 
