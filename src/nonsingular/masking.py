@@ -35,6 +35,8 @@ VANISHED = 0.001
 """A gradient that promises less than this part of what random corners of the same box reach has vanished."""
 CORNERS = 8
 """Random corners of each box."""
+EXAMPLES: Mapping[Scope, int] = {"sample": 64, "batch": 256, "dataset": 256}
+"""How many are used if the caller does not say."""
 PROBES = 64
 """Examples whose gradients are looked at."""
 WEIGHTS_AT_ONCE = 2**24
@@ -81,11 +83,12 @@ class Masking:
 
 def masking(
     model: nn.Module, data: tuple[Tensor, Tensor], ball: JointBall, *, scope: Scope = "sample", attack: str | Attack = "paper",
-    limit: int = 256, seed: int = 0,
+    limit: int | None = None, seed: int = 0,
 ) -> Masking:  # fmt: skip
     """Whether `attack` on `model` shows signs of masked gradients at `ball`.
 
-    data: x (N, *input) in ball.domain and y (N,) class indices; `limit` examples of them, drawn with `seed`, are used.
+    data: x (N, *input) in ball.domain and y (N,) class indices.  limit: how many are used, drawn with `seed`; by default 256, and
+        64 in scope `sample`, where memory and time grow with B x parameters.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.  attack: a name of the catalog, or a function.
     zero-gradient: the margin has no gradient with respect to the inputs or to a tensor of weights, or less than a
         thousandth of what random corners of the same box do to it.
@@ -96,16 +99,17 @@ def masking(
     one-class: all predictions under the attack are the same class.
     Two accuracies differ where their difference is at least 5 points and beyond chance.  Choose a ball in which some examples
         survive and some do not: where all are broken, the checks that compare accuracies can say nothing.
-    Raises InvalidInput as `attack` and for unusable data.  Cost: 6 runs of the attack, and 800 passes without gradients.
+    Raises InvalidInput as `attack` and for unusable data.  Cost: 6 runs of the attack, and 900 passes without gradients.
     """
     check_scope(scope)
+    limit = EXAMPLES[scope] if limit is None else limit
     if limit < 1:
         raise InvalidInput(f"limit is {limit}; give 1 or more examples")
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
     x, y = (torch.as_tensor(t) for t in data)
     found = _Found({}, {})
-    with _own_stream(x), torch.no_grad():
+    with recording(), _own_stream(x), torch.no_grad():
         check_inputs(model, x, y, ball)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
         case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed)
