@@ -47,7 +47,7 @@ def installed(name):
 
 
 def others():
-    yield pytest.param(lambda: plugged._plugged(stepping), id="own")
+    yield pytest.param(lambda: plugged._plugged(stepping, "stepping"), id="own")
     yield pytest.param(lambda: foolbox_attack(installed("foolbox").attacks.LinfPGD(steps=10)), id="foolbox")
     yield pytest.param(lambda: installed("torchattacks") and torchattacks_attack("APGD", steps=10), id="torchattacks")
 
@@ -110,7 +110,7 @@ def test_it_evaluates_a_grid(make):
 
 def test_what_is_not_a_number_is_not_taken():
     model, x, y = setting()
-    found = plugged._plugged(lambda network, x, y, eps: torch.full_like(x, torch.nan))(model, x, y, JointBall(0.1, 0.0))
+    found = plugged._plugged(lambda network, x, y, eps: torch.full_like(x, torch.nan), "none")(model, x, y, JointBall(0.1, 0.0))
     assert found.x.equal(x)
 
 
@@ -121,8 +121,16 @@ def test_a_missing_package_says_how_to_get_it(name, monkeypatch):
         foolbox_attack(None) if name == "foolbox" else torchattacks_attack("PGD")
 
 
+def test_names_tell_settings_apart():
+    """Records know a function by its name and code, and the code of all of these is the same."""
+    foolbox = installed("foolbox")
+    names = {foolbox_attack(foolbox.attacks.LinfPGD(steps=n)).__name__ for n in (5, 10)}
+    assert len(names) == 2 and all("LinfProjectedGradientDescentAttack" in name and "foolbox" in name for name in names)
+
+
 def test_names_and_options_of_torchattacks():
     installed("torchattacks")
+    assert torchattacks_attack("PGD", steps=3, alpha=0.1).__name__ == "torchattacks PGD(alpha=0.1, steps=3)"
     with pytest.raises(InvalidInput, match="did you mean 'PGD'"):
         torchattacks_attack("PDG")
     with pytest.raises(InvalidInput, match=r"\['eps', 'stepps'\].*alpha, steps, random_start"):

@@ -214,8 +214,8 @@ class _Search:
     def _moved(self, t: Tensor, box: Interval, step: int) -> Tensor:
         """A block at the ends of its box: whole rows, whole columns, or a window, with one sign for each row or column."""
         (R, C), part = _matrix(t.shape[1:]), share(step, self.steps)
-        kind = step % 3 if C > 1 else 0
-        rows, columns = ((part, 1.0), (1.0, part), (math.sqrt(part), math.sqrt(part)))[kind]
+        kind = step % 4 if C > 1 else 0  # rows every other time: they do most
+        rows, columns = ((part, 1.0), (1.0, part), (part, 1.0), (math.sqrt(part), math.sqrt(part)))[kind]
         signs = self._signs(t, (1, C) if kind == 1 else (R, 1))
         inside = self._chosen(t, R, rows)[:, :, None] & self._chosen(t, C, columns)[:, None, :]
         return torch.where(inside.view_as(t), torch.where(signs, box.hi, box.lo), t)

@@ -49,7 +49,7 @@ def foolbox_attack(attack: Any) -> InputAttack:
         seen = foolbox.PyTorchModel(network, bounds=(0, 1), device=x.device)
         return attack(seen, x, y, epsilons=eps)[1]  # what lies inside its own ball, successful or not
 
-    return _plugged(run)
+    return _plugged(run, f"foolbox {attack!r}")
 
 
 def torchattacks_attack(name: str, **options: Any) -> InputAttack:
@@ -72,7 +72,8 @@ def torchattacks_attack(name: str, **options: Any) -> InputAttack:
     def run(network: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         return kind(network, **options, **({"eps": eps} if "eps" in known else {}))(x, y)
 
-    return _plugged(run)
+    told = ", ".join(f"{k}={v}" for k, v in sorted(options.items()))
+    return _plugged(run, f"torchattacks {name}({told})")
 
 
 def _package(name: str) -> Any:
@@ -93,7 +94,9 @@ class _Unit(nn.Module):
         return self.network(u * self.width + self.lo)
 
 
-def _plugged(foreign: Foreign) -> InputAttack:
+def _plugged(foreign: Foreign, name: str) -> InputAttack:
+    """`name`, with its settings, is how records tell it from others."""
+
     def attack(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "batch",
         start: Perturbation | None = None, generator: torch.Generator | None = None,
@@ -133,6 +136,7 @@ def _plugged(foreign: Foreign) -> InputAttack:
                 found = torch.where(spread(reached < margin, x), found, point.x)
             return Perturbation(found, point.weights, scope).check(model, x, ball)
 
+    attack.__name__ = name
     return attack
 
 
