@@ -1,15 +1,17 @@
 """What every attack and every bound of the catalog must keep: listing one here tests it."""
 
+import inspect
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
+from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, UNSOUND, lookup
-from nonsingular.errors import UnsupportedModel
+from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
+from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.models import conv, mlp
 from nonsingular.threat import SCOPES, JointBall, Perturbation
 
@@ -67,20 +69,29 @@ def test_a_bound_refuses_what_it_has_no_rule_for(name):
         lookup(BOUNDS, name, "bound")(Odd().eval(), *examples(), JointBall(0.1, 0.1))
 
 
-def cases():
-    for name, scope in itertools.product(sorted(ATTACKS), SCOPES):
+INPUTS_ALONE, WEIGHTS_ALONE = {"square"}, {"corners"}
+"""Attacks that leave the other of the two where it is."""
+WITH_START = sorted(name for name in ATTACKS if "start" in inspect.signature(lookup(ATTACKS, name, "attack")).parameters)
+
+
+def cases(names):
+    for name, scope in itertools.product(names, SCOPES):
         for kind in ("dense", "conv"):
             if not name.startswith("neuron") or (scope, kind) == ("sample", "dense"):
                 yield pytest.param(name, scope, kind, id=f"{name}-{scope}-{kind}")
 
 
-@pytest.mark.parametrize("name, scope, kind", list(cases()))
-@pytest.mark.parametrize("radii", [(0.1, 0.02), (0.0, 0.02), (0.1, 0.0)])
-def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kind, radii):
+def setting(kind, n=5):
     torch.manual_seed(0)
     model = (mlp((1, 6, 6), 4, hidden=(8, 6)) if kind == "dense" else conv((1, 6, 6), 4, hidden=(3,))).eval()
-    x = torch.rand(5, 1, 6, 6)
-    y = model(x).argmax(1).detach()
+    x = torch.rand(n, 1, 6, 6)
+    return model, x, model(x).argmax(1).detach()
+
+
+@pytest.mark.parametrize("name, scope, kind", list(cases(sorted(ATTACKS))))
+@pytest.mark.parametrize("radii", [(0.1, 0.02), (0.0, 0.02), (0.1, 0.0)])
+def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kind, radii):
+    model, x, y = setting(kind)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     ball = JointBall(*radii)
     point = lookup(ATTACKS, name, "attack")(model, x, y, ball, scope=scope)
@@ -91,11 +102,57 @@ def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kin
     for key, value in point.weights.items():
         assert (value - before[key]).abs().max() <= radii[1] + 1e-6
         assert value.shape == ((len(x), *before[key].shape) if scope == "sample" else before[key].shape)
-    assert bool(point.weights) == (radii[1] > 0)
-    worst = worst_margin(margins(logits_at(model, point), y), y)
-    assert worst.sum() < worst_margin(margins(model(x), y), y).sum()
+    moves_x, moves_w = radii[0] > 0 and name not in WEIGHTS_ALONE, radii[1] > 0 and name not in INPUTS_ALONE
+    assert bool(point.weights) == moves_w
+    worst, clean = worst_margin(margins(logits_at(model, point), y), y), worst_margin(margins(model(x), y), y)
+    if moves_x or moves_w:
+        assert worst.sum() < clean.sum()
+    else:
+        assert point.x.equal(x)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def reached(model, point, y):
+    """What an attack lowers: the margin of each example in scope `sample`, otherwise the number of right ones."""
+    logits = logits_at(model, point)
+    return worst_margin(margins(logits, y), y) if point.scope == "sample" else is_correct(logits, y).sum()
+
+
+@pytest.mark.parametrize("name, scope, kind", list(cases(WITH_START)))
+@pytest.mark.parametrize("begin", ["strong", "inputs", "harmful", "nothing"])
+def test_an_attack_is_never_worse_than_its_start_or_the_clean_point(name, scope, kind, begin):
+    model, x, y = setting(kind, 12)
+    ball = JointBall(0.1, 0.05)
+    if begin == "strong":
+        start = joint_pgd(model, x, y, ball, steps=20, step_x=0.02, step_w=0.01, scope=scope)
+    elif begin == "inputs":
+        start = Perturbation(joint_pgd(model, x, y, JointBall(0.1, 0.0), steps=9).x, {}, scope)
+    elif begin == "harmful":  # downhill: (x, W) does better
+        start = joint_pgd(model, x, y, JointBall(0.0, 0.05), steps=5, step_w=-0.01, scope=scope)
+    else:
+        start = Perturbation(x, {}, scope)
+    kept = start.x.clone(), {n: w.clone() for n, w in start.weights.items()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    point = lookup(ATTACKS, name, "attack")(model, x, y, ball, scope=scope, start=start)
+    point.check(model, x, ball)
+    value = reached(model, point, y)
+    for other in (start, Perturbation(x, {}, scope)):
+        assert (value <= reached(model, other, y) + 1e-5).all()
+    assert start.x.equal(kept[0]) and all(w.equal(kept[1][n]) for n, w in start.weights.items())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name, scope, kind", list(cases(WITH_START)))
+def test_a_start_that_does_not_fit_is_refused(name, scope, kind):
+    model, x, y = setting(kind)
+    attack = lookup(ATTACKS, name, "attack")
+    with pytest.raises(InvalidInput, match="start"):
+        attack(model, x, y, JointBall(0.1, 0.02), scope=scope, start=Perturbation((x + 0.2).clamp(0, 1), {}, scope))
+    other = "batch" if scope == "sample" else "sample"
+    weights = joint_pgd(model, x, y, JointBall(0.1, 0.02), steps=2, scope=other)
+    with pytest.raises(InvalidInput, match="scope"):
+        attack(model, x, y, JointBall(0.1, 0.02), scope=scope, start=weights)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

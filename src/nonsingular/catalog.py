@@ -17,6 +17,8 @@ ATTACKS = {
     "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
     "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
     "neuron-apgd": "nonsingular.attacks.neuron_apgd:neuron_apgd",
+    "square": "nonsingular.attacks.square:square",
+    "corners": "nonsingular.attacks.corners:corners",
 }
 BOUNDS = {
     "theorem1": "nonsingular.bounds.theorem:theorem1",
