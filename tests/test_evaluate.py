@@ -117,7 +117,7 @@ def test_one_linear_layer_equals_the_closed_form():
 
 
 def test_default_attack_and_scope():
-    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "neuron-apgd"
+    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "apgd"
     assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).scope) == "sample"
     assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0, scope="batch").attack) == "paper"
     assert (evaluate(conv(), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "paper"

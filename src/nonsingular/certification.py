@@ -96,7 +96,7 @@ def verify(
     """`verified`, `falsified` with the perturbation that does it, or `timeout` with the bounds so far, for each example.
 
     x: (B, *input) in ball.domain.  y: (B,).  Everything is computed in float64, where `perturbation` changes the prediction.
-    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `neuron-apgd` where the model is
+    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `apgd` where the model is
         dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
     parts, seconds: budget of an example: parts of the region bounded, and time on average.
     report: called with the number of examples decided since the last call.
@@ -111,7 +111,7 @@ def verify(
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:
-    function = lookup(ATTACKS, attack or "neuron-apgd", "attack")
+    function = lookup(ATTACKS, attack or "apgd", "attack")
     try:
         return function(model, x, y, ball, scope="sample")
     except UnsupportedModel:

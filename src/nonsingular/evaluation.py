@@ -64,7 +64,7 @@ def choose(
     """The method that these settings name.
 
     radii: one radius per named tensor, if the grid multiplies these.
-    Without an attack: `neuron-apgd` in scope `sample` for a dense network, otherwise `paper`.
+    Without an attack: `apgd` in scope `sample` for a dense network, otherwise `paper`.
     Raises InvalidInput for an unknown name.
     """
     check_scope(scope)
@@ -72,7 +72,7 @@ def choose(
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
     if attack is None:
-        attack = "neuron-apgd" if scope == "sample" and _has_neurons(model, unit) else "paper"
+        attack = "apgd" if scope == "sample" and _has_neurons(model, unit) else "paper"
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     return Method(function, _name(attack), scope, unit, batch_size)
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import nonsingular.attacks.neuron_apgd as module
-from nonsingular.attacks.neuron_apgd import neuron_apgd
-from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
+import nonsingular.attacks.search as module
+from nonsingular.attacks.apgd import apgd
+from nonsingular.attacks.neuron_pgd import neuron_pgd
+from nonsingular.attacks.shift_space import shift_space
 from nonsingular.bounds.exact import solve
 from nonsingular.certification import certify
-from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at
 from nonsingular.margins import margins, worst_margin
 from nonsingular.threat import JointBall
@@ -43,7 +44,7 @@ def batch(n, d, seed=0, dtype=torch.float64):
     return torch.rand(n, d, generator=torch.Generator().manual_seed(seed + 1000), dtype=dtype)
 
 
-def reached(model, x, y, ball, attack=neuron_apgd, **options):
+def reached(model, x, y, ball, attack=apgd, **options):
     """Worst margins at the tensors that come back."""
     return worst_margin(margins(logits_at(model, attack(model, x, y, ball, **options)), y), y)
 
@@ -83,8 +84,8 @@ def test_a_single_flip_leaves_a_local_optimum(monkeypatch):
         for p, value in zip(model.parameters(), values, strict=True):
             p.copy_(torch.tensor(value))
     x, y, ball = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]), JointBall(0.0, {"0.weight": 0.3})
-    joint = module._joint(shifts(model, ball), x, y, ball)
-    v = torch.ones(1, 1, 3, dtype=torch.float64)  # z = 0.5: margin 1 - 0.3, and the gradient says to stay
+    joint = shift_space(model, x, y, ball)
+    v = torch.ones(1, 1, 1, dtype=torch.float64)  # z = 0.5: margin 1 - 0.3, and the gradient says to stay
     margin = joint.margins(v).amin(-1)
     assert margin.item() == pytest.approx(0.7)
     stay, same = module._to_the_ends(joint, v, margin)
@@ -126,7 +127,7 @@ def test_no_attack_goes_below_the_certificate(seed, bias):
     y = torch.randint(3, (12,), generator=torch.Generator().manual_seed(seed))
     for eps_x, eps_w in ((0.1, 0.0), (0.0, 0.05), (0.05, 0.02), (0.3, 0.3)):
         ball = JointBall(eps_x, eps_w, moves="all")
-        logits = logits_at(model, neuron_apgd(model, x, y, ball))
+        logits = logits_at(model, apgd(model, x, y, ball))
         assert bool((certify(model, x, y, ball).margins <= margins(logits, y) + 1e-9).all())
 
 
@@ -155,7 +156,7 @@ def test_returns_a_point_of_the_ball(kind, dtype):
         "inputs": JointBall(0.1, 0.0), "no domain": JointBall(0.5, 0.05, None), "none": JointBall(0.0, 0.0),
     }[kind]  # fmt: skip
     before = {n: p.clone() for n, p in model.named_parameters()}
-    point = neuron_apgd(model, x, y, ball)
+    point = apgd(model, x, y, ball)
     point.check(model, x, ball)
     assert point.scope == "sample" and point.x.dtype == dtype
     assert set(point.weights) == set(ball.radii(before))
@@ -183,7 +184,7 @@ def test_one_layer_is_exact():
 
 def test_no_examples():
     model, ball = dense(6, 5, 3), JointBall(0.1, 0.05)
-    empty = neuron_apgd(model, batch(0, 6), torch.zeros(0, dtype=torch.long), ball)
+    empty = apgd(model, batch(0, 6), torch.zeros(0, dtype=torch.long), ball)
     assert empty.x.shape == (0, 6) and empty.weights["0.weight"].shape == (0, 5, 6)
 
 
@@ -200,7 +201,7 @@ def test_the_verdict_alone_is_the_same_with_less_search():
     y = torch.arange(60) % 4
     before = clean(model, x, y)
     for ball in (JointBall(0.05, 0.02), JointBall(0.1, 0.1)):
-        point = neuron_apgd(model, x, y, ball, verdict=True)
+        point = apgd(model, x, y, ball, verdict=True)
         quick, full = worst_margin(margins(logits_at(model, point), y), y), reached(model, x, y, ball)
         assert ((quick < 0) == (full < 0)).double().mean() >= 0.95
         assert quick.mean() >= full.mean()
@@ -220,29 +221,16 @@ def test_any_budget_helps(options):
 @pytest.mark.parametrize("scope", ["batch", "dataset", "example"])
 def test_another_scope_is_refused(scope):
     with pytest.raises(InvalidInput, match=f"{scope}"):
-        neuron_apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), scope=scope)
+        apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), scope=scope)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"restarts": -1}, {"keep": 0}, {"rounds": -1}])
 def test_a_budget_below_the_least_is_refused(options):
-    with pytest.raises(InvalidInput, match="steps, restarts, keep, rounds"):
-        neuron_apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), **options)
-
-
-def test_layers_that_share_a_moving_tensor_are_refused():
-    model = dense(4, 4, 4, 3, bias=True)
-    model[2].weight = model[0].weight
-    with pytest.raises(UnsupportedModel, match=r"share.*0\.weight"):
-        neuron_apgd(model, batch(2, 4), torch.tensor([0, 1]), JointBall(0.1, 0.1))
-
-
-def test_a_convolution_is_refused():
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten())
-    with pytest.raises(UnsupportedModel, match="conv2d"):
-        neuron_apgd(model, torch.zeros(1, 1, 2, 2), torch.tensor([0]), JointBall(0.1, 0.1))
+    with pytest.raises(InvalidInput, match="steps, restarts, targets, keep, rounds"):
+        apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), **options)
 
 
 @pytest.mark.parametrize("y", [torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
 def test_labels_that_do_not_fit_are_refused(y):
     with pytest.raises(InvalidInput):
-        neuron_apgd(dense(6, 5, 3), batch(2, 6), y, JointBall(0.1, 0.1))
+        apgd(dense(6, 5, 3), batch(2, 6), y, JointBall(0.1, 0.1))
