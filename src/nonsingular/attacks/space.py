@@ -111,4 +111,4 @@ def of_each(point: Perturbation, params: Mapping[str, Tensor], name: str) -> Ten
 
 def leaky(rho: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same values, with LEAK more in the derivative."""
-    return lambda v: rho(v) + LEAK * (v - v.detach()) if v.requires_grad else rho(v)  # v - v is 0, its derivative 1
+    return lambda v: rho(v) + LEAK * (v - v.detach()) if torch.is_grad_enabled() else rho(v)  # v - v is 0, its derivative 1
