@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.apgd import apgd
+    from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.bounds.branch import Verdicts
     from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
@@ -47,6 +47,7 @@ __all__ = [
     "Surface",
     "UnsupportedModel",
     "Verdicts",
+    "apgd",
     "certified_front",
     "certified_radius",
     "certified_surface",
@@ -54,7 +55,6 @@ __all__ = [
     "evaluate",
     "joint_pgd",
     "load",
-    "apgd",
     "neuron_pgd",
     "verify",
 ]

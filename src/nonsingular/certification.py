@@ -14,7 +14,7 @@ from nonsingular.bounds.branch import Verdicts, search
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import twin
+from nonsingular.graph import dense_chain, twin
 from nonsingular.margins import worst_margin
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
@@ -111,13 +111,17 @@ def verify(
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:
-    function = lookup(ATTACKS, attack or "apgd", "attack")
-    try:
-        return function(model, x, y, ball, scope="sample")
-    except UnsupportedModel:
-        if attack:
-            raise
+    if attack is None and not _is_dense(model):
         return None
+    return lookup(ATTACKS, attack or "apgd", "attack")(model, x, y, ball, scope="sample")
+
+
+def _is_dense(model: nn.Module) -> bool:
+    try:
+        dense_chain(model)
+    except UnsupportedModel:
+        return False
+    return True
 
 
 # --- the largest radii ----------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def apgd(
     Its worst margins are never above those at `start` and at (x, W).
     Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
     Cost: about (targets + 2 + restarts + 2 keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
-    dense network without a gradient on a weight matrix.  Source: steps, arXiv:2003.01690; the space, the row lemma of neuron_pgd.py.
+    dense network without a gradient on a weight matrix.
+    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of neuron_pgd.py.
     """
     if scope != "sample":
         raise InvalidInput(f"attack 'apgd' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
@@ -87,6 +88,8 @@ def _rounded(origin: Tensor, v: Tensor) -> Tensor:
 def _best(model: nn.Module, y: Tensor, space: Space, v: Tensor, known: list[Perturbation]) -> Perturbation:
     """Per example the best of what v stands for and of the points known before, by the margins of the tensors themselves."""
     found = space.realise(v)
+    if not len(y):
+        return found
     x, weights = found.x, dict(found.weights)
     lowest = _worst(model, found, y)
     params = dict(model.named_parameters())

@@ -197,7 +197,7 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> Tensor:
 
 
 def _polish(space: Space, v: Tensor, budget: Budget) -> Tensor:
-    """(1, B, n) the best point after the best `keep` of v (R, B, n) went on: steps on the margin, then flips and moves to ends."""
+    """(1, B, n) the best point after the best `keep` of v (R, B, n) went on: steps, then flips and moves to the ends."""
     margin = _nearest(space.margins(v))
     chosen = margin.topk(min(budget.keep, len(v)), 0, largest=False).indices
     v, margin = _rows(v, chosen), margin.gather(0, chosen)

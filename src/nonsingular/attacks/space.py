@@ -82,7 +82,7 @@ class Space(ABC):
                 raise InvalidInput(
                     "the model's logits carry no gradient; gradient attacks need a differentiable model (no detach, no rounding)"
                 )
-            (g,) = torch.autograd.grad(value.sum(), v)
+            (g,) = torch.autograd.grad(value.sum(), v, allow_unused=True, materialize_grads=True)
         return value.detach(), g
 
     def at(self, point: Perturbation) -> Tensor:

@@ -7,7 +7,6 @@ corners move it as one, and an element that has no derivative, as its input is 0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -46,7 +45,9 @@ class TensorSpace(Space):
         found = dict[str, Tensor]()
         for name, columns in self._columns().items():
             lo, hi = self.boxes[name].lo, self.boxes[name].hi
-            found[name] = torch.addcmul((lo + hi) / 2, (hi - lo) / 2, w[:, columns].unflatten(1, lo.shape or (1,)).view(-1, *lo.shape))
+            found[name] = torch.addcmul(
+                (lo + hi) / 2, (hi - lo) / 2, w[:, columns].unflatten(1, lo.shape or (1,)).view(-1, *lo.shape)
+            )
         return found
 
     def logits(self, x: Tensor, w: Tensor) -> Tensor:
