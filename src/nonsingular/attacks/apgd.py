@@ -54,7 +54,7 @@ def apgd(
         budget = Budget(steps, restarts, targets, keep, rounds, verdict)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         v = search(space, _begin(space, start), budget, generator)
-        return _best(model, y, space, v, known).check(model, x, ball)
+        return _best(replica, y, space, v, known).check(model, x, ball)
 
 
 def _space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Space:

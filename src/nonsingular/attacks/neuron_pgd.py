@@ -84,17 +84,19 @@ class Shifts:
             if k:
                 z = net.activation(z)
             C, c = C.detach(), None if c is None else c.detach()
-            moved, offset = C.expand(len(x), *C.shape), c
+            offset, y = c, None
             if (name := net.weight_names[k]) in boxes:  # C_r + s_r E_r sgn(z)
                 E, sign = self.eps_w[k], z.sign()[:, None]
+                moved = C.expand(len(x), *C.shape)
                 moved = found[name] = boxes[name].project_(
                     moved + E * torch.bmm(s[k][:, :, None], sign)
                     if isinstance(E, Tensor)
                     else torch.baddbmm(moved, s[k][:, :, None] * E, sign)
                 )
+                y = torch.bmm(moved, z[:, :, None])[:, :, 0]
             if c is not None and (name := net.bias_names[k]) in boxes:
                 offset = found[name] = boxes[name].project_(c + s[k] * self.eps_b[k])
-            z = torch.bmm(moved, z[:, :, None])[:, :, 0] + (0 if offset is None else offset)
+            z = (F.linear(z, C) if y is None else y) + (0 if offset is None else offset)
         return found
 
 

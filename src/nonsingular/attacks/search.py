@@ -22,8 +22,8 @@ MOVES = 4
 """Moves of all unknowns to the end that the gradient says, in a row."""
 MOMENTUM = 0.75
 """Weight of the new step, against the last one.  arXiv:2003.01690, section 3."""
-AT_ONCE = 2**20
-"""Unknowns that are moved at a time: 4 MB a tensor in float32, so that the passes stay in the cache."""
+AT_ONCE = 2**21
+"""Unknowns that are moved at a time: 8 MB a tensor in float32, so that the passes stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
 
     def begin(at: Tensor) -> Tensor:
         runs = torch.cat([space.origin[at].expand(2, -1, -1), starts[:, at]])
-        return _descend(space.part(at), runs, _opening, budget.steps)
+        return _descend(space.part(at), runs, _opening, budget.steps)[0]
 
     def go_on(at: Tensor) -> Tensor:
         part = space.part(at)
@@ -78,7 +78,7 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
         fresh = _random(part, max(0, budget.restarts - len(starts)), generator)
         runs = torch.cat([part.origin.expand(len(targets), -1, -1), fresh])
         if len(runs):
-            runs = _descend(part, runs, lambda m: _towards(m, targets), budget.steps)
+            runs, _ = _descend(part, runs, lambda m: _towards(m, targets), budget.steps)
         return _polish(part, torch.cat([v[at][None], runs]), budget)
 
     first, later = 2 + len(starts), 1 + budget.targets + budget.restarts
@@ -152,8 +152,8 @@ def _checkpoints(steps: int) -> list[int]:
     return found
 
 
-def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> Tensor:
-    """Signed steps on a loss with momentum, from v (R, B, n); the point of each run with the smallest loss.
+def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> tuple[Tensor, Tensor]:
+    """Signed steps on a loss with momentum, from v (R, B, n); the point of each run with the smallest loss, and that.
 
     Inputs and weights have their own step size, at first the half width of the box.  At a checkpoint it is halved where more than
     a quarter of the steps went too far (the new gradient points back), and both are where nothing was won; then the run goes on
@@ -181,7 +181,9 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> Tensor:
             good[k] += along[..., block].sum(-1, keepdim=True) <= 0
         g.sign_()
         lower = value < best
-        best[lower], best_v[lower], best_sign[lower] = value[lower], v[lower], g[lower]
+        torch.where(lower, value, best, out=best)
+        for t, kept in ((v, best_v), (g, best_sign)):
+            torch.where(lower[..., None], t, kept, out=kept)
         if i in review and i < steps:
             stuck = (best >= won) & ~halved
             less = (good < 0.75 * (i - last)) | stuck[..., None]
@@ -190,7 +192,7 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> Tensor:
             good.zero_()
             for t, kept in ((before, best_v), (v, best_v), (g, best_sign)):
                 t[halved] = kept[halved]
-    return best_v
+    return best_v, best
 
 
 # --- the local search -----------------------------------------------------------------------------------------------------
@@ -212,8 +214,7 @@ def _polish(space: Space, v: Tensor, budget: Budget) -> Tensor:
         if step:
             v, margin = _flip(space, v, margin)
         else:
-            v = _descend(space, v, _nearest, budget.steps)
-            margin = _nearest(space.margins(v))
+            v, margin = _descend(space, v, _nearest, budget.steps)
         v, margin = _to_the_ends(space, v, margin)
     found[todo] = _rows(v, margin.argmin(0, keepdim=True))[0]
     return found[None]
@@ -223,10 +224,10 @@ def _to_the_ends(space: Space, v: Tensor, margin: Tensor) -> tuple[Tensor, Tenso
     """The best of v (R, B, n) and MOVES moves of all unknowns to the end that the gradient says."""
     moved = v
     for _ in range(MOVES):
-        _, g = space.slope(moved, _nearest)
-        moved = torch.where(g == 0, moved, -g.sign())
-        v, margin = _better(v, margin, moved, _nearest(space.margins(moved)))
-    return v, margin
+        reached, g = space.slope(moved, _nearest)
+        v, margin = _better(v, margin, moved, reached)
+        moved = torch.where(g == 0, moved, -g.sign_())
+    return _better(v, margin, moved, _nearest(space.margins(moved)))
 
 
 def _flip(space: Space, v: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:

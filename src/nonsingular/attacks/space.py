@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Self
 
@@ -51,7 +52,9 @@ class Space(ABC):
         """(B, n - free) what stands for a point's weights at its inputs; missing weights are those of the model."""
 
     def part(self, at: Tensor) -> Self:
-        """The same for the examples `at`."""
+        """The same for the examples `at`, in their order and each once."""
+        if len(at) == len(self.y):
+            return self
         box = Interval(self.box.lo[at], self.box.hi[at])
         return replace(self, x=self.x[at], box=box, y=self.y[at], origin=self.origin[at])
 
@@ -62,10 +65,14 @@ class Space(ABC):
 
     def inputs(self, v: Tensor) -> Tensor:
         """(R, B, *input) at v (R, B, n); they may leave their box by rounding."""
-        lo, hi = self.box.lo, self.box.hi
         if not self.free:
-            return lo.expand(len(v), *lo.shape)
-        return torch.addcmul((lo + hi) / 2, (hi - lo) / 2, v[..., : self.free].unflatten(2, lo.shape[1:]))
+            return self.box.lo.expand(len(v), *self.x.shape)
+        return torch.addcmul(*self._middle, v[..., : self.free].unflatten(2, self.x.shape[1:]))
+
+    @cached_property
+    def _middle(self) -> tuple[Tensor, Tensor]:
+        """And half the width of the box of inputs."""
+        return (self.box.lo + self.box.hi) / 2, (self.box.hi - self.box.lo) / 2
 
     def margins(self, v: Tensor) -> Tensor:
         """(R, B, K) margins at v (R, B, n), infinite at y."""
