@@ -32,8 +32,8 @@ from nonsingular.train import train
 
 EPS, SLACK = 0.1, 0.002
 BUDGETS: dict[str, dict[str, int]] = {
-    "apgd, quick": {"steps": 2, "restarts": 0, "targets": 0, "keep": 1, "rounds": 0},
-    "apgd, 3 targets": {"steps": 8, "restarts": 0, "targets": 3, "keep": 1, "rounds": 1},
+    "apgd, quick": {"steps": 3, "keep": 0},
+    "apgd, 3 targets": {"steps": 8, "restarts": 0, "targets": 3, "keep": 2, "rounds": 1},
     "apgd": {},
 }
 PEERS = {"torchattacks": "torchattacks==3.5.1", "foolbox": "foolbox==3.3.4", "art": "adversarial-robustness-toolbox==1.20.1"}

@@ -208,7 +208,7 @@ def test_the_verdict_alone_is_the_same_with_less_search():
         assert point.x[before < 0].equal(x[before < 0])
 
 
-@pytest.mark.parametrize("options", [{"steps": 1}, {"restarts": 0}, {"keep": 1}, {"keep": 1000}, {"rounds": 0}])
+@pytest.mark.parametrize("options", [{"steps": 1}, {"restarts": 0}, {"keep": 0}, {"keep": 1000}, {"rounds": 0}])
 def test_any_budget_helps(options):
     model, x = dense(6, 8, 8, 3, seed=5), batch(12, 6)
     y = model(x).argmax(1)
@@ -224,7 +224,7 @@ def test_another_scope_is_refused(scope):
         apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), scope=scope)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"restarts": -1}, {"keep": 0}, {"rounds": -1}])
+@pytest.mark.parametrize("options", [{"steps": 0}, {"restarts": -1}, {"keep": -1}, {"rounds": -1}])
 def test_a_budget_below_the_least_is_refused(options):
     with pytest.raises(InvalidInput, match="steps, restarts, targets, keep, rounds"):
         apgd(dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.1), **options)

@@ -28,15 +28,16 @@ def apgd(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
     start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
-    steps: of each run.  Runs start at (x, W): on the cross-entropy, on the margin to the runner-up, on the margin to each of the
-        `targets` nearest classes; and at `restarts` random points, corners and others in turn (seed 0 without a `generator`).
+    steps: of each run.  First comes a run from (x, W) on the cross-entropy (and those from `start`), and moves of all unknowns to
+        the ends that the gradient says.  Then runs from (x, W) on the margin to each of the `targets` nearest classes, and from
+        `restarts` random points, corners and others in turn (seed 0 without a `generator`).
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
-        the best single neuron (output channel) and moves all unknowns to the ends that the gradient says.
+        the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
     Returns a Perturbation of scope "sample" with the weights written out: memory B x parameters.  Never changes `model`.
     Its worst margins are never above those at `start` and at (x, W).
     Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
-    Cost: about (targets + 2 + restarts + 2 keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
+    Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
     dense network without a gradient on a weight matrix.
     Source: the steps, arXiv:2003.01690; the scalars, the row lemma of neuron_pgd.py.
     """

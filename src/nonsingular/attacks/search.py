@@ -30,8 +30,8 @@ AT_ONCE = 2**21
 class Budget:
     """What a search may spend.
 
-    steps: of each run.  restarts: random starts.  targets: nearest classes that get a run of their own.  keep: runs that go on.
-    rounds: of the local search.  verdict: stop with an example once its prediction has changed.
+    steps: of each run.  restarts: random starts.  targets: nearest classes that get a run of their own.  keep: runs that go on;
+    0 leaves it at the first runs.  rounds: of the local search.  verdict: stop with an example once its prediction has changed.
     """
 
     steps: int
@@ -43,9 +43,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = (self.steps, self.restarts, self.targets, self.keep, self.rounds)
-        if any(n < least for n, least in zip(given, (1, 0, 0, 1, 0), strict=True)):
+        if any(n < least for n, least in zip(given, (1, 0, 0, 0, 0), strict=True)):
             raise InvalidInput(
-                f"steps, restarts, targets, keep, rounds are {', '.join(map(str, given))}; give at least 1, 0, 0, 1 and 0"
+                f"steps, restarts, targets, keep, rounds are {', '.join(map(str, given))}; give at least 1, 0, 0, 0 and 0"
             )
 
     def open(self, margin: Tensor) -> Tensor:
@@ -56,8 +56,9 @@ class Budget:
 def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -> Tensor:
     """(B, n) the best point of each example.  starts: (S, B, n) points to begin from beside the origin; S may be 0.
 
-    First come runs from the origin, on the cross-entropy and on the margin to the runner-up, and from each of `starts`; then
-    those on the margin to single classes and from random points (fewer by S), of which, with the first, the best `keep` go on.
+    First come runs on the cross-entropy from the origin and on the margin from each of `starts`, and moves to the ends.  Then
+    runs on the margin, to single classes from the origin and to the runner-up from random points (fewer by S); the best `keep`
+    of these and of the first go on.
     """
     v = space.origin.clone()
     margin = v.new_full((len(v),), torch.inf)
@@ -68,8 +69,9 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
         return torch.cat([v[at][None], starts[:, at]])
 
     def begin(at: Tensor) -> Tensor:
-        runs = torch.cat([space.origin[at].expand(2, -1, -1), starts[:, at]])
-        return _descend(space.part(at), runs, _opening, budget.steps)[0]
+        part = space.part(at)
+        runs, _ = _descend(part, torch.cat([part.origin[None], starts[:, at]]), _opening, budget.steps)
+        return _to_the_ends(part, runs, _nearest(part.margins(runs)))[0]
 
     def go_on(at: Tensor) -> Tensor:
         part = space.part(at)
@@ -81,8 +83,8 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
             runs, _ = _descend(part, runs, lambda m: _towards(m, targets), budget.steps)
         return _polish(part, torch.cat([v[at][None], runs]), budget)
 
-    first, later = 2 + len(starts), 1 + budget.targets + budget.restarts
-    for stage, runs in ((as_given, first), (begin, first), (go_on, later)):
+    first, later = 1 + len(starts), 1 + budget.targets + budget.restarts
+    for stage, runs in ((as_given, first), (begin, first), (go_on, later))[: 3 if budget.keep else 2]:
         for at in _chunks(budget.open(margin), runs * v.shape[1]):
             tried = stage(at)
             reached, which = _nearest(space.part(at).margins(tried)).min(0, keepdim=True)
