@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from nonsingular.attacks import search
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.tensor_space import tensor_space
@@ -197,3 +198,13 @@ def test_the_elements_of_an_output_channel_move_together_where_their_inputs_are_
     _, g = space.slope(space.origin[None], lambda m: m.amin(-1))
     torch.testing.assert_close(g, torch.tensor([[[0.1, 0.1e-3]]], dtype=torch.float64), rtol=2e-3, atol=0)  # times the radius
     assert space.groups.tolist() == [0, 0]
+
+
+def test_a_network_of_more_unknowns_than_are_moved_at_once(monkeypatch):
+    """Then runs are made one by one, and all that they reach is compared."""
+    model, x, y = examples("conv", 6, 2)
+    ball = JointBall(0.02, 0.02)
+    together = reached(model, x, y, apgd(model, x, y, ball))
+    monkeypatch.setattr(search, "AT_ONCE", 1)
+    apart = reached(model, x, y, apgd(model, x, y, ball))
+    torch.testing.assert_close(apart, together, rtol=0.01, atol=0.01)

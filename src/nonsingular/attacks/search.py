@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -77,11 +78,15 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
         part = space.part(at)
         clean = part.margins(part.origin[None])[0]
         targets = clean.topk(min(budget.targets, clean.shape[1] - 1), 1, largest=False).indices.T[..., None]  # (T, B, 1)
-        fresh = _random(part, max(0, budget.restarts - len(starts)), generator)
-        runs = torch.cat([part.origin.expand(len(targets), -1, -1), fresh])
-        if len(runs):
-            runs, _ = _descend(part, runs, lambda m: _towards(m, targets), budget.steps)
-        return _polish(part, torch.cat([v[at][None], runs]), budget)
+        kept, size = v[at][None], max(1, AT_ONCE // v.shape[1])
+        left = len(targets) + max(0, budget.restarts - len(starts))
+        for own in (targets[k : k + size] for k in range(0, left, size)):  # all at once, if one example has few unknowns
+            fresh = _random(part, min(left, size) - len(own), generator)
+            left -= len(own) + len(fresh)
+            runs = torch.cat([part.origin.expand(len(own), -1, -1), fresh])
+            runs, _ = _descend(part, runs, partial(_towards, targets=own), budget.steps)
+            kept = _lowest(part, torch.cat([kept, runs]), budget.keep)
+        return _polish(part, kept, budget)
 
     first, later = 1 + len(starts), 1 + budget.targets + budget.restarts
     for stage, runs in ((as_given, first), (begin, first), (go_on, later))[: 3 if budget.keep else 2]:
@@ -200,11 +205,14 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> tuple[Tensor, T
 # --- the local search -----------------------------------------------------------------------------------------------------
 
 
+def _lowest(space: Space, v: Tensor, count: int) -> Tensor:
+    """(count, B, n) those of v (R, B, n) with the smallest margins; all, if there are fewer."""
+    return _rows(v, _nearest(space.margins(v)).topk(min(count, len(v)), 0, largest=False).indices)
+
+
 def _polish(space: Space, v: Tensor, budget: Budget) -> Tensor:
-    """(1, B, n) the best point after the best `keep` of v (R, B, n) went on: steps, then flips and moves to the ends."""
+    """(1, B, n) the best point after v (R, B, n) went on: steps on the margin, then flips and moves to the ends."""
     margin = _nearest(space.margins(v))
-    chosen = margin.topk(min(budget.keep, len(v)), 0, largest=False).indices
-    v, margin = _rows(v, chosen), margin.gather(0, chosen)
     found = v[0].clone()
     todo = torch.arange(len(found), device=v.device)
     for step in range(1 + budget.rounds):
@@ -240,10 +248,12 @@ def _flip(space: Space, v: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
     _, g = space.slope(v, _nearest)
     cost = g.new_zeros(*margin.shape, groups + 1).index_add_(2, space.groups + 1, g.abs_())[..., 1:]
     chosen = cost.topk(min(FLIPS, groups), -1, largest=False).indices.permute(2, 0, 1)[..., None]  # (count, R, B, 1)
-    tried = torch.where(space.groups == chosen, torch.where(v > 0, -1.0, 1.0).to(v), v)
-    reached = _nearest(space.margins(tried.flatten(0, 1))).view(-1, *margin.shape)
-    lowest, which = reached.min(0)
-    return _better(v, margin, tried.gather(0, which[None, ..., None].expand(1, *v.shape))[0], lowest)
+    best, lowest, other = v, margin, torch.where(v > 0, -1.0, 1.0).to(v)
+    for some in chosen.split(max(1, 4 * AT_ONCE // v.numel())):
+        tried = torch.where(space.groups == some, other, v)
+        reached, which = _nearest(space.margins(tried.flatten(0, 1))).view(-1, *margin.shape).min(0)
+        best, lowest = _better(best, lowest, tried.gather(0, which[None, ..., None].expand(1, *v.shape))[0], reached)
+    return best, lowest
 
 
 def _better(v: Tensor, margin: Tensor, other: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
