@@ -34,8 +34,8 @@ def apgd(
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
         the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
-    Returns a Perturbation of scope "sample" with the weights written out: memory B x parameters.  Never changes `model`.
-    Its worst margins are never above those at `start` and at (x, W).
+    Returns a Perturbation of scope "sample" with the weights written out; memory: a few times B x parameters.
+    Its worst margins are never above those at `start` and at (x, W).  Never changes `model`.
     Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
     Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
     dense network without a gradient on a weight matrix.
@@ -44,10 +44,9 @@ def apgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'apgd' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        x, y = x.detach().clone(), y.long().clone() if not y.is_floating_point() else y
         replica = twin(model)
-        clean = replica(x.clone())
-        check_labels(y, len(x), clean.shape[1])
+        check_labels(y, len(x), replica(x[:1].clone()).shape[1] if len(x) else 0)
+        x, y = x.detach().clone(), y.long().clone()
         space = _space(model, x, y, ball)
         known = [Perturbation(x, scope="sample")]
         if start is not None:
