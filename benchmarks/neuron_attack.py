@@ -1,9 +1,9 @@
-"""neuron_attack.py - attacks of scope `sample` against the exact optimum: `neuron`, the same with 15 runs, `neuron-apgd`.
+"""neuron_attack.py - attacks of scope `sample` against the exact optimum: `neuron`, the same with 15 runs, `apgd`.
 
 Random tiny networks, weights only and joint; MNIST images of an adversarially trained network, against the exact worst margin
 of each; and larger radii on MNIST, where no exact value is at hand.  An attack "reaches" an example if its margin is within 1 %
 of the clean margin of the exact one.  Needs the package highspy.
-Exit code 1 if `neuron-apgd` reaches less than 95 % of the examples of one of the first tables, or takes more than 5 times the
+Exit code 1 if `apgd` reaches less than 95 % of the examples of one of the first tables, or takes more than 5 times the
 time of `neuron` on MNIST.
 """
 
@@ -21,7 +21,7 @@ import torch
 from timing import interleaved, machine, options, ratio, verdict
 from torch import Tensor, nn
 
-from nonsingular.attacks.neuron_apgd import neuron_apgd
+from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.exact import solve
 from nonsingular.data import load
@@ -40,7 +40,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor, JointBall], Perturbation]
 ATTACKS: dict[str, Attack] = {
     "neuron": neuron_pgd,
     "neuron, 15 runs": lambda *given: neuron_pgd(*given, restarts=14),
-    "neuron-apgd": neuron_apgd,
+    "apgd": apgd,
 }
 
 
@@ -82,7 +82,7 @@ HEAD = f"{'':16} reached % mean gap % median %     max %        ms"
 
 
 def tiny_table(cases: int) -> float:
-    """The smaller share that neuron-apgd reaches, weights only and joint.  Clean margins under 0.05 are left out."""
+    """The smaller share that apgd reaches, weights only and joint.  Clean margins under 0.05 are left out."""
     share = 1.0
     for what, first in (("weights only", 1), ("joint", 0)):
         gaps: dict[str, list[float]] = {name: [] for name in ATTACKS}
@@ -103,7 +103,7 @@ def tiny_table(cases: int) -> float:
         print(f"\n{cases} tiny networks, {what}\n{HEAD}")
         for name in ATTACKS:
             print(row(name, gaps[name], seconds[name] / cases))
-        share = min(share, mean(g <= 0.01 for g in gaps["neuron-apgd"]))
+        share = min(share, mean(g <= 0.01 for g in gaps["apgd"]))
     return share
 
 
@@ -114,9 +114,7 @@ def exact_margins(model: nn.Module, x: Tensor, y: Tensor, file: Path | None) -> 
     for i in range(len(x)):
         if i not in known and model(x[i : i + 1]).argmax(1) == y[i]:
             at = x[i : i + 1], y[i : i + 1], MNIST
-            known[i] = worst_margin(
-                solve(model, *at, gap=1e-4, time_limit=600, start=neuron_apgd(model, *at)).upper, at[1]
-            ).item()
+            known[i] = worst_margin(solve(model, *at, gap=1e-4, time_limit=600, start=apgd(model, *at)).upper, at[1]).item()
             rows.append({"image": i, "upper": known[i]})
             if file:
                 file.write_text(json.dumps(rows))
@@ -124,7 +122,7 @@ def exact_margins(model: nn.Module, x: Tensor, y: Tensor, file: Path | None) -> 
 
 
 def mnist_table(model: nn.Module, x: Tensor, y: Tensor, exact: dict[int, float], repeat: int) -> tuple[float, float]:
-    """The share that neuron-apgd reaches, and its time over that of `neuron`."""
+    """The share that apgd reaches, and its time over that of `neuron`."""
     images = sorted(exact)
     x, y = x[images], y[images]
     truth, clean = [exact[i] for i in images], worst_margin(margins(model(x), y), y).tolist()
@@ -136,7 +134,7 @@ def mnist_table(model: nn.Module, x: Tensor, y: Tensor, exact: dict[int, float],
         gaps = [(m - t) / c for m, t, c in zip(found, truth, clean, strict=True)]
         print(row(name, gaps, median(seconds[name]) / len(images)))
         share = mean(g <= 0.01 for g in gaps)
-    return share, ratio(seconds, "neuron-apgd", "neuron")
+    return share, ratio(seconds, "apgd", "neuron")
 
 
 def larger_table(model: nn.Module, x: Tensor, y: Tensor, repeat: int) -> None:

@@ -77,7 +77,8 @@ WITH_START = sorted(name for name in ATTACKS if "start" in inspect.signature(loo
 def cases(names):
     for name, scope in itertools.product(names, SCOPES):
         for kind in ("dense", "conv"):
-            if not name.startswith("neuron") or (scope, kind) == ("sample", "dense"):
+            alone = {"neuron": [("sample", "dense")], "apgd": [("sample", "dense"), ("sample", "conv")]}
+            if name not in alone or (scope, kind) in alone[name]:
                 yield pytest.param(name, scope, kind, id=f"{name}-{scope}-{kind}")
 
 

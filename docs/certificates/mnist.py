@@ -66,7 +66,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
         rows.append({
             "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},
             "seconds": (time.process_time() - started) / len(x), "most_parts": int(found.parts.max()),
-            "attacked": {name: int(at(choose(model, attack=name), *cell).correct.sum()) for name in ("neuron", "neuron-apgd")},
+            "attacked": {name: int(at(choose(model, attack=name), *cell).correct.sum()) for name in ("neuron", "apgd")},
         })  # fmt: skip
     return rows
 
@@ -149,7 +149,7 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "## Verdicts",
         "",
-        "| model | (ε_x, ε_w) | verified % | not falsified % | after `neuron-apgd` alone % | after `neuron` alone % "
+        "| model | (ε_x, ε_w) | verified % | not falsified % | after `apgd` alone % | after `neuron` alone % "
         "| timeouts | images | CPU seconds per image |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -163,7 +163,7 @@ def tables(results: dict[str, Any]) -> str:
             alone = {name: 100 * sum(r["attacked"][name] for r in rows) / n for name in rows[0]["attacked"]}
             lines.append(
                 f"| {title} | ({eps_x:g}, {eps_w:g}) | {100 * held / n:.2f} | {100 * (held + late) / n:.2f} "
-                f"| {alone['neuron-apgd']:.2f} | {alone['neuron']:.2f} | {late} | {n} | {fmean(r['seconds'] for r in rows):.3f} |"
+                f"| {alone['apgd']:.2f} | {alone['neuron']:.2f} | {late} | {n} | {fmean(r['seconds'] for r in rows):.3f} |"
             )
     lines += ["", "## AUC of the surfaces", "", "| model | attacked | certified |", "|---|--:|--:|"]
     for model, seeds in surfaces(results).items():

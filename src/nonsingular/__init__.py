@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nonsingular.attacks.apgd import apgd
     from nonsingular.attacks.joint_pgd import joint_pgd
-    from nonsingular.attacks.neuron_apgd import neuron_apgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.bounds.branch import Verdicts
     from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _HOME = {
     "JointBall": "threat", "Perturbation": "threat",
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
-    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "neuron_apgd": "attacks.neuron_apgd",
+    "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     "load": "data", "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
@@ -47,6 +47,7 @@ __all__ = [
     "Surface",
     "UnsupportedModel",
     "Verdicts",
+    "apgd",
     "certified_front",
     "certified_radius",
     "certified_surface",
@@ -54,7 +55,6 @@ __all__ = [
     "evaluate",
     "joint_pgd",
     "load",
-    "neuron_apgd",
     "neuron_pgd",
     "verify",
 ]

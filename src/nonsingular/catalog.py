@@ -16,7 +16,7 @@ from nonsingular.errors import InvalidInput
 ATTACKS = {
     "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
     "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
-    "neuron-apgd": "nonsingular.attacks.neuron_apgd:neuron_apgd",
+    "apgd": "nonsingular.attacks.apgd:apgd",
     "square": "nonsingular.attacks.square:square",
     "corners": "nonsingular.attacks.corners:corners",
 }

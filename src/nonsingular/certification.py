@@ -14,7 +14,7 @@ from nonsingular.bounds.branch import Verdicts, search
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import twin
+from nonsingular.graph import dense_chain, twin
 from nonsingular.margins import worst_margin
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
@@ -96,7 +96,7 @@ def verify(
     """`verified`, `falsified` with the perturbation that does it, or `timeout` with the bounds so far, for each example.
 
     x: (B, *input) in ball.domain.  y: (B,).  Everything is computed in float64, where `perturbation` changes the prediction.
-    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `neuron-apgd` where the model is
+    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `apgd` where the model is
         dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
     parts, seconds: budget of an example: parts of the region bounded, and time on average.
     report: called with the number of examples decided since the last call.
@@ -111,13 +111,17 @@ def verify(
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:
-    function = lookup(ATTACKS, attack or "neuron-apgd", "attack")
-    try:
-        return function(model, x, y, ball, scope="sample")
-    except UnsupportedModel:
-        if attack:
-            raise
+    if attack is None and not _is_dense(model):
         return None
+    return lookup(ATTACKS, attack or "apgd", "attack")(model, x, y, ball, scope="sample")
+
+
+def _is_dense(model: nn.Module) -> bool:
+    try:
+        dense_chain(model)
+    except UnsupportedModel:
+        return False
+    return True
 
 
 # --- the largest radii ----------------------------------------------------------------------------------------------------

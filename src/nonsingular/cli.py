@@ -151,7 +151,7 @@ def evaluate(
     scope: Annotated[str | None, Parameter(help="Who shares W': sample (default), batch or dataset.")] = None,
     attack: Annotated[
         str | None,
-        Parameter(help="paper, neuron or neuron-apgd. Default: the last in scope sample on dense networks, else paper."),
+        Parameter(help="paper, neuron or apgd. Default: the last in scope sample, else paper."),
     ] = None,
     domain: Domain = None,
     moves: Moves = None,

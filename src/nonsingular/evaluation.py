@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular import __version__
-from nonsingular.attacks.neuron_pgd import shifts
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.data import hash_tensors
-from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
+from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis
@@ -64,7 +63,7 @@ def choose(
     """The method that these settings name.
 
     radii: one radius per named tensor, if the grid multiplies these.
-    Without an attack: `neuron-apgd` in scope `sample` for a dense network, otherwise `paper`.
+    Without an attack: `apgd` in scope `sample`, otherwise `paper`.
     Raises InvalidInput for an unknown name.
     """
     check_scope(scope)
@@ -72,7 +71,7 @@ def choose(
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
     if attack is None:
-        attack = "neuron-apgd" if scope == "sample" and _has_neurons(model, unit) else "paper"
+        attack = "apgd" if scope == "sample" else "paper"
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     return Method(function, _name(attack), scope, unit, batch_size)
 
@@ -277,11 +276,3 @@ def _code(attack: Any) -> str:
     parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
     defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
     return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
-
-
-def _has_neurons(model: nn.Module, unit: JointBall) -> bool:
-    try:
-        shifts(model, unit)
-    except UnsupportedModel:
-        return False
-    return True

@@ -28,12 +28,14 @@ class Shifts:
 
     net: the unperturbed network.  centre: the network at the centre of the weight boxes; `net` itself if all are symmetric.
     eps_w, eps_b: half the width of each layer's box, a number or of the tensor's shape; E |z| is eps ||z||_1 for a number.
+    positive: no input is negative, which saves a pass.
     """
 
     net: Dense
     centre: Dense
     eps_w: list[Side]
     eps_b: list[Side]
+    positive: bool = False
 
     def zeros(self, x: Tensor) -> list[Tensor]:
         """s = 0 for every neuron: the centre of the boxes."""
@@ -49,7 +51,7 @@ class Shifts:
                 if k:
                     z = self.net.activation(z)
                 # W z + b = C z + c + s reach; |(W - C) z + b - c| <= E |z| + E_c = reach, as (W, b) lies in its box
-                reach, offset = self._reach(k, z), None if b is None else b - cast(Tensor, self.centre.biases[k])
+                reach, offset = self.reach(k, z), None if b is None else b - cast(Tensor, self.centre.biases[k])
                 away = F.linear(z, W - self.centre.weights[k], offset)
                 found[k] = torch.where(reach > 0, away / reach, 0.0).clamp_(-1, 1)
                 z = F.linear(z, W, b)
@@ -61,14 +63,19 @@ class Shifts:
         for k, (C, c) in enumerate(zip(self.centre.weights, self.centre.biases, strict=True)):
             if k:
                 z = self.net.activation(z)
-            reach = self._reach(k, z)
-            z = F.linear(z, C, c) + s[k] * reach
+            y = F.linear(z, C, c)
+            z = y if self._fixed(k) else y + s[k] * self.reach(k, z)
         return z
 
-    def _reach(self, k: int, z: Tensor) -> Tensor:
+    def _fixed(self, k: int) -> bool:
+        E, E_b = self.eps_w[k], self.eps_b[k]
+        return not (isinstance(E, Tensor) or isinstance(E_b, Tensor) or E or E_b)
+
+    def reach(self, k: int, z: Tensor) -> Tensor:
         """(B, d_k or 1): how far weights and bias of layer k move each of its neurons at `z`."""
         E = self.eps_w[k]
-        return (F.linear(z.abs(), E) if isinstance(E, Tensor) else E * z.abs().sum(1, keepdim=True)) + self.eps_b[k]
+        size = z if k or self.positive else z.abs()  # an activation is not negative
+        return (F.linear(size, E) if isinstance(E, Tensor) else E * size.sum(1, keepdim=True)) + self.eps_b[k]
 
     def realise(self, x: Tensor, s: list[Tensor], ball: JointBall) -> dict[str, Tensor]:
         """The weights (B, *shape), inside their boxes, that these shifts stand for at `x`."""
@@ -77,17 +84,19 @@ class Shifts:
             if k:
                 z = net.activation(z)
             C, c = C.detach(), None if c is None else c.detach()
-            moved, offset = C.expand(len(x), *C.shape), c
+            offset, y = c, None
             if (name := net.weight_names[k]) in boxes:  # C_r + s_r E_r sgn(z)
                 E, sign = self.eps_w[k], z.sign()[:, None]
+                moved = C.expand(len(x), *C.shape)
                 moved = found[name] = boxes[name].project_(
                     moved + E * torch.bmm(s[k][:, :, None], sign)
                     if isinstance(E, Tensor)
                     else torch.baddbmm(moved, s[k][:, :, None] * E, sign)
                 )
+                y = torch.bmm(moved, z[:, :, None])[:, :, 0]
             if c is not None and (name := net.bias_names[k]) in boxes:
                 offset = found[name] = boxes[name].project_(c + s[k] * self.eps_b[k])
-            z = torch.bmm(moved, z[:, :, None])[:, :, 0] + (0 if offset is None else offset)
+            z = (F.linear(z, C) if y is None else y) + (0 if offset is None else offset)
         return found
 
 

@@ -1,0 +1,106 @@
+"""apgd.py - the attack of scope `sample` for every network: adaptive gradient descent on the margin over inputs and weights.
+
+Each example minimises its own margin over its own (x', W').  search.py searches; what it moves is a space: of a dense network the
+inputs and one scalar per neuron, of any other the inputs and every element of the tensors that move.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nonsingular.attacks.search import Budget, search
+from nonsingular.attacks.shift_space import shift_space
+from nonsingular.attacks.space import Space, of_each
+from nonsingular.attacks.tensor_space import tensor_space
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.graph import logits_at, recording, twin
+from nonsingular.margins import check_labels, margins, worst_margin
+from nonsingular.threat import JointBall, Perturbation, Scope
+
+
+def apgd(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
+    steps: int = 8, restarts: int = 24, targets: int = 9, keep: int = 4, rounds: int = 3, verdict: bool = False,
+    generator: Generator | None = None,
+) -> Perturbation:  # fmt: skip
+    """Adaptive gradient descent on the margin over inputs and weights; each example has its own W'.
+
+    x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
+    start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
+    steps: of each run.  First comes a run from (x, W) on the cross-entropy (and those from `start`), and moves of all unknowns to
+        the ends that the gradient says.  Then runs from (x, W) on the margin to each of the `targets` nearest classes, and from
+        `restarts` random points, corners and others in turn (seed 0 without a `generator`).
+    keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
+        the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
+    verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
+    Returns a Perturbation of scope "sample" with the weights written out; memory: a few times B x parameters.
+    Its worst margins are never above those at `start` and at (x, W).  Never changes `model`.
+    Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
+    Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
+    dense network without a gradient on a weight matrix.
+    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of neuron_pgd.py.
+    """
+    if scope != "sample":
+        raise InvalidInput(f"attack 'apgd' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
+    with recording(), torch.no_grad():
+        replica = twin(model)
+        check_labels(y, len(x), replica(x[:1].clone()).shape[1] if len(x) else 0)
+        x, y = x.detach().clone(), y.long().clone()
+        space = _space(model, x, y, ball)
+        known = [Perturbation(x, scope="sample")]
+        if start is not None:
+            known.append(_checked(start, model, x, ball))
+        budget = Budget(steps, restarts, targets, keep, rounds, verdict)
+        generator = generator or torch.Generator(x.device).manual_seed(0)
+        v = search(space, _begin(space, start), budget, generator)
+        return _best(replica, y, space, v, known).check(model, x, ball)
+
+
+def _space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Space:
+    try:
+        return shift_space(model, x, y, ball)
+    except UnsupportedModel:
+        return tensor_space(model, x, y, ball)
+
+
+def _checked(start: Perturbation, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
+    try:
+        return start.check(model, x, ball)
+    except AssertionError as e:
+        raise InvalidInput(f"start is no point of the ball: {e}") from e
+
+
+def _begin(space: Space, start: Perturbation | None) -> Tensor:
+    """(S, B, n) the start, and the start rounded to ends."""
+    if start is None:
+        return space.origin[None][:0]
+    v = space.at(start)
+    return torch.stack([v, _rounded(space.origin, v)])
+
+
+def _rounded(origin: Tensor, v: Tensor) -> Tensor:
+    """v with what is nearer to an end of [-1, 1] than to the origin at that end: the way that a smaller ball ended."""
+    end = (v - origin).sign()
+    return torch.where((v - origin).abs() > (end - origin).abs() / 2, end, v)
+
+
+def _best(model: nn.Module, y: Tensor, space: Space, v: Tensor, known: list[Perturbation]) -> Perturbation:
+    """Per example the best of what v stands for and of the points known before, by the margins of the tensors themselves."""
+    found = space.realise(v)
+    if not len(y):
+        return found
+    x, weights = found.x, dict(found.weights)
+    lowest = _worst(model, found, y)
+    params = dict(model.named_parameters())
+    for point in known:
+        margin = _worst(model, point, y)
+        rows = (margin <= lowest).nonzero().flatten()
+        lowest[rows], x[rows] = margin[rows], point.x[rows]
+        for name, w in weights.items():
+            w[rows] = of_each(point, params, name)[rows]
+    return Perturbation(x, weights, "sample")
+
+
+def _worst(model: nn.Module, point: Perturbation, y: Tensor) -> Tensor:
+    return worst_margin(margins(logits_at(model, point), y), y)
