@@ -8,12 +8,12 @@ from torch import nn
 
 from nonsingular.attacks.corners import _as_shifts, corners
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.attacks.neuron_pgd import shifts
 from nonsingular.bounds.exact import solve
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at
 from nonsingular.margins import margins, worst_margin
 from nonsingular.models import conv, mlp
+from nonsingular.shifts import shifts
 from nonsingular.threat import SCOPES, JointBall, Perturbation
 
 

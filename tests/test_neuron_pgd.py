@@ -8,11 +8,12 @@ from torch import nn
 
 import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.attacks.neuron_pgd import neuron_pgd, shifts
+from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.certification import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import logits_at
 from nonsingular.objectives import jointly_adversarial, natural, theorem_regularised
+from nonsingular.shifts import shifts
 from nonsingular.threat import JointBall
 
 

@@ -14,9 +14,12 @@ from typing import Any
 from nonsingular.errors import InvalidInput
 
 ATTACKS = {
+    "strongest": "nonsingular.attacks.strongest:strongest",
     "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
     "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
     "apgd": "nonsingular.attacks.apgd:apgd",
+    "shared-apgd": "nonsingular.attacks.shared_apgd:shared_apgd",
+    "alternating": "nonsingular.attacks.strongest:alternating",
     "square": "nonsingular.attacks.square:square",
     "corners": "nonsingular.attacks.corners:corners",
 }

@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonsingular import __version__
+from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.data import hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
-from nonsingular.margins import is_correct, margins, worst_margin
-from nonsingular.records import FORMAT, Cell, Log, Surface, axis
-from nonsingular.sandwich import Parts, Proof, certified, margins_of, rehearse_proof
-from nonsingular.threat import JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
-
-SAMPLE_MEMORY = 64 * 2**20
-"""Bytes of per-example weights held at once in scope `sample`."""
-
-
-class Attack(Protocol):
-    """(model, x, y, ball, *, scope) -> a point of the ball."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope) -> Perturbation: ...
-
-
-@dataclass(frozen=True)
-class Method:
-    """Everything but the model, the data and the radii that an attacked accuracy depends on."""
-
-    attack: Attack
-    name: str
-    scope: Scope
-    unit: JointBall
-    """The ball whose radii the grid multiplies: eps_x = 1 and eps_w = 1, or one radius per named tensor."""
-    batch_size: int
-    """Examples that share W' in scope `batch`."""
-
-    def describe(self) -> dict[str, Any]:
-        """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
-        return {
-            "attack": self.name, "scope": self.scope, **self.unit.describe(),
-            "batch_size": self.batch_size if self.scope == "batch" else None,
-        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
+from nonsingular.margins import is_correct
+from nonsingular.nested import Method, name_of
+from nonsingular.records import Cell, Surface, axis
+from nonsingular.sandwich import Parts, Proof, margins_of, prove, rehearse_proof
+from nonsingular.threat import Attack, JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
+from nonsingular.work import Submit, Work, cell_alone, key_of
 
 
 def choose(
@@ -63,17 +33,18 @@ def choose(
     """The method that these settings name.
 
     radii: one radius per named tensor, if the grid multiplies these.
-    Without an attack: `apgd` in scope `sample`, otherwise `paper`.
+    Without an attack: `strongest`.  Names joined by "+" are an ensemble: the worst of these.
     Raises InvalidInput for an unknown name.
     """
     check_scope(scope)
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
-    if attack is None:
-        attack = "apgd" if scope == "sample" else "paper"
-    function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
-    return Method(function, _name(attack), scope, unit, batch_size)
+    attack = "strongest" if attack is None else attack
+    if isinstance(attack, str):
+        members: list[Attack] = [lookup(ATTACKS, name, "attack") for name in attack.split("+")]
+        return Method(members[0] if len(members) == 1 else ensemble(*members), attack, scope, unit, batch_size)
+    return Method(attack, name_of(attack), scope, unit, batch_size)
 
 
 def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> None:
@@ -83,43 +54,7 @@ def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: floa
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
     """Which examples survive at one point of the grid.  Accuracy is taken from the tensors that the attack returns."""
-    started = time.perf_counter()
-    ball = method.unit.scaled(eps_x, eps_w)
-    at_once = _at_once(model, x, method, ball)
-    predictions: list[Tensor] = []
-    correct: list[Tensor] = []
-    reached: list[Tensor] = []
-    for part, labels in zip(x.split(at_once), y.split(at_once), strict=True):
-        point = method.attack(model, part, labels, ball, scope=method.scope).check(model, part, ball)
-        if point.weights and point.scope != method.scope:
-            raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
-        logits = logits_at(model, point)
-        predictions.append(logits.argmax(1))
-        correct.append(is_correct(logits, labels))
-        reached.append(worst_margin(margins(logits, labels), labels))
-    flags = ("one-class",) if len(x) > 1 and len(torch.cat(predictions).unique()) == 1 else ()
-    seconds = time.perf_counter() - started
-    return Cell(eps_x, eps_w, torch.cat(correct).cpu().numpy(), seconds, flags, torch.cat(reached).float().cpu().numpy())
-
-
-def _at_once(model: nn.Module, x: Tensor, method: Method, ball: JointBall) -> int:
-    """Examples that are attacked together."""
-    params = dict(model.named_parameters())
-    moving = sum(params[name].numel() * params[name].element_size() for name in ball.radii(params))
-    in_memory = max(1, min(512, SAMPLE_MEMORY // max(1, moving)))
-    return {"dataset": len(x), "batch": method.batch_size, "sample": in_memory}[method.scope]
-
-
-Cells = Callable[[nn.Module, Tensor, Tensor, Method, Sequence[tuple[float, float]]], Iterable[Cell]]
-"""Who runs the cells: (model, x, y, method, [(eps_x, eps_w)]) -> cells in any order."""
-
-
-def in_this_process(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
-) -> Iterator[Cell]:
-    """Cells one after the other."""
-    for eps_x, eps_w in points:
-        yield attack_cell(model, x, y, method, eps_x, eps_w)
+    return cell_alone(model, x, y, method, (eps_x, eps_w), False)[1][0]
 
 
 def evaluate(
@@ -163,41 +98,33 @@ def evaluate(
 
 
 def surface(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    method: Method,
-    columns: Sequence[float],
-    rows: Sequence[float],
-    *,
-    certify: str | None = None,
-    name: str = "model",
-    log: Path | None = None,
-    cells: Cells = in_this_process,
-    parts: Parts | None = None,
-    on_cell: Callable[[Cell], None] = lambda cell: None,
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float], *,
+    certify: str | None = None, name: str = "model", log: Path | None = None, keep: bool = True, submit: Submit | None = None,
+    parts: Parts | None = None, on_cell: Callable[[Cell], None] = lambda cell: None,
     on_part: Callable[[int], None] = lambda examples: None,
-) -> Surface:
-    """`evaluate` on checked inputs, with the cells run by `cells`, the certificates by `parts`.  columns: eps_x.  rows: eps_w."""
+) -> Surface:  # fmt: skip
+    """`evaluate` on checked inputs, with the work done by `submit` and `parts`.  columns: eps_x.  rows: eps_w.
+
+    keep: with a log, what was found is kept in the folder `perturbations` beside it.
+    """
     proof = None if certify is None else Proof(certify, method.unit)
     if proof:
         rehearse_proof(model, x, y, proof)
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
     with torch.no_grad():  # weights alone do not tell ReLU from tanh
         clean = logits_at(model, Perturbation(x))
-    function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
-    key = hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
-    versions = {"nonsingular": __version__, "torch": torch.__version__}
-    journal = Log(log) if log else None
-    done = {(c.eps_x, c.eps_w): c for e in journal or () if e.get("key") == key for c in [Cell.from_dict(e["cell"])]}
-    wanted = [(eps_x, eps_w) for eps_w in rows for eps_x in columns]
-    for point in set(wanted) & set(done):
-        on_cell(done[point])
-    for cell in cells(model, x, y, method, [point for point in wanted if point not in done]):
-        if journal:
-            journal.append({"key": key, "cell": cell.to_dict(), "about": {**method.describe(), **hashes, "versions": versions}})
-        done[cell.eps_x, cell.eps_w] = cell
-        on_cell(cell)
+    proven = None
+    proving = partial(prove, model, x, y, columns=columns, rows=rows, log=log, parts=parts, on_part=on_part)
+    spared = method.nested and method.scope == "sample"  # what is certified is not attacked
+    if proof and spared:
+        proven = proving(proof=proof)
+    work = Work(model, x, y, method, tuple(columns), tuple(rows), key_of(model, x, y, method, clean), log, keep)
+    cells = work.cells(submit, proof, None if proven is None else proven.held, on_cell)
+    if proof:
+        try:
+            proven = proven.under(cells) if proven else proving(proof=proof, attacked=cells).under(cells)
+        except SoundnessError as e:
+            raise _saved(e, model, x, y, method, cells, log) from None
     params = dict(model.named_parameters())
     moved = {
         n: {"shape": list(params[n].shape), "radius": told(r)}
@@ -207,20 +134,12 @@ def surface(
         **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
         "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
-    found = [done[p] for p in wanted]
-    proven = None
-    if proof:
-        try:
-            proven = certified(
-                model, x, y, proof, columns, rows, attacked=found, name=name, log=log, parts=parts, on_part=on_part
-            )  # fmt: skip
-        except SoundnessError as e:
-            raise _saved(e, model, x, y, method, found, log) from None
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
-        found = nested(found, columns, rows)
+        cells = nested(cells, columns, rows)
     return Surface.from_cells(
-        found, columns, rows, scope=method.scope, attack=method.name, model=name, about=about, certified=proven
-    )
+        cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,
+        certified=None if proven is None else proven.surface(name),
+    )  # fmt: skip
 
 
 def _saved(
@@ -232,9 +151,8 @@ def _saved(
     inside = [c for c in cells if c.eps_x <= e.eps_x and c.eps_w <= e.eps_w and c.margins is not None]
     cell = min(inside, key=lambda c: float(np.asarray(c.margins)[e.example]))
     ball = method.unit.scaled(cell.eps_x, cell.eps_w)
-    at_once = _at_once(model, x, method, ball)
-    start = e.example // at_once * at_once
-    part, labels = x[start : start + at_once], y[start : start + at_once]
+    start, stop = next(span for span in method.groups(model, len(x)) if span[0] <= e.example < span[1])
+    part, labels = x[start:stop], y[start:stop]
     point = method.attack(model, part, labels, ball, scope=method.scope)
     k = e.example - start
     weights = {f"weights.{n}": w[k] if point.scope == "sample" else w for n, w in point.weights.items()}
@@ -259,20 +177,3 @@ def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float
     return [
         replace(at[w, x], correct=correct[i, j], margins=reached[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)
     ]
-
-
-def _name(attack: Any) -> str:
-    """How records call an attack; the arguments of a functools.partial belong to the name."""
-    if isinstance(attack, partial):
-        return f"{_name(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
-    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
-
-
-def _code(attack: Any) -> str:
-    """Tells attacks of one name apart: module, bytecode, constants and defaults."""
-    while isinstance(attack, partial):
-        attack = attack.func
-    code = getattr(attack, "__code__", None)
-    parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
-    defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
-    return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]

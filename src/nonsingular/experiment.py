@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from nonsingular.catalog import MODELS, OBJECTIVES, lookup
 from nonsingular.certification import Front, certified_front
@@ -45,13 +45,14 @@ from nonsingular.config import (
 from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation import Method, attack_cell, choose, in_this_process, rehearse, surface
+from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
-from nonsingular.records import FORMAT, Cell, Surface, axis, write_atomic, write_json
-from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified, certified_part, rehearse_proof
+from nonsingular.records import FORMAT, Surface, axis, write_atomic, write_json
+from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
 from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
+from nonsingular.work import TASKS
 
 CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 
@@ -205,20 +206,17 @@ class Attacked(Job):
             self.proof = Proof(settings.certify, unit)
             rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
 
-    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
-        """The surface of this job, its work spread over `pool`."""
+    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report, keep: bool = True) -> Surface:
+        """The surface of this job, its work spread over `pool`.  keep: also the perturbations that were found."""
         settings = self.settings.model_dump_json()
 
-        def spread(
-            model: nn.Module, x: Tensor, y: Tensor, method: Method, points: Sequence[tuple[float, float]]
-        ) -> Iterator[Cell]:
+        def submit(task: str, *args: Any) -> Future[Any]:
             assert pool is not None
-            for future in as_completed([pool.submit(_cell, settings, self.model_sha256, *p) for p in points]):
-                yield future.result()
+            return pool.submit(_task, settings, self.model_sha256, task, *args)
 
         return surface(
             self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
-            name=name, log=log, cells=spread if pool else in_this_process, on_cell=lambda cell: report("cells", 1),
+            name=name, log=log, keep=keep, submit=submit if pool else None, on_cell=lambda cell: report("cells", 1),
             parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
@@ -235,10 +233,10 @@ class Certified(Job):
 
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
         """The certified surface of this job, its work spread over `pool`."""
-        return certified(
-            self.model, self.split.x, self.split.y, self.proof, self.columns, self.rows, name=name, log=log,
+        return prove(
+            self.model, self.split.x, self.split.y, self.proof, self.columns, self.rows, log=log,
             parts=_parts(Certified, self, pool), on_part=lambda n: report("examples certified", n),
-        )  # fmt: skip
+        ).surface(name)  # fmt: skip
 
     def front(self, pool: Executor | None, report: Report) -> Front:
         """The largest certified weight radii of the examples at each input radius of the grid, up to the grid's largest."""
@@ -261,9 +259,9 @@ def _job(kind: type[Attacked | Certified], settings: str, model_sha256: str) -> 
     return job
 
 
-def _cell(settings: str, model_sha256: str, eps_x: float, eps_w: float) -> Cell:
+def _task(settings: str, model_sha256: str, task: str, *args: Any) -> Any:
     job = _job(Attacked, settings, model_sha256)
-    return attack_cell(job.model, job.split.x, job.split.y, job.method, eps_x, eps_w)
+    return TASKS[task](job.model, job.split.x, job.split.y, job.method, *args)
 
 
 def _part(kind: type[Attacked | Certified], settings: str, model_sha256: str, span: Span, attacked: Any) -> Any:
@@ -381,7 +379,7 @@ def reproduce(
                 model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
                 scope=settings.scope, attack=settings.attack,
             )  # fmt: skip
-            surfaces[name, seed] = Attacked(evaluation).surface(name, run / EVENTS, pool, report)
+            surfaces[name, seed] = Attacked(evaluation).surface(name, run / EVENTS, pool, report, keep=False)
 
         # the costly ones first, so that no worker is left alone with one at the end
         todo = sorted(

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.attacks.neuron_pgd import neuron_ascent, shifts
+from nonsingular.attacks.neuron_pgd import neuron_ascent
 from nonsingular.bounds.theorem import tau, zeta_printed
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import dense_chain
 from nonsingular.margins import cross_entropy
+from nonsingular.shifts import shifts
 from nonsingular.threat import JointBall, Radius
 
 Loss = Callable[[Tensor, Tensor, float, Generator], Tensor]

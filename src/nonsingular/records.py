@@ -87,17 +87,33 @@ class Cell:
     """Things that a reader should know, e.g. "one-class": every prediction fell into one class."""
     margins: NDArray[np.float32] | None = None
     """(N,) smallest margin over the other classes that was attained."""
+    origin: tuple[float, float] | None = None
+    """(eps_x, eps_w) of the smaller ball in which its perturbation was found, if it was not in this one (one W' for all)."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "eps_x": self.eps_x, "eps_w": self.eps_w, "n": int(self.correct.size), "correct": pack(self.correct),
             "seconds": self.seconds, "flags": list(self.flags),
-        } | ({} if self.margins is None else {"margins": _text(self.margins.astype("<f4").tobytes())})  # fmt: skip
+            **({} if self.margins is None else {"margins": _text(self.margins.astype("<f4").tobytes())}),
+            **({} if self.origin is None else {"origin": list(self.origin)}),
+        }  # fmt: skip
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Cell:
         margins = np.frombuffer(base64.b64decode(d["margins"]), dtype="<f4").astype(np.float32) if "margins" in d else None
-        return Cell(d["eps_x"], d["eps_w"], unpack(d["correct"], d["n"]), d["seconds"], tuple(d["flags"]), margins)
+        origin = tuple(d["origin"]) if "origin" in d else None
+        return Cell(d["eps_x"], d["eps_w"], unpack(d["correct"], d["n"]), d["seconds"], tuple(d["flags"]), margins, origin)
+
+    @staticmethod
+    def joined(parts: Sequence[Cell]) -> Cell:
+        """One point of the grid, from groups of examples in their order.  Flags are those of every group; "moving" is of any."""
+        first, flags = parts[0], [set(p.flags) for p in parts]
+        margins = [p.margins for p in parts if p.margins is not None]
+        return Cell(
+            first.eps_x, first.eps_w, np.concatenate([p.correct for p in parts]), sum(p.seconds for p in parts),
+            tuple(sorted(set.intersection(*flags) | ({"moving"} & set.union(*flags)))),
+            np.concatenate(margins) if len(margins) == len(parts) else None, first.origin if len(parts) == 1 else None,
+        )  # fmt: skip
 
 
 def pack(bits: NDArray[np.bool_]) -> str:

@@ -89,23 +89,43 @@ def certified_surface(
     proof = Proof(method, JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative))
     check_inputs(model, x, y, proof.unit)
     columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-    return certified(model, x, y.long(), proof, columns, rows, log=log)
+    return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
 
 
-def certified(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    proof: Proof,
-    columns: Sequence[float],
-    rows: Sequence[float],
-    *,
-    attacked: Sequence[Cell] | None = None,
-    name: str = "model",
-    log: Path | None = None,
-    parts: Parts | None = None,
+@dataclass(frozen=True, eq=False)
+class Proven:
+    """What a bound certifies over a grid.  held: (rows, columns, N).  about: what names the numbers.  seconds: of all workers."""
+
+    held: NDArray[np.bool_]
+    columns: tuple[float, ...]
+    rows: tuple[float, ...]
+    about: Mapping[str, Any]
+    seconds: float
+
+    def surface(self, name: str = "model") -> Surface:
+        """Its accuracies."""
+        cells = [Cell(c, r, self.held[i, j]) for i, r in enumerate(self.rows) for j, c in enumerate(self.columns)]
+        found = Surface.from_cells(
+            cells, self.columns, self.rows, scope="sample", attack=self.about["bound"], model=name, kind="certified",
+            about=self.about,
+        )  # fmt: skip
+        return replace(found, seconds=self.seconds)
+
+    def under(self, attacked: Sequence[Cell]) -> Proven:
+        """The same without what an attack broke by a margin within rounding of 0.
+
+        Raises SoundnessError where an attack broke more than that.
+        """
+        margins = _lowest(attacked, self.columns, self.rows)
+        _check_held(self.held, margins, self.columns, self.rows)
+        return replace(self, held=self.held & (margins > 0))
+
+
+def prove(
+    model: nn.Module, x: Tensor, y: Tensor, proof: Proof, columns: Sequence[float], rows: Sequence[float], *,
+    attacked: Sequence[Cell] | None = None, log: Path | None = None, parts: Parts | None = None,
     on_part: Callable[[int], None] = lambda examples: None,
-) -> Surface:
+) -> Proven:  # fmt: skip
     """`certified_surface` on checked inputs, with the work done by `parts`.
 
     attacked: what an attack left at every point of the grid: what it broke is not tried, and where its margin is below the bound,
@@ -122,9 +142,7 @@ def certified(
     journal = Log(log) if log else None
     held = np.zeros((len(rows), len(columns), n), dtype=bool)
     done: dict[Span, float] = {}
-    margins = None
-    if attacked is not None:  # balls are nested: what is reached in one is reached in every larger one
-        margins = np.minimum.accumulate(np.minimum.accumulate(margins_of(attacked, columns, rows), axis=0), axis=1)
+    margins = None if attacked is None else _lowest(attacked, columns, rows)
 
     def keep(span: Span, bits: NDArray[np.bool_], seconds: float) -> None:
         held[:, :, slice(*span)] = bits
@@ -150,15 +168,35 @@ def certified(
         if journal:
             journal.append({"key": key, "span": list(span), "certified": pack(bits), "seconds": seconds, "about": about})
         keep(span, bits, seconds)
-    if margins is not None:
-        _check_held(held, margins, columns, rows)
-        held &= margins > 0  # a margin within rounding of 0: what an attack broke is not called certified
-    cells = [Cell(c, r, held[i, j]) for i, r in enumerate(rows) for j, c in enumerate(columns)]
-    found = Surface.from_cells(
-        cells, columns, rows, scope="sample", attack=proof.method, model=name, kind="certified",
-        about={**proof.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item()},
-    )  # fmt: skip
-    return replace(found, seconds=sum(done.values()))
+    accuracy = is_correct(clean, y).double().mean().item()
+    names = {**proof.describe(), **hashes, "clean_accuracy": accuracy}
+    return Proven(held, tuple(columns), tuple(rows), names, sum(done.values()))
+
+
+def confront(
+    model: nn.Module, x: Tensor, y: Tensor, proof: Proof, columns: Sequence[float], rows: Sequence[float],
+    held: NDArray[np.bool_], attacked: NDArray[np.float32],
+) -> None:  # fmt: skip
+    """Bounds every example once where it was attacked, at the first point of the grid that is not certified.
+
+    For attacks that left alone what is certified.  held, attacked: (rows, columns, n) of these examples; attacked: margins.
+    Raises SoundnessError, with the number of the example among these, where the bound is above what was reached.
+    """
+    prove = Prover(model, proof.method)
+    beyond = ~held.reshape(-1, len(x))
+    first = np.where(beyond.any(0), beyond.argmax(0), -1)
+    for at in np.unique(first[first >= 0]):
+        i, j = divmod(int(at), len(columns))
+        here = np.flatnonzero(first == at)
+        rows_here = torch.as_tensor(here, device=x.device)
+        lower = prove(x[rows_here], y[rows_here], proof.unit.scaled(columns[j], rows[i]))
+        low = worst_margin(lower, y[rows_here]).cpu().numpy()
+        _check(np.where(np.isfinite(low), low, -np.inf), attacked[i, j, here], here, columns[j], rows[i])
+
+
+def _lowest(attacked: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> NDArray[np.float32]:
+    """Margins reached at each point or at a smaller one: balls are nested."""
+    return np.minimum.accumulate(np.minimum.accumulate(margins_of(attacked, columns, rows), axis=0), axis=1)
 
 
 def certified_part(

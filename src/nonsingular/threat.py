@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -298,3 +298,7 @@ class Perturbation:
             if w.shape != (*own, *params[name].shape) or not boxes[name].contains(w):
                 raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
         return self
+
+
+Attack = Callable[..., Perturbation]
+"""(model, x, y, ball, *, scope) -> a point of the ball.  With an argument `start`, a point of the ball, it begins there, too."""

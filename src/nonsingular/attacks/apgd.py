@@ -11,11 +11,12 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.search import Budget, search
 from nonsingular.attacks.shift_space import shift_space
-from nonsingular.attacks.space import Space, of_each
+from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import logits_at, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
+from nonsingular.shifts import of_each
 from nonsingular.threat import JointBall, Perturbation, Scope
 
 
@@ -39,7 +40,7 @@ def apgd(
     Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
     Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
     dense network without a gradient on a weight matrix.
-    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of neuron_pgd.py.
+    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of shifts.py.
     """
     if scope != "sample":
         raise InvalidInput(f"attack 'apgd' gives each example its own weights (scope sample); use 'paper' for scope {scope}")

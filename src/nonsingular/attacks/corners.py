@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.attacks.neuron_pgd import Shifts, shifts
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import per_sample_logits, recording, twin
 from nonsingular.margins import check_labels, is_correct
+from nonsingular.shifts import Shifts, shifts
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
 AT_ONCE = 2**22
@@ -137,21 +136,7 @@ def _over_neurons(network: Shifts, ball: JointBall, begin: Perturbation, y: Tens
 
 
 def _as_shifts(network: Shifts, point: Perturbation) -> list[Tensor]:
-    """The shifts that stand for the weights of `point` at its inputs: W' z + b' = C z + c + s reach."""
-    found, z, net = list[Tensor](), point.x.flatten(1), network.net
-    if not point.weights:
-        return network.start(point.x)
-    for k, (C, c) in enumerate(zip(network.centre.weights, network.centre.biases, strict=True)):
-        if k:
-            z = net.activation(z)
-        name = net.bias_names[k]
-        W, b = point.weights.get(net.weight_names[k]), net.biases[k] if name is None else point.weights.get(name, net.biases[k])
-        v = F.linear(z, net.weights[k]) if W is None else torch.bmm(W, z[:, :, None])[:, :, 0]
-        v = v if b is None else v + b
-        reach = network._reach(k, z)  # pyright: ignore[reportPrivateUsage]
-        found.append(torch.where(reach > 0, (v - F.linear(z, C, c)) / reach, 0.0).clamp_(-1, 1))
-        z = v
-    return found
+    return [s.clamp(-1, 1) for s in network.of(point)] if point.weights else network.start(point.x)
 
 
 def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, reached: Mapping[str, Tensor]) -> Perturbation:

@@ -146,6 +146,8 @@ def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int)
 
 
 def _search(shared: _Shared, best: _Point, steps: int) -> _Point:
+    if not shared.free:
+        steps *= 2  # the weights alone: a step costs less, and they have further to go
     if not shared.boxes:
         return _again(shared, min(best, _descend(shared, best, steps, hot=HOT), key=_Point.rank), steps)
     best = min(best, _descend(shared, best, steps), key=_Point.rank)

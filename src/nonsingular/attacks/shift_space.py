@@ -1,4 +1,4 @@
-"""shift_space.py - a dense network's unknowns: the inputs, and one scalar per hidden neuron (the row lemma of neuron_pgd.py).
+"""shift_space.py - a dense network's unknowns: the inputs, and one scalar per hidden neuron (the row lemma of shifts.py).
 
 - The last layer needs none: for every z all margins are smallest at once where s_y = -1 and s_j = 1 for j != y.
 - An inactive neuron has no derivative.  Its shift has a better end all the same, because an activation is monotone: that end has
@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonsingular.attacks.neuron_pgd import Shifts, shifts
-from nonsingular.attacks.space import Space, leaky, of_each
+from nonsingular.attacks.space import Space, leaky
 from nonsingular.graph import Dense
+from nonsingular.shifts import Shifts, shifts
 from nonsingular.threat import JointBall, Perturbation, largest
 
 
@@ -43,20 +42,9 @@ class ShiftSpace(Space):
         return self.network.realise(x, self._shifts(w), self.ball)
 
     def unknowns_of(self, point: Perturbation) -> Tensor:
-        hidden = self._hidden(point) if point.weights else self.network.start(point.x)[:-1]
+        hidden = (self.network.of(point) if point.weights else self.network.start(point.x))[:-1]
         moving = (s for s, moves in zip(hidden, self.moves, strict=False) if moves)
         return torch.cat([point.x.new_zeros(len(point.x), 0), *moving], 1)
-
-    def _hidden(self, point: Perturbation) -> list[Tensor]:
-        """The shifts that give each hidden layer what a point's own weights give: (W' - C) z + b' - c = s (E |z| + E_c)."""
-        net, centre, found, z = self.network.net, self.network.centre, list[Tensor](), point.x.flatten(1)
-        for k, (name, bias) in enumerate(zip(net.weight_names[:-1], net.bias_names, strict=False)):
-            y = torch.bmm(of_each(point, net.params, name), z[:, :, None])[:, :, 0]
-            y = y if bias is None else y + of_each(point, net.params, bias)
-            reach = self.network.reach(k, z)
-            found.append(torch.where(reach > 0, (y - F.linear(z, centre.weights[k], centre.biases[k])) / reach, 0.0))
-            z = net.activation(y)
-        return found
 
 
 def shift_space(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> ShiftSpace:

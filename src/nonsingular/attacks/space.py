@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -108,12 +108,6 @@ class Space(ABC):
 def scaled(t: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """t in lo..hi as -1..1; 0 where these are equal."""
     return torch.where(hi > lo, (2 * t - lo - hi) / (hi - lo), 0.0)
-
-
-def of_each(point: Perturbation, params: Mapping[str, Tensor], name: str) -> Tensor:
-    """(B, *shape) a tensor of a point, whichever scope it has."""
-    w = point.weights.get(name, params[name])
-    return w if name in point.weights and point.scope == "sample" else w.detach().expand(len(point.x), *w.shape)
 
 
 def leaky(rho: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.attacks.space import LEAK, Loss, Space, leaky, of_each, scaled
+from nonsingular.attacks.space import LEAK, Loss, Space, leaky, scaled
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import per_sample_logits, trace_graph, twin
 from nonsingular.operators import Activation
+from nonsingular.shifts import of_each
 from nonsingular.threat import Interval, JointBall, Perturbation
 
 Logits = Callable[[Mapping[str, Tensor], Tensor], Tensor]

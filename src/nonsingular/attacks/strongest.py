@@ -1,0 +1,128 @@
+"""strongest.py - the default of this library, and what it is made of: the worst of several attacks, and attacks in turn."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.attacks.apgd import apgd
+from nonsingular.attacks.points import checked_start, frozen, nearest, spread
+from nonsingular.attacks.shared_apgd import shared_apgd
+from nonsingular.errors import InvalidInput
+from nonsingular.graph import logits_at, recording, twin
+from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.shifts import of_each
+from nonsingular.threat import Attack, JointBall, Perturbation, Scope
+
+
+def strongest(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
+) -> Perturbation:  # fmt: skip
+    """The worst of inputs alone, weights alone, and both together from there: `apgd` in scope sample, otherwise `shared_apgd`.
+
+    x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
+    scope: who shares W'.  The worst is taken per example in scope sample, otherwise of one W' with its inputs.
+    start: a point of the ball, such as the worst of a smaller one.  It stands for the attacks on inputs and on weights alone.
+    By construction no margin (sample) and no accuracy (batch, dataset) is above that of a member at these radii, or of `start`.
+    Never changes `model`.  In scope sample an example is left once its prediction has changed.
+    Raises as its members do.  Cost: that of its members; one of three with `start`.
+    """
+    both = ball.eps_x > 0 and bool(ball.radii(dict(model.named_parameters())))
+    member: Attack = partial(apgd, verdict=True) if scope == "sample" else shared_apgd
+    if start is None and both:
+        inputs, weights = (member(model, x, y, ball.scaled(*part), scope=scope) for part in ((1.0, 0.0), (0.0, 1.0)))
+        start = worst(model, y, inputs, weights)
+    found = member(model, x, y, ball, scope=scope, start=start)
+    return found if start is None else worst(model, y, start, found).check(model, x, ball)
+
+
+def ensemble(*attacks: Attack) -> Attack:
+    """The worst of several attacks: of each example in scope sample, otherwise of one W' with its inputs.
+
+    Each begins from the best of those before it, if it takes a start.  A user's own function is a member like any other.
+    """
+    if not attacks:
+        raise InvalidInput("an ensemble has no attacks; give one or more")
+
+    def together(
+        model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
+    ) -> Perturbation:  # fmt: skip
+        best = start
+        for attack in attacks:
+            options = {"start": best} if best is not None and "start" in inspect.signature(attack).parameters else {}
+            found = attack(model, x, y, ball, scope=scope, **options)
+            best = found if best is None else worst(model, y, best, found)
+        assert best is not None
+        return best.check(model, x, ball)
+
+    together.__name__ = "+".join(getattr(a, "__name__", type(a).__name__) for a in attacks)
+    return together
+
+
+def alternating(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
+    first: Literal["inputs", "weights"] = "inputs", rounds: int = 2, steps: int = 20,
+) -> Perturbation:  # fmt: skip
+    """Inputs against fixed weights and weights against fixed inputs, in turn; one round is the sequential attack.
+
+    x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
+    first: what moves first.  steps: of each move of the inputs: signed steps on the margin, shrinking linearly from the radius.
+    The weights move by `apgd` (scope sample, each example its own) or `shared_apgd` (one W' for all).
+    Returns the worst point on the way, never worse than `start`.  Never changes `model`.
+    Raises InvalidInput if x or `start` leaves the ball.  Cost: `rounds` x (`steps` passes and an attack on the weights).
+    """
+    if rounds < 1 or steps < 1:
+        raise InvalidInput(f"rounds is {rounds} and steps is {steps}; give 1 or more")
+    weights_alone = ball.scaled(0.0, 1.0)
+    best = now = checked_start(model, x, ball, scope, start)
+    for turn in range(2 * rounds):
+        if (turn % 2 == 0) == (first == "inputs"):
+            now = _inputs(model, x, y, ball, now, steps)
+        elif scope == "sample":
+            now = apgd(model, now.x, y, weights_alone, start=now, keep=1, restarts=0)
+        else:
+            now = shared_apgd(model, now.x, y, weights_alone, scope=scope, start=now)
+        best = worst(model, y, best, now)
+    return best.check(model, x, ball)
+
+
+def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Perturbation, steps: int) -> Perturbation:
+    """Signed steps on the margins at the weights of `point`, from its inputs; the best of each example."""
+    logits = frozen(twin(model), point.weights, each=point.scope == "sample", chunk=256)
+    box, now = ball.input_box(x), point.x.clone()
+    best, lowest = now.clone(), x.new_full((len(x),), torch.inf)
+    for i in range(steps + 1):
+        with recording():
+            at = now.detach().requires_grad_()
+            margin = nearest(logits(at), y)
+            (g,) = torch.autograd.grad(margin.sum(), at, allow_unused=True, materialize_grads=True)
+        lower = margin.detach() < lowest
+        lowest[lower], best[lower] = margin.detach()[lower], now[lower]
+        now = box.project_(now - ball.eps_x * (1 - i / max(1, steps)) * g.sign())
+    return Perturbation(best, point.weights, point.scope)
+
+
+def worst(model: nn.Module, y: Tensor, first: Perturbation, *others: Perturbation) -> Perturbation:
+    """Of points of one scope the one with the lowest accuracy; in scope sample, for each example that with the lowest margin."""
+    best, logits = first, logits_at(model, first)
+    for point in others:
+        found = logits_at(model, point)
+        if first.scope == "sample":
+            lower = worst_margin(margins(found, y), y) < worst_margin(margins(logits, y), y)
+            best, logits = _chosen(model, lower, point, best), torch.where(lower[:, None], found, logits)
+        elif is_correct(found, y).sum() < is_correct(logits, y).sum():
+            best, logits = point, found
+    return best
+
+
+def _chosen(model: nn.Module, take: Tensor, one: Perturbation, other: Perturbation) -> Perturbation:
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    weights = {
+        n: torch.where(spread(take, params[n][None]), of_each(one, params, n), of_each(other, params, n))
+        for n in {**one.weights, **other.weights}
+    }
+    return Perturbation(torch.where(spread(take, one.x), one.x, other.x), weights, "sample")
