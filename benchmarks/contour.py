@@ -9,12 +9,9 @@ or it takes more than 1/5 of the time.
 from __future__ import annotations
 
 import argparse
-import inspect
-import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +24,7 @@ from paper_cell import plain
 from timing import machine, options, verdict
 from torch import Tensor, nn
 
-from nonsingular.catalog import ATTACKS, lookup
+from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.config import Network, Recipe, TrainSettings
 from nonsingular.data import load
 from nonsingular.evaluation import evaluate
@@ -40,8 +37,8 @@ TARGET, ABOVE, LOWER = 0.2, 0.5, 0.9999
 """Largest time over time, points above a cell, AUC over AUC."""
 SNAPSHOTS = (10, 25, 50, 100)
 """Steps of the plain loop after which its accuracy is taken: a run of so many steps ends there."""
-BUDGETS = (0.25, 0.5)
-"""Shares of the default attack's steps with which `evaluate` is run again for its curve."""
+BUDGETS = (2, 4)
+"""Steps of `shared_apgd`, the joint part of the default attack, with which `evaluate` is run again for its curve."""
 DEFAULTS = {"mnist": 2000, "cifar10": 1000}
 CONV = Network(name="conv", hidden=(16, 32, 64))
 CIFAR = {"standard": Recipe(method="standard", epochs=12), "at": Recipe(method="at", eps_x=2 / 255, epochs=12)}
@@ -97,41 +94,34 @@ class Plain:
         self.cells[last].append(Cell(eps_x, eps_w, right.numpy(), time.perf_counter() - started - outside))
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, grid: Grid, attack: Any = None) -> tuple[Surface, Curve]:
-    """The surface of `evaluate` with the seconds of the whole call, and its AUC against time, as upper bounds."""
+def ours(model: nn.Module, x: Tensor, y: Tensor, grid: Grid, attack: Any = None) -> Surface:
+    """The surface of `evaluate`, with the seconds of the whole call."""
+    started = time.perf_counter()
+    found = evaluate(model, (x, y), eps_x=grid[0], eps_w=grid[1], scope="dataset", attack=attack)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def on_the_way(model: nn.Module, x: Tensor, y: Tensor, grid: Grid) -> Curve:
+    """AUC at eighths of the time of one more run, with a log: a cell that is not done has what was reached in smaller balls."""
     with TemporaryDirectory() as folder:
-        log, started = Path(folder) / "log", time.perf_counter()
-        found = evaluate(model, (x, y), eps_x=grid[0], eps_w=grid[1], scope="dataset", attack=attack, log=log)
-        seconds = time.perf_counter() - started
-        cells = [Cell.from_dict(entry["cell"]) for entry in Log(log) if "cell" in entry]
-    before = [] if found.rises else anytime(cells, grid)
-    return replace(found, seconds=seconds), [*before, ("all", seconds, found.auc)]
-
-
-def anytime(cells: Sequence[Cell], grid: Grid) -> Curve:
-    """AUC when some cells, in the order of the run, are done; one that is not has what was reached in balls within its own."""
+        log = Path(folder) / "log"
+        found = evaluate(model, (x, y), eps_x=grid[0], eps_w=grid[1], scope="dataset", log=log)
+        cells = [Cell.from_dict(cell) for entry in Log(log) for cell in entry.get("cells", ())]
+    ends = np.cumsum([c.seconds for c in cells])
     curve: Curve = []
-    for done in (math.ceil(len(cells) * k / 8) for k in range(1, 8) if cells):
+    for done in sorted({int((ends <= ends[-1] * k / 8).sum()) for k in range(1, 9)} - {0}) if cells and not found.rises else ():
         some = {(c.eps_w, c.eps_x): float(c.correct.mean()) for c in cells[:done]}
         least = np.array([[some.get((w, x), 1.0) for x in grid[0]] for w in grid[1]])
         for axis in (0, 1):
             least = np.minimum.accumulate(least, axis=axis)
-        auc = Surface(*grid, least, len(cells[0].correct), "dataset", "").auc
-        curve.append((f"{done} cells", sum(c.seconds for c in cells[:done]), auc))
+        curve.append((f"{done} cells", float(ends[done - 1]), replace(found, accuracy=least).auc))
     return curve
 
 
-def smaller_budgets(model: nn.Module, x: Tensor, y: Tensor, grid: Grid, name: str) -> Curve:
-    """`evaluate` again, with a share of the steps of the attack that it took, if that attack counts steps."""
-    attack: Callable[..., Any] | None = lookup(ATTACKS, name, "attack") if name in ATTACKS else None
-    steps = inspect.signature(attack).parameters.get("steps") if attack else None
-    curve: Curve = []
-    for share in BUDGETS if steps and isinstance(steps.default, int) else ():
-        n = max(1, round(share * steps.default))
-        say(f"evaluate with {n} steps")
-        found, _ = ours(model, x, y, grid, partial(attack, steps=n))
-        curve.append((f"{n} of {steps.default} steps", found.seconds, found.auc))
-    return curve
+def smaller_budgets(model: nn.Module, x: Tensor, y: Tensor, grid: Grid) -> Curve:
+    """`evaluate` again, with fewer steps."""
+    found = [(n, ours(model, x, y, grid, partial(shared_apgd, steps=n))) for n in BUDGETS]
+    return [(f"{n} steps", f.seconds, f.auc) for n, f in found]
 
 
 # --- one model ------------------------------------------------------------------------------------------------------------
@@ -147,12 +137,13 @@ def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, grid: Grid, steps
     for point in points[::2]:
         loop.run(*point)
     say("evaluate")
-    new, curve = ours(model, x, y, grid)
+    new = ours(model, x, y, grid)
     for point in points[1::2]:
         loop.run(*point)
     at_steps = {s: Surface.from_cells(c, *grid, scope="dataset", attack="plain loop", model=name) for s, c in loop.cells.items()}
     old = at_steps[steps]
-    curve += smaller_budgets(model, x, y, grid, new.attack)
+    say("evaluate, for its curve")
+    curve = [*smaller_budgets(model, x, y, grid), *on_the_way(model, x, y, grid), ("all", new.seconds, new.auc)]
     say("")
     for surface, what in ((old, f"plain loop, {steps} steps"), (new, "evaluate")):
         flags = Counter(flag for cell in surface.flags.values() for flag in cell)
