@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -30,22 +31,24 @@ EPS_X, EPS_W = 0.1, 0.005
 
 
 def plain(
-    model: nn.Module, x: Tensor, y: Tensor, *, steps: int, step_x: float = 0.01, step_w: float = 5e-4
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """x', W' and which examples survive, by the loop that the paper describes."""
+    model: nn.Module, x: Tensor, y: Tensor, *, steps: int, step_x: float = 0.01, step_w: float = 5e-4,
+    eps_x: float = EPS_X, eps_w: float = EPS_W, on_step: Callable[[int, nn.Module, Tensor], object] = lambda step, model, x: None,
+) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
+    """x', W' and which examples survive, by the loop of the paper.  on_step: gets a model with W', and x', of each step."""
     model = copy.deepcopy(model)
     params = list(model.parameters())
     start = [p.detach().clone() for p in params]
     x_adv = x.clone()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         x_adv.requires_grad_()
         loss = F.cross_entropy(model(x_adv), y)
         g_x, *g_w = torch.autograd.grad(loss, [x_adv, *params])
         with torch.no_grad():
-            x_adv = torch.clamp(x_adv + step_x * g_x.sign(), x - EPS_X, x + EPS_X)
+            x_adv = torch.clamp(x_adv + step_x * g_x.sign(), x - eps_x, x + eps_x)
             x_adv = torch.clamp(x_adv, 0, 1)
             for p, p0, g in zip(params, start, g_w, strict=True):
-                p.copy_(torch.clamp(p + step_w * g.sign(), p0 - EPS_W, p0 + EPS_W))
+                p.copy_(torch.clamp(p + step_w * g.sign(), p0 - eps_w, p0 + eps_w))
+        on_step(step, model, x_adv)
     with torch.no_grad():
         return x_adv, [p.detach() for p in params], model(x_adv).argmax(1) == y
 
