@@ -176,7 +176,7 @@ def test_help_is_quick_and_imports_no_torch(argv):
 
 def test_lists(capsys):
     assert run("list", "attacks") == 0
-    assert capsys.readouterr().out.split() == ["paper", "neuron", "apgd", "square", "corners"]
+    assert capsys.readouterr().out.split() == ["strongest", "paper", "neuron", "apgd", "alternating", "square", "corners"]
     assert run("list", "data") == 0
     assert "digits" in capsys.readouterr().out.split()
 

@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    given = {"model": f"{folder}/model.py:net", "data": "digits", "limit": 200, "scope": "dataset", "certify": "crown"}
+    given = {"model": f"{folder}/model.py:net", "data": "digits", "limit": 200, "scope": "sample", "certify": "crown"}
     return checked(EvaluateSettings, {**given, "eps_x": "0:0.1:5", "eps_w": "0:0.02:5"})
 
 

@@ -117,17 +117,17 @@ def test_one_linear_layer_equals_the_closed_form():
 
 
 def test_default_attack_and_scope():
-    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "apgd"
+    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "strongest"
     assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0).scope) == "sample"
-    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0, scope="batch").attack) == "paper"
-    assert (evaluate(conv(), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "apgd"
+    assert (evaluate(dense(9, 3), (X, Y), eps_x=0.0, eps_w=0.0, scope="batch").attack) == "strongest"
+    assert (evaluate(conv(), (X, Y), eps_x=0.0, eps_w=0.0).attack) == "strongest"
 
 
 def test_the_default_works_where_layers_share_a_weight():
     """A tied dense network has no scalar per neuron: the default must move its elements."""
     shared = nn.Linear(9, 9, bias=False)
     model = seeded(nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(9, 3, bias=False)))
-    assert evaluate(model, (X, Y), **GRID).attack == "apgd"
+    assert evaluate(model, (X, Y), **GRID).attack == "strongest"
 
 
 def test_a_function_is_an_attack():

@@ -246,7 +246,7 @@ def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, 
 
 def test_a_default_that_is_named_is_the_same_run(whole):
     before = (whole / "surface/events.jsonl").read_bytes()
-    run("evaluate", "run", *GRID, "--attack", "paper", "--data", "digits", "--workers", 1, "--out", "surface", cwd=whole)
+    run("evaluate", "run", *GRID, "--attack", "strongest", "--data", "digits", "--workers", 1, "--out", "surface", cwd=whole)
     assert (whole / "surface/events.jsonl").read_bytes() == before
 
 

@@ -198,7 +198,7 @@ def test_what_an_attack_reached_in_a_smaller_ball_counts_in_larger_ones():
         for c in (0.0, 0.02)
     ]
     proof = Proof("crown", JointBall(1.0, 1.0))
-    s = sandwich.certified(model, x, y, proof, (0.0, 0.02), (0.0, 0.01), attacked=cells)
+    s = sandwich.prove(model, x, y, proof, (0.0, 0.02), (0.0, 0.01), attacked=cells).under(cells).surface()
     assert s.accuracy.max() == 0
 
 

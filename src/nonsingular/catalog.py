@@ -18,7 +18,6 @@ ATTACKS = {
     "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
     "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
     "apgd": "nonsingular.attacks.apgd:apgd",
-    "shared-apgd": "nonsingular.attacks.shared_apgd:shared_apgd",
     "alternating": "nonsingular.attacks.strongest:alternating",
     "square": "nonsingular.attacks.square:square",
     "corners": "nonsingular.attacks.corners:corners",

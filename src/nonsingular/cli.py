@@ -18,7 +18,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from nonsingular import __version__
-from nonsingular.errors import InvalidInput, SoundnessError
+from nonsingular.errors import InvalidInput, SoundnessError, Unconfirmed
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = App(
     name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
-    "Exit codes: 0 done; 1 a worker process died, or an attack beat a certificate; 2 something given cannot be used; "
+    "Exit codes: 0 done; 1 a worker process died, an attack beat a certificate, or a replay does not confirm a run; 2 something given cannot be used; "
     "130 interrupted (what is finished is kept: run the same command again).",
 )  # fmt: skip
 
@@ -305,6 +305,29 @@ def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate,
     _show(results, run)
 
 
+@app.command
+def replay(
+    run: Annotated[Path, Parameter(help="Run directory of evaluate.")], /, *, threads: int = 1, json: Json = False
+) -> None:  # fmt: skip
+    """Check a finished run from its stored perturbations alone: every ball, and every accuracy. No attack is run."""
+    from nonsingular.experiment import replay_run, set_threads
+
+    set_threads(threads)
+    found = replay_run(run)
+    if json:
+        print(json_.dumps({
+            "eps_x": found.columns, "eps_w": found.rows, "recorded": found.recorded.tolist(), "found": found.found.tolist(),
+            "differ": found.differ, "perturbations": found.perturbations,
+        }))  # fmt: skip
+    points = len(found.columns) * len(found.rows)
+    if found.differ:
+        raise Unconfirmed(
+            f"{len(found.differ)} of {points} points of {run} leave more accuracy than it says, first at (eps_x, eps_w) = "
+            f"{found.differ[0]}; evaluate again into another folder"
+        )
+    _say(f"{found.perturbations} perturbations lie in their balls; all {points} accuracies are theirs, or higher")
+
+
 @app.command(name="list")
 def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models or data.")], /) -> None:
     """The names that settings take."""
@@ -443,7 +466,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except cyclopts.CycloptsError as e:
         return _fail(f"{e}\nsee: nonsingular --help")
-    except SoundnessError as e:
+    except (SoundnessError, Unconfirmed) as e:
         _say(f"error: {e}")
         return 1
     except InvalidInput as e:

@@ -30,3 +30,7 @@ class SoundnessError(AssertionError):
             f"{self.certified:.6g}, and an attack reached {self.attacked:.6g}; this is a fault of nonsingular, please report it"
             + (f" with {self.saved}" if self.saved else "")
         )
+
+
+class Unconfirmed(AssertionError):
+    """Stored perturbations do not do what the run that holds them says."""

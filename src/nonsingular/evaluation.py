@@ -119,12 +119,13 @@ def surface(
     if proof and spared:
         proven = proving(proof=proof)
     work = Work(model, x, y, method, tuple(columns), tuple(rows), key_of(model, x, y, method, clean), log, keep)
-    cells = work.cells(submit, proof, None if proven is None else proven.held, on_cell)
-    if proof:
-        try:
-            proven = proven.under(cells) if proven else proving(proof=proof, attacked=cells).under(cells)
-        except SoundnessError as e:
-            raise _saved(e, model, x, y, method, cells, log) from None
+    cells: list[Cell] = []
+    try:
+        cells = work.cells(submit, proof, None if proven is None else proven.held, on_cell)
+        if proof:
+            proven = (proven or proving(proof=proof, attacked=cells)).under(cells)
+    except SoundnessError as e:
+        raise _saved(e, model, x, y, method, cells, log) from None
     params = dict(model.named_parameters())
     moved = {
         n: {"shape": list(params[n].shape), "radius": told(r)}
@@ -149,7 +150,7 @@ def _saved(
     if log is None:
         return e
     inside = [c for c in cells if c.eps_x <= e.eps_x and c.eps_w <= e.eps_w and c.margins is not None]
-    cell = min(inside, key=lambda c: float(np.asarray(c.margins)[e.example]))
+    cell = min(inside, key=lambda c: float(np.asarray(c.margins)[e.example]), default=e)
     ball = method.unit.scaled(cell.eps_x, cell.eps_w)
     start, stop = next(span for span in method.groups(model, len(x)) if span[0] <= e.example < span[1])
     part, labels = x[start:stop], y[start:stop]

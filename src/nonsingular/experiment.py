@@ -49,6 +49,7 @@ from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Surface, axis, write_atomic, write_json
+from nonsingular.replay import Replayed, replay
 from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
 from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
@@ -307,6 +308,25 @@ def evaluate_run(
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
     return _run(job, out, start(engine, workers, address), report, command)
+
+
+def replay_run(run: Path) -> Replayed:
+    """What the stored perturbations of a run of `evaluate` do to its model and data, beside what the run says.
+
+    Raises InvalidInput if the run is not finished, or if its model or its data have changed.
+    """
+    settings = checked(EvaluateSettings, read_config(run / CONFIG))
+    if not (run / RESULTS).exists():
+        raise InvalidInput(f"{run} has no {RESULTS}; finish the run first, or give another folder")
+    job = Attacked(settings)
+    (found,) = json.loads((run / RESULTS).read_text())["models"].values()
+    surface = Surface.from_dict(found["surfaces"][0])
+    held = {"model": surface.about["model_sha256"], "data": surface.about["data_sha256"]}
+    here = {"model": job.model_sha256, "data": hash_tensors({"x": job.split.x, "y": job.split.y})}
+    if changed := [name for name in held if held[name] != here[name]]:
+        raise InvalidInput(f"the {' and the '.join(changed)} of {run} have changed since it was run; evaluate again")
+    x, y = job.split.x, job.split.y.long()
+    return replay(job.model, x, y, job.method, surface.accuracy, surface.eps_x, surface.eps_w, run)
 
 
 def certify_run(

@@ -28,7 +28,7 @@ from nonsingular.threat import Attack, JointBall, Perturbation, Scope
 
 SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
-AT_ONCE = 512
+AT_ONCE = 100
 """Largest number of examples of scope `sample` that walk over the grid together."""
 ROUNDS = 3
 """Most attacks on one point of the grid, each from where the last one ended, as long as one lowers the accuracy by more than half
@@ -127,10 +127,11 @@ def reach(
     are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
     """
     started = time.perf_counter()
-    if method.scope == "sample" and method.nested:
-        found = _each(model, x, y, method, radii, smaller, proven)
-    else:
-        found = _together(model, x, y, method, radii, smaller)
+    with torch.no_grad():
+        if method.scope == "sample" and method.nested:
+            found = _each(model, x, y, method, radii, smaller, proven)
+        else:
+            found = _together(model, x, y, method, radii, smaller)
     return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=time.perf_counter() - started)
 
 
@@ -215,21 +216,23 @@ def _each(
     model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
 ) -> Reached:  # fmt: skip
     """A perturbation for each example of its own: only those that are neither lost nor proven are attacked."""
+    flags: tuple[str, ...] = ()
     if smaller:
         correct = torch.stack([s.correct for s in smaller]).all(0)
         margin = torch.stack([s.margins for s in smaller]).amin(0)
     else:
         logits = logits_at(model, Perturbation(x))
         correct, margin = is_correct(logits, y), worst_margin(margins(logits, y), y)
+        flags = ("one-class",) if len(x) > 1 and len(logits.argmax(1).unique()) == 1 else ()
     rows = (correct if proven is None else correct & ~proven).nonzero().flatten()
     if not len(rows) or not any(radii):
         nothing = rows[:0]
-        return Reached(*radii, correct, margin, nothing, Perturbation(x[nothing], scope="sample"), radii)
+        return Reached(*radii, correct, margin, nothing, Perturbation(x[nothing], scope="sample"), radii, flags)
     start = _grown(model, x, rows, smaller, method, radii) if smaller else None
     point, logits = _attack(model, x[rows], y[rows], method, radii, start)
     correct[rows] &= is_correct(logits, y[rows])
     margin[rows] = torch.minimum(margin[rows], worst_margin(margins(logits, y[rows]), y[rows]))
-    return Reached(*radii, correct, margin, rows, point, radii)
+    return Reached(*radii, correct, margin, rows, point, radii, flags)
 
 
 def _right(reached: Reached) -> int:

@@ -51,7 +51,8 @@ class Found:
         if point.scope != "sample" or not point.weights:
             return found
         try:
-            s = shifts(model, unit.scaled(*radii)).of(point)
+            with torch.no_grad():
+                s = shifts(model, unit.scaled(*radii)).of(point)
         except UnsupportedModel:
             return found
         small = Found(radii, point.scope, rows, {"x": point.x, **{f"shifts.{k}": t for k, t in enumerate(s)}})
@@ -63,7 +64,8 @@ class Found:
         x, ball = self.tensors["x"], unit.scaled(*self.radii)
         s = [self.tensors[f"shifts.{k}"] for k in range(sum(n.startswith("shifts.") for n in self.tensors))]
         if s:
-            return Perturbation(x, shifts(model, ball).realise(x, s, ball), self.scope)
+            with torch.no_grad():
+                return Perturbation(x, shifts(model, ball).realise(x, s, ball), self.scope)
         weights = {n.removeprefix("weights."): w for n, w in self.tensors.items() if n.startswith("weights.")}
         return Perturbation(x, weights, self.scope)
 

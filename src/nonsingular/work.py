@@ -16,12 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nonsingular.certification import Prover
 from nonsingular.data import hash_tensors
 from nonsingular.errors import SoundnessError
+from nonsingular.graph import logits_at
+from nonsingular.margins import margins, worst_margin
 from nonsingular.nested import Method, Radii, Reached, reach, walk
 from nonsingular.perturbations import FOLDER, Found, read_found, write_found
 from nonsingular.records import FORMAT, Cell, Log
-from nonsingular.sandwich import Proof, confront, margins_of
+from nonsingular.sandwich import SLACK, Proof, confront, margins_of
+from nonsingular.threat import Perturbation
 
 Piece = tuple[tuple[int, int], list[Cell], list[Found]]
 """What a piece of the work leaves: the span of examples, points of the grid, and what was found there."""
@@ -63,10 +67,31 @@ def span_nested(
             found += _found(model, y, method, reached, span[0])
     if proven is not None and proof is not None:
         try:
+            _challenge(model, x, y, method, proof, columns, rows, proven)
             confront(model, x, y, proof, columns, rows, proven, margins_of(cells, columns, rows))
         except SoundnessError as e:
             raise SoundnessError(e.example + span[0], e.eps_x, e.eps_w, e.certified, e.attacked) from None
     return span, cells, found
+
+
+def _challenge(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, proof: Proof, columns: Sequence[float], rows: Sequence[float],
+    proven: NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """Attacks every example once where it is certified: at the largest ball.  Raises SoundnessError where that succeeds."""
+    size = np.add.outer(np.arange(len(rows)) / len(rows), np.arange(len(columns)) / len(columns)).reshape(-1, 1)
+    certified = proven.reshape(-1, len(x))
+    largest = np.where(certified.any(0), np.where(certified, size, -1.0).argmax(0), -1)
+    for at in np.unique(largest[largest >= 0]):
+        i, j = divmod(int(at), len(columns))
+        here = torch.from_numpy(np.flatnonzero(largest == at)).to(x.device)
+        ball, clean = method.unit.scaled(columns[j], rows[i]), Perturbation(x[here], scope="sample")
+        point = method.attack(model, x[here], y[here], ball, scope=method.scope, start=clean).check(model, x[here], ball)
+        logits = logits_at(model, point)
+        margin = worst_margin(margins(logits, y[here]), y[here])
+        for k in (margin < -SLACK).nonzero().flatten():
+            bound = worst_margin(Prover(model, proof.method)(x[here[k]][None], y[here[k]][None], ball), y[here[k]][None])
+            raise SoundnessError(int(here[k]), columns[j], rows[i], float(bound), float(margin[k]))
 
 
 def _found(model: nn.Module, y: Tensor, method: Method, reached: Reached, first: int) -> list[Found]:

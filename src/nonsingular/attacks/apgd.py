@@ -1,4 +1,4 @@
-"""apgd.py - the attack of scope `sample` for every network: adaptive gradient descent on the margin over inputs and weights.
+"""apgd.py - adaptive gradient descent on the margin over inputs and weights, for every network.
 
 Each example minimises its own margin over its own (x', W').  search.py searches; what it moves is a space: of a dense network the
 inputs and one scalar per neuron, of any other the inputs and every element of the tensors that move.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
+from nonsingular.attacks.points import checked_start
 from nonsingular.attacks.search import Budget, search
+from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.attacks.shift_space import shift_space
 from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
-from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import logits_at, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
 from nonsingular.shifts import of_each
-from nonsingular.threat import JointBall, Perturbation, Scope
+from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
 
 def apgd(
@@ -25,7 +27,7 @@ def apgd(
     steps: int = 8, restarts: int = 24, targets: int = 9, keep: int = 4, rounds: int = 3, verdict: bool = False,
     generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
-    """Adaptive gradient descent on the margin over inputs and weights; each example has its own W'.
+    """Adaptive gradient descent over inputs and weights.  Each example has its own W' (sample), or all share one: `shared_apgd`.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
     start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
@@ -35,15 +37,17 @@ def apgd(
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
         the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
-    Returns a Perturbation of scope "sample" with the weights written out; memory: a few times B x parameters.
+    Scopes batch and dataset use `steps` and `start` alone.  What follows is for scope sample.
+    Returns a Perturbation with the weights written out; memory: a few times B x parameters.
     Its worst margins are never above those at `start` and at (x, W).  Never changes `model`.
-    Raises InvalidInput if x or `start` leaves the ball, if the logits carry no gradient, and for another scope.
+    Raises InvalidInput if x or `start` leaves the ball, or if the logits carry no gradient.
     Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
     dense network without a gradient on a weight matrix.
     Source: the steps, arXiv:2003.01690; the scalars, the row lemma of shifts.py.
     """
+    check_scope(scope)
     if scope != "sample":
-        raise InvalidInput(f"attack 'apgd' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
+        return shared_apgd(model, x, y, ball, steps=steps, scope=scope, start=start, generator=generator)
     with recording(), torch.no_grad():
         replica = twin(model)
         check_labels(y, len(x), replica(x[:1].clone()).shape[1] if len(x) else 0)
@@ -51,7 +55,7 @@ def apgd(
         space = _space(model, x, y, ball)
         known = [Perturbation(x, scope="sample")]
         if start is not None:
-            known.append(_checked(start, model, x, ball))
+            known.append(checked_start(model, x, ball, scope, start))
         budget = Budget(steps, restarts, targets, keep, rounds, verdict)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         v = search(space, _begin(space, start), budget, generator)
@@ -63,13 +67,6 @@ def _space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Space:
         return shift_space(model, x, y, ball)
     except UnsupportedModel:
         return tensor_space(model, x, y, ball)
-
-
-def _checked(start: Perturbation, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
-    try:
-        return start.check(model, x, ball)
-    except AssertionError as e:
-        raise InvalidInput(f"start is no point of the ball: {e}") from e
 
 
 def _begin(space: Space, start: Perturbation | None) -> Tensor:

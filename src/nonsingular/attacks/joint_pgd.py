@@ -78,10 +78,10 @@ def _ascend_shared(
             moved = [point, *W] if ball.eps_x else W
             g = list(_gradient(loss, moved))
             if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
-                piece.project_(part.add_(g.pop(0).sign_(), alpha=step_x))
+                piece.project_(part.add_(g.pop(0).sign(), alpha=step_x))
             total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
         for w, b, g in zip(W, boxes.values(), total or [], strict=True):
-            b.project_(w.data.add_(g.sign_(), alpha=step_w))
+            b.project_(w.data.add_(g.sign(), alpha=step_w))
     return x, {name: params[name].detach() for name in boxes}
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from nonsingular.attacks.points import checked_start
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
@@ -54,8 +55,9 @@ def shared_apgd(
     with recording():
         shared, best = _shared(model, x.detach(), y.long(), ball, chunk)
         if start is not None:
+            start = checked_start(model, x, ball, scope, start)
             given = [start.weights.get(name, W).clone() for name, W in zip(shared.names, shared.home, strict=True)]
-            best = min(best, shared.at(start.x.detach().clone(), given), key=_Point.rank)
+            best = min(best, shared.at(start.x, given), key=_Point.rank)
         if generator is not None:
             scattered = [box.sample(generator) for box in shared.boxes]
             best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
-from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording, twin
 from nonsingular.margins import is_correct, margins, worst_margin
@@ -22,7 +21,7 @@ from nonsingular.threat import Attack, JointBall, Perturbation, Scope
 def strongest(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
 ) -> Perturbation:  # fmt: skip
-    """The worst of inputs alone, weights alone, and both together from there: `apgd` in scope sample, otherwise `shared_apgd`.
+    """The worst of `apgd` on the inputs alone, on the weights alone, and on both from there.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     scope: who shares W'.  The worst is taken per example in scope sample, otherwise of one W' with its inputs.
@@ -32,12 +31,12 @@ def strongest(
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     both = ball.eps_x > 0 and bool(ball.radii(dict(model.named_parameters())))
-    member: Attack = partial(apgd, verdict=True) if scope == "sample" else shared_apgd
+    member = partial(apgd, model, scope=scope, verdict=True)
     if start is None and both:
-        inputs, weights = (member(model, x, y, ball.scaled(*part), scope=scope) for part in ((1.0, 0.0), (0.0, 1.0)))
+        inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
         start = worst(model, y, inputs, weights)
-    found = member(model, x, y, ball, scope=scope, start=start)
-    return found if start is None else worst(model, y, start, found).check(model, x, ball)
+    found = member(x, y, ball, start=start)
+    return found if start is None else worst(model, y, found, start).check(model, x, ball)
 
 
 def ensemble(*attacks: Attack) -> Attack:
@@ -55,7 +54,7 @@ def ensemble(*attacks: Attack) -> Attack:
         for attack in attacks:
             options = {"start": best} if best is not None and "start" in inspect.signature(attack).parameters else {}
             found = attack(model, x, y, ball, scope=scope, **options)
-            best = found if best is None else worst(model, y, best, found)
+            best = found if best is None else worst(model, y, found, best)
         assert best is not None
         return best.check(model, x, ball)
 
@@ -71,23 +70,22 @@ def alternating(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     first: what moves first.  steps: of each move of the inputs: signed steps on the margin, shrinking linearly from the radius.
-    The weights move by `apgd` (scope sample, each example its own) or `shared_apgd` (one W' for all).
+    The weights move by `apgd`.
     Returns the worst point on the way, never worse than `start`.  Never changes `model`.
     Raises InvalidInput if x or `start` leaves the ball.  Cost: `rounds` x (`steps` passes and an attack on the weights).
     """
     if rounds < 1 or steps < 1:
         raise InvalidInput(f"rounds is {rounds} and steps is {steps}; give 1 or more")
     weights_alone = ball.scaled(0.0, 1.0)
-    best = now = checked_start(model, x, ball, scope, start)
-    for turn in range(2 * rounds):
-        if (turn % 2 == 0) == (first == "inputs"):
-            now = _inputs(model, x, y, ball, now, steps)
-        elif scope == "sample":
-            now = apgd(model, now.x, y, weights_alone, start=now, keep=1, restarts=0)
-        else:
-            now = shared_apgd(model, now.x, y, weights_alone, scope=scope, start=now)
-        best = worst(model, y, best, now)
-    return best.check(model, x, ball)
+    with recording(), torch.no_grad():
+        best = now = checked_start(model, x, ball, scope, start)
+        for turn in range(2 * rounds):
+            if (turn % 2 == 0) == (first == "inputs"):
+                now = _inputs(model, x, y.long().clone(), ball, now, steps)
+            else:
+                now = apgd(model, now.x, y, weights_alone, scope=scope, start=now, keep=1, restarts=0)
+            best = worst(model, y, now, best)
+        return best.check(model, x, ball)
 
 
 def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Perturbation, steps: int) -> Perturbation:
@@ -96,7 +94,7 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
     box, now = ball.input_box(x), point.x.clone()
     best, lowest = now.clone(), x.new_full((len(x),), torch.inf)
     for i in range(steps + 1):
-        with recording():
+        with torch.enable_grad():
             at = now.detach().requires_grad_()
             margin = nearest(logits(at), y)
             (g,) = torch.autograd.grad(margin.sum(), at, allow_unused=True, materialize_grads=True)
@@ -107,16 +105,20 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
 
 
 def worst(model: nn.Module, y: Tensor, first: Perturbation, *others: Perturbation) -> Perturbation:
-    """Of points of one scope the one with the lowest accuracy; in scope sample, for each example that with the lowest margin."""
+    """Of points of one scope that with the lowest accuracy, then margins; in scope sample each example's lowest margin."""
     best, logits = first, logits_at(model, first)
     for point in others:
         found = logits_at(model, point)
         if first.scope == "sample":
             lower = worst_margin(margins(found, y), y) < worst_margin(margins(logits, y), y)
             best, logits = _chosen(model, lower, point, best), torch.where(lower[:, None], found, logits)
-        elif is_correct(found, y).sum() < is_correct(logits, y).sum():
+        elif _rank(found, y) < _rank(logits, y):
             best, logits = point, found
     return best
+
+
+def _rank(logits: Tensor, y: Tensor) -> tuple[int, float]:
+    return int(is_correct(logits, y).sum()), worst_margin(margins(logits, y), y).clamp(min=0).sum().item()
 
 
 def _chosen(model: nn.Module, take: Tensor, one: Perturbation, other: Perturbation) -> Perturbation:
