@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 app = App(
     name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
-    "Exit codes: 0 done; 1 a worker process died, an attack beat a certificate, or a replay does not confirm a run; 2 something given cannot be used; "
+    "Exit codes: 0 done; 1 a worker process died, an attack beat a certificate, or a replay does not confirm a run; "
+    "2 something given cannot be used; "
     "130 interrupted (what is finished is kept: run the same command again).",
 )  # fmt: skip
 

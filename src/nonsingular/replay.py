@@ -57,7 +57,7 @@ def replay(
         for found in read_found(path):
             broken = found.broken(model, x, y, method.unit).numpy()
             total += len(found.rows)
-            within = np.greater_equal.outer(np.array(rows), found.radii[1]) & (np.array(columns) >= found.radii[0])
+            within = np.logical_and.outer(np.array(rows) >= found.radii[1], np.array(columns) >= found.radii[0])
             for i, j in np.argwhere(within):
                 if method.scope == "sample":
                     lost[i, j, broken] = True
