@@ -24,14 +24,14 @@ from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
 def apgd(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
-    steps: int = 8, restarts: int = 24, targets: int = 9, keep: int = 4, rounds: int = 3, verdict: bool = False,
+    steps: int | None = None, restarts: int = 24, targets: int = 9, keep: int = 4, rounds: int = 3, verdict: bool = False,
     generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """Adaptive gradient descent over inputs and weights.  Each example has its own W' (sample), or all share one: `shared_apgd`.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
     start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
-    steps: of each run.  First comes a run from (x, W) on the cross-entropy (and those from `start`), and moves of all unknowns to
+    steps: of each run, 8 by default (`shared_apgd`: 4).  First comes a run from (x, W) on the cross-entropy (and those from `start`), and moves of all unknowns to
         the ends that the gradient says.  Then runs from (x, W) on the margin to each of the `targets` nearest classes, and from
         `restarts` random points, corners and others in turn (seed 0 without a `generator`).
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
@@ -47,7 +47,8 @@ def apgd(
     """
     check_scope(scope)
     if scope != "sample":
-        return shared_apgd(model, x, y, ball, steps=steps, scope=scope, start=start, generator=generator)
+        given = {} if steps is None else {"steps": steps}
+        return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)
     with recording(), torch.no_grad():
         replica = twin(model)
         check_labels(y, len(x), replica(x[:1].clone()).shape[1] if len(x) else 0)
@@ -56,7 +57,7 @@ def apgd(
         known = [Perturbation(x, scope="sample")]
         if start is not None:
             known.append(checked_start(model, x, ball, scope, start))
-        budget = Budget(steps, restarts, targets, keep, rounds, verdict)
+        budget = Budget(8 if steps is None else steps, restarts, targets, keep, rounds, verdict)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         v = search(space, _begin(space, start), budget, generator)
         return _best(replica, y, space, v, known).check(model, x, ball)

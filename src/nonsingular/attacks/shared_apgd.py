@@ -27,23 +27,26 @@ EXPLORED = 512
 """Examples on which W' is sought from another start, before all of them see it."""
 POLISH = 0.3
 """First step of the run that starts at the best point of the others, in half widths of the boxes."""
+ALONE = 4
+"""Times as many steps where the inputs or the weights move alone: few balls of a grid are of this kind."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
 
 def shared_apgd(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 8, scope: Scope = "dataset",
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 4, scope: Scope = "dataset",
     start: Perturbation | None = None, chunk: int = 256, generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     steps: of each run: from `start` (default: x, W) with a cold loss; from the corner of the weight box that pushes predictions
-        into one class, with a loss that cools; and of the inputs alone against the best W', on the margin.
+        into one class, with a loss that cools; half as many small ones from the best; and twice as many of each input against
+        the best W', on its margin.  ALONE times as many where only inputs or only weights move.
     start: a point of the ball.  chunk: examples per forward and backward pass.  generator: given, `start` is a random point.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than `start` and (x, W).  Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
-    Cost: about 2 steps passes forward and backward.  Steps shrink as a half cosine from the whole radius: measured better than
+    Cost: about 3 steps passes forward and backward.  Steps shrink as a half cosine from the whole radius: measured better than
     momentum and halving where steps are few (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
     """
     if scope == "sample":
@@ -53,7 +56,8 @@ def shared_apgd(
     if steps < 1 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
     with recording():
-        shared, best = _shared(model, x.detach(), y.long(), ball, chunk)
+        shared, home = _shared(model, x.detach(), y.long(), ball, chunk)
+        best = home
         if start is not None:
             start = checked_start(model, x, ball, scope, start)
             given = [start.weights.get(name, W).clone() for name, W in zip(shared.names, shared.home, strict=True)]
@@ -62,7 +66,7 @@ def shared_apgd(
             scattered = [box.sample(generator) for box in shared.boxes]
             best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
         if best.right.any() and (shared.free or shared.boxes):
-            best = _search(shared, best, steps)
+            best = _search(shared, home, best, steps)
         found = dict(zip(shared.names, best.W, strict=True))
         return Perturbation(best.x, found, scope).check(model, x, ball)
 
@@ -147,17 +151,19 @@ def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int)
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
-def _search(shared: _Shared, best: _Point, steps: int) -> _Point:
-    if not shared.free:
-        steps *= 2  # the weights alone: a step costs less, and they have further to go
+def _search(shared: _Shared, home: _Point, best: _Point, steps: int) -> _Point:
     if not shared.boxes:
-        return _again(shared, min(best, _descend(shared, best, steps, hot=HOT), key=_Point.rank), steps)
+        best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
+        return _again(shared, best, ALONE * steps)
+    if not shared.free:
+        steps *= ALONE
+        best = min(best, _descend(shared, home, steps), key=_Point.rank)
     best = min(best, _descend(shared, best, steps), key=_Point.rank)
     if best.right.any():
         best = min(best, _explore(shared, best, steps), key=_Point.rank)
     if best.right.any():
         best = min(best, _descend(shared, best, -(-steps // 2), size=POLISH), key=_Point.rank)
-    return _again(shared, best, steps) if shared.free else best
+    return _again(shared, best, 2 * steps) if shared.free else best
 
 
 def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, size: float = 1.0) -> _Point:
