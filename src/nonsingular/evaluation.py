@@ -18,7 +18,7 @@ from nonsingular.checks import check_inputs
 from nonsingular.data import hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
-from nonsingular.margins import is_correct
+from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import Method, name_of
 from nonsingular.records import Cell, Surface, axis
 from nonsingular.sandwich import Parts, Proof, margins_of, prove, rehearse_proof
@@ -161,7 +161,9 @@ def _saved(
     path = log.with_name(f"violation-{e.example}.npz")
     arrays: dict[str, Any] = {n: t.detach().float().cpu().numpy() for n, t in tensors.items()}
     np.savez(path, **arrays)
-    return SoundnessError(e.example, e.eps_x, e.eps_w, e.certified, e.attacked, str(path))
+    logits = logits_at(model, point)
+    reached = worst_margin(margins(logits, labels), labels)[k].item()  # of what is saved
+    return SoundnessError(e.example, e.eps_x, e.eps_w, e.certified, reached if reached < e.certified else e.attacked, str(path))
 
 
 def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:

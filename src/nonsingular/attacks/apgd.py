@@ -31,9 +31,9 @@ def apgd(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
     start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
-    steps: of each run, 8 by default (`shared_apgd`: 4).  First comes a run from (x, W) on the cross-entropy (and those from `start`), and moves of all unknowns to
-        the ends that the gradient says.  Then runs from (x, W) on the margin to each of the `targets` nearest classes, and from
-        `restarts` random points, corners and others in turn (seed 0 without a `generator`).
+    steps: of each run, 8 by default (`shared_apgd`: 4).  First comes a run from (x, W) on the cross-entropy, with those from
+        `start`, and moves of all unknowns to the ends that the gradient says.  Then runs from (x, W) on the margin to each of the
+        `targets` nearest classes, and from `restarts` random points, corners and others in turn (seed 0 without a `generator`).
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
         the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.

@@ -1,0 +1,318 @@
+"""The walk over a grid: what it carries, what it skips, what it keeps, and that the files alone give its numbers again."""
+
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nonsingular.attacks.apgd import apgd
+from nonsingular.attacks.joint_pgd import joint_pgd
+from nonsingular.attacks.strongest import alternating, ensemble, strongest, worst
+from nonsingular.cli import main
+from nonsingular.errors import InvalidInput
+from nonsingular.evaluation import choose, evaluate
+from nonsingular.graph import logits_at
+from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.nested import reach
+from nonsingular.perturbations import FOLDER, read_found
+from nonsingular.records import Log
+from nonsingular.replay import replay
+from nonsingular.threat import JointBall, Perturbation
+
+SCOPES = ("sample", "batch", "dataset")
+COLUMNS, ROWS = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02, 0.05)
+
+
+def seeded(model, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) / max(1, p[0].numel()) ** 0.5)
+    return model.eval()
+
+
+def dense():
+    return seeded(nn.Sequential(nn.Flatten(), nn.Linear(9, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+
+def conv():
+    return seeded(nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)))
+
+
+MODELS = {"dense": dense, "conv": conv}
+
+
+def setting(kind, n=60):
+    model = MODELS[kind]()
+    x = torch.rand(n, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    return model, x, model(x).argmax(1)
+
+
+def right(model, y, point):
+    return int(is_correct(logits_at(model, point), y).sum())
+
+
+def lowest(model, y, point):
+    return worst_margin(margins(logits_at(model, point), y), y)
+
+
+# ---------------------------------------------------------------- surfaces
+
+
+@pytest.mark.parametrize("kind, scope", list(itertools.product(MODELS, SCOPES)))
+def test_a_surface_never_rises_and_is_not_above_the_paper(kind, scope):
+    model, x, y = setting(kind)
+    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20)
+    assert s.attack == "strongest"
+    assert s.rises == []
+    assert s.accuracy[0, 0] == 1
+    p = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack="paper")
+    assert s.auc < p.auc
+    assert (s.accuracy <= p.accuracy + 1 / 60 + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_who_shares_weights_orders_the_surfaces(kind):
+    model, x, y = setting(kind)
+    at = {scope: evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20).accuracy for scope in SCOPES}
+    assert (at["sample"] <= at["batch"] + 1 / 60).all()
+    assert (at["batch"] <= at["dataset"] + 3 / 60).all()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_lost_and_certified_examples_are_left_alone(scope):
+    model, x, y = setting("dense")
+    seen = []
+
+    def counting(model, x, y, ball, *, scope, start=None):
+        seen.append((ball.eps_x, ball.eps_w, len(x)))
+        return strongest(model, x, y, ball, scope=scope, start=start)
+
+    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, attack=counting, batch_size=60)
+    for eps_x, eps_w, n in seen:
+        i, j = ROWS.index(eps_w), COLUMNS.index(eps_x)
+        before = min([s.accuracy[i - 1, j]] * (i > 0) + [s.accuracy[i, j - 1]] * (j > 0), default=1.0)
+        assert before > 0  # nothing is attacked where nothing is left
+        if scope == "sample":
+            assert n <= round(before * 60)
+    if scope == "sample":
+        whole = sum(n for *_, n in seen)
+        seen.clear()
+        c = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, attack=counting, certify="crown")
+        assert sum(n for *_, n in seen) < whole
+        np.testing.assert_array_equal(c.accuracy, s.accuracy)
+
+
+def test_a_point_begins_where_a_smaller_one_ended():
+    """An attack that only hands its start back, but finds one perturbation in the smallest ball: it is carried and grows."""
+    model, x, y = setting("dense")
+    start = {}
+
+    def lazy(model, x, y, ball, *, scope, start=None):
+        start_at[ball.eps_x] = start
+        if start is None:
+            return joint_pgd(model, x, y, ball, scope=scope)
+        return start
+
+    start_at = start
+    s = evaluate(model, (x, y), eps_x=[0.05, 0.1], eps_w=[0.02], scope="dataset", attack=lazy)
+    assert start[0.05] is None
+    moved = start[0.1].x - x
+    assert moved.abs().max() > 0.09  # grown to the larger ball
+    assert s.accuracy[0, 1] <= s.accuracy[0, 0]
+
+
+def test_an_accuracy_that_still_falls_is_flagged():
+    """An attack that breaks ten more examples each time it is called never settles."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2)).eval()
+    with torch.no_grad():  # which side of the mean the pixels lie on
+        model[1].weight.copy_(torch.stack([torch.ones(9), -torch.ones(9)]))
+        model[1].bias.copy_(torch.tensor([-4.5, 4.5]))
+    x = setting("dense")[1]
+    y = model(x).argmax(1)
+
+    def slow(model, x, y, ball, *, scope, start=None):
+        done = 0 if start is None else int((start.x != x).flatten(1).any(1).sum())
+        now = x.clone()
+        now[: done + 12] = 1 - x[: done + 12]
+        return Perturbation(now, {}, scope)
+
+    s = evaluate(model, (x, y), eps_x=[1.0], eps_w=[0.0], scope="dataset", attack=slow)
+    assert s.flags[0, 0] == ("moving",)
+    assert s.accuracy.item() == (60 - 3 * 12) / 60
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("kind, scope, attack", [*itertools.product(MODELS, SCOPES, ["strongest"]), ("dense", "batch", "paper")])
+def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
+    model, x, y = setting(kind)
+    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack=attack, log=tmp_path / "log.jsonl")
+    method = choose(model, attack=attack, scope=scope, batch_size=20)
+    again = replay(model, x, y, method, s.accuracy, COLUMNS, ROWS, tmp_path)
+    assert again.differ == []
+    if attack == "strongest":
+        np.testing.assert_allclose(again.found, s.accuracy)
+    assert again.perturbations > 0
+    better = replay(model, x, y, method, s.accuracy - 0.1, COLUMNS, ROWS, tmp_path)
+    assert len(better.differ) == s.accuracy.size or attack == "paper"
+
+
+def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
+    model, x, y = setting("dense")
+    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=tmp_path / "log.jsonl")
+    (path,) = (tmp_path / FOLDER).glob("*.safetensors")
+    found = read_found(path)
+    assert any("shifts.0" in f.tensors for f in found)  # one number a neuron, not a matrix an example
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        about = f.metadata()
+    tensors = load_file(path)
+    tensors["0.x"] = tensors["0.x"] + 0.5
+    save_file(tensors, path, about)
+    with pytest.raises(InvalidInput, match="a stored perturbation is not within"):
+        replay(model, x, y, choose(model), s.accuracy, COLUMNS, ROWS, tmp_path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(InvalidInput, match="cannot be read as stored perturbations"):
+        replay(model, x, y, choose(model), s.accuracy, COLUMNS, ROWS, tmp_path)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_interrupted_walk_goes_on_to_the_same_bits(scope, tmp_path):
+    model, x, y = setting("dense", 250)
+    options = {"eps_x": COLUMNS, "eps_w": ROWS, "scope": scope, "batch_size": 100}
+    whole = evaluate(model, (x, y), **options, log=tmp_path / "whole" / "log") if (tmp_path / "whole").mkdir() is None else None
+    calls = itertools.count()
+
+    class Stop(Exception):
+        pass
+
+    def stopping(model, x, y, ball, *, scope, start=None):
+        if next(calls) == 5:
+            raise Stop
+        return strongest(model, x, y, ball, scope=scope, start=start)
+
+    (tmp_path / "cut").mkdir()
+    log = tmp_path / "cut" / "log"
+    entries = (tmp_path / "whole" / "log").read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(entries[: len(entries) // 2]))
+    (tmp_path / "whole" / FOLDER).rename(tmp_path / "cut" / FOLDER)
+    again = evaluate(model, (x, y), **options, log=log)
+    np.testing.assert_array_equal(again.accuracy, whole.accuracy)
+
+    def bits(path):
+        cells = [c for e in Log(path) for c in e["cells"]]
+        return sorted((c["eps_w"], c["eps_x"], c["correct"], c["margins"]) for c in cells)
+
+    assert bits(log) == bits(tmp_path / "whole" / "log")
+
+
+# ---------------------------------------------------------------- attacks of attacks
+
+
+@pytest.mark.parametrize("kind, scope", list(itertools.product(MODELS, SCOPES)))
+def test_the_strongest_is_not_above_its_members(kind, scope):
+    model, x, y = setting(kind)
+    ball = JointBall(0.1, 0.04)
+    point = strongest(model, x, y, ball, scope=scope).check(model, x, ball)
+    for part in ((1.0, 0.0), (0.0, 1.0)):
+        alone = strongest(model, x, y, ball.scaled(*part), scope=scope)
+        assert right(model, y, point) <= right(model, y, alone)
+    together = ensemble(partial(joint_pgd, steps=10), apgd)(model, x, y, ball, scope=scope)
+    for member in (partial(joint_pgd, steps=10), apgd):
+        found = member(model, x, y, ball, scope=scope)
+        assert right(model, y, together) <= right(model, y, found)
+        if scope == "sample":
+            assert (lowest(model, y, together) <= lowest(model, y, found) + 1e-5).all()
+
+
+@pytest.mark.parametrize("scope, first", list(itertools.product(SCOPES, ["inputs", "weights"])))
+def test_attacks_in_turn(scope, first):
+    model, x, y = setting("dense")
+    ball = JointBall(0.3, 0.2)
+    one = alternating(model, x, y, ball, scope=scope, first=first, rounds=1)
+    more = alternating(model, x, y, ball, scope=scope, first=first, rounds=3)
+    assert right(model, y, more) <= right(model, y, one) < right(model, y, Perturbation(x))
+    assert right(model, y, one) <= right(model, y, apgd(model, x, y, ball.scaled(0.0, 1.0), scope=scope)) or first == "inputs"
+    with pytest.raises(InvalidInput, match="rounds is 0"):
+        alternating(model, x, y, ball, rounds=0)
+
+
+def test_an_ensemble_by_its_names():
+    model, x, y = setting("dense")
+    s = evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.02], attack="paper+apgd")
+    assert s.attack == "paper+apgd"
+    for name in ("paper", "apgd"):
+        assert s.accuracy.item() <= evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.02], attack=name).accuracy.item()
+    with pytest.raises(InvalidInput, match="no attack 'papr'"):
+        choose(model, attack="paper+papr")
+    with pytest.raises(InvalidInput, match="no attacks"):
+        ensemble()
+
+
+def test_the_worst_of_points():
+    model, x, y = setting("dense")
+    a, b = (strongest(model, x, y, JointBall(r, 0.0)) for r in (0.05, 0.1))
+    both = worst(model, y, a, b)
+    assert torch.equal(lowest(model, y, both), torch.minimum(lowest(model, y, a), lowest(model, y, b)))
+
+
+@pytest.mark.parametrize("scope", ["batch", "dataset"])
+@pytest.mark.parametrize("radii", [(0.1, 0.0), (0.0, 0.05), (0.1, 0.05)])
+def test_one_shared_w_beats_the_paper_on_digits(scope, radii, digits_model):
+    model, x, y = digits_model
+    ball = JointBall(*radii)
+    ours, papers = (right(model, y, f(model, x, y, ball, scope=scope)) for f in (apgd, joint_pgd))
+    assert ours <= papers + 2
+
+
+@pytest.fixture(scope="module")
+def digits_model():
+    from nonsingular.data import load
+    from nonsingular.models import mlp
+    from nonsingular.objectives import natural
+    from nonsingular.train import train
+
+    data = load("digits")
+    torch.manual_seed(0)
+    model = train(mlp((1, 8, 8), 10, hidden=(32, 16)), data.train, data.val, natural, epochs=15, seed=0)
+    return model, data.test.x, data.test.y
+
+
+def test_a_group_is_judged_from_its_tensors():
+    model, x, y = setting("dense")
+    r = reach(model, x, y, choose(model, scope="dataset"), (0.1, 0.02))
+    assert torch.equal(r.correct, is_correct(logits_at(model, r.point), y))
+    assert r.origin == (0.1, 0.02)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_replay_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        "train --data digits --epochs 2 --hidden 16 --quiet --out net",
+        "evaluate net --eps-x 0:0.1:3 --eps-w 0:0.02:3 --limit 60 --workers 1 --quiet --out run",
+    ):
+        assert main(command.split()) == 0
+    assert main(["replay", "run"]) == 0
+    assert "all 9 accuracies are theirs" in capsys.readouterr().err
+    results = (tmp_path / "run" / "results.json").read_text()
+    import json
+
+    changed = json.loads(results)
+    (model,) = changed["models"].values()
+    model["surfaces"][0]["accuracy"][2][2] = -1.0
+    (tmp_path / "run" / "results.json").write_text(json.dumps(changed))
+    assert main(["replay", "run"]) == 1
+    assert "leave more accuracy than it says" in capsys.readouterr().err
+    (tmp_path / "run" / "results.json").unlink()
+    assert main(["replay", "run"]) == 2
+    assert main(["replay", "net"]) == 2
