@@ -114,7 +114,7 @@ def test_numbers_in_the_page_on_certificates_are_those_of_the_code():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("nonsingular")])
 def test_commands_in_the_readme_are_understood(command, capsys):
     args = shlex.split(command)[1:]
-    settings = [] if args[0] in ("report", "demo") else ["--print-config"]
+    settings = [] if args[0] in ("report", "replay", "demo") else ["--print-config"]
     assert main([*args, *settings] if settings else [args[0], "--help"]) == 0
     assert capsys.readouterr().out
 

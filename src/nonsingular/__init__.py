@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.apgd import apgd
     from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
+    from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.branch import Verdicts
     from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
     from nonsingular.data import load
@@ -32,6 +33,7 @@ _HOME = {
     "JointBall": "threat", "Perturbation": "threat",
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
+    **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
     "load": "data", "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
@@ -47,15 +49,18 @@ __all__ = [
     "Surface",
     "UnsupportedModel",
     "Verdicts",
+    "alternating",
     "apgd",
     "certified_front",
     "certified_radius",
     "certified_surface",
     "certify",
+    "ensemble",
     "evaluate",
     "joint_pgd",
     "load",
     "neuron_pgd",
+    "strongest",
     "verify",
 ]
 

@@ -152,7 +152,7 @@ def evaluate(
     scope: Annotated[str | None, Parameter(help="Who shares W': sample (default), batch or dataset.")] = None,
     attack: Annotated[
         str | None,
-        Parameter(help="paper, neuron or apgd. Default: the last in scope sample, else paper."),
+        Parameter(help="strongest (default), paper, apgd, ... ('nonsingular list attacks'); a+b is the worst of both."),
     ] = None,
     domain: Domain = None,
     moves: Moves = None,

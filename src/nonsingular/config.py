@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
 
-AttackName = Annotated[str, AfterValidator(lambda name: known(ATTACKS, name, "attack"))]
+AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
 BoundName = Annotated[
     str, AfterValidator(lambda name: known({b: BOUNDS[b] for b in BOUNDS if b not in UNSOUND}, name, "sound bound"))
 ]
