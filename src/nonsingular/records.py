@@ -222,9 +222,9 @@ class Surface:
 
     def __str__(self) -> str:
         """Accuracy in percent over the grid, as plain text."""
-        head = "eps_w \\ eps_x " + "".join(f"{x:>8.4g}" for x in self.eps_x)
+        head = "eps_w \\ eps_x " + "".join(f"{x:>9.4g}" for x in self.eps_x)
         rows = [
-            f"{w:>13.4g} " + "".join(f"{100 * a:>8.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
+            f"{w:>13.4g} " + "".join(f"{100 * a:>9.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
         ]
         how = f"scope {self.scope}, attack {self.attack}" if self.kind == "attacked" else f"certified by {self.attack}"
         tail = (
