@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nonsingular.data import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation import evaluate
+    from nonsingular.masks import Masking, masking
     from nonsingular.records import Surface
     from nonsingular.sandwich import certified_surface
     from nonsingular.threat import JointBall, Perturbation
@@ -34,7 +35,7 @@ _HOME = {
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
-    "load": "data", "Verdicts": "bounds.branch",
+    "load": "data", **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
@@ -44,6 +45,7 @@ __all__ = [
     "Front",
     "InvalidInput",
     "JointBall",
+    "Masking",
     "Perturbation",
     "SoundnessError",
     "Surface",
@@ -59,6 +61,7 @@ __all__ = [
     "evaluate",
     "joint_pgd",
     "load",
+    "masking",
     "neuron_pgd",
     "strongest",
     "verify",

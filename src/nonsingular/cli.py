@@ -161,6 +161,7 @@ def evaluate(
     certify: Annotated[
         str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
     ] = None,
+    masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, in the middle of the grid.")] = None,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -177,7 +178,7 @@ def evaluate(
     given = _given(
         model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
         scope=scope, attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves,
-        relative=relative, batch_size=batch_size, certify=certify,
+        relative=relative, batch_size=batch_size, certify=certify, masking=masking,
     )  # fmt: skip
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
@@ -236,14 +237,14 @@ def certify(
 def _one_surface(run: Any, settings: Any, out: Path, where: Mapping[str, Any], json: bool, quiet: bool) -> None:
     """Runs, writes the report, and shows the surface of the one model."""
     from nonsingular.records import Surface
-    from nonsingular.report import fronts_table, surface_table, write
+    from nonsingular.report import fronts_table, masking_lines, surface_table, write
 
     with _progress(quiet or json, {}) as report:
         results = run(settings, out, report=report, command=_command.get(), **where)
     files = write(results, out)
     (found,) = results["models"].values()
     if json:
-        print(json_.dumps(found["surfaces"][0] | ({"fronts": found["fronts"]} if "fronts" in found else {})))
+        print(json_.dumps(found["surfaces"][0] | {k: found[k] for k in ("fronts", "masking") if k in found}))
         return
     surface = Surface.from_dict(found["surfaces"][0])
     for shown in (surface, surface.certified):
@@ -251,6 +252,8 @@ def _one_surface(run: Any, settings: Any, out: Path, where: Mapping[str, Any], j
             _print(surface_table(shown))
     if "fronts" in found:
         _print(fronts_table(found["fronts"]))
+    for line in masking_lines(found):
+        print(line)
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
 

@@ -130,6 +130,7 @@ class EvaluateSettings(GridSettings):
     attack: AttackName | None = None
     batch_size: int = Field(default=128, ge=1)
     certify: BoundName | None = None
+    masking: bool = False
 
 
 class CertifySettings(GridSettings):

@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
-from nonsingular.catalog import MODELS, OBJECTIVES, lookup
+from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, lookup
 from nonsingular.certification import Front, certified_front
 from nonsingular.checks import check_inputs
 from nonsingular.claims import judge
@@ -46,6 +46,7 @@ from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
+from nonsingular.masks import masking
 from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Surface, axis, write_atomic, write_json
@@ -221,6 +222,12 @@ class Attacked(Job):
             parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
+    def masking(self) -> dict[str, Any]:
+        """Signs of masked gradients at half the largest radii."""
+        ball = self.unit.scaled(self.columns[-1] / 2, self.rows[-1] / 2)
+        attack = self.method.name if self.method.name in ATTACKS else self.method.attack
+        return masking(self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=attack).to_dict()
+
 
 class Certified(Job):
     """A job whose cells are certified."""
@@ -352,6 +359,8 @@ def _run(
     results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
     if fronts:
         results["models"][label]["fronts"] = fronts
+    if isinstance(job, Attacked) and job.settings.masking:
+        results["models"][label]["masking"] = job.masking()
     write_json(out / RESULTS, results)
     return results
 

@@ -11,9 +11,19 @@ from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
 from nonsingular.report.radii import fronts
 from nonsingular.report.summary import read
-from nonsingular.report.table import claims_table, fronts_table, markdown, model_table, surface_table
+from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
 
-__all__ = ["claims_table", "contours", "fronts_table", "markdown", "model_table", "page", "surface_table", "write"]
+__all__ = [
+    "claims_table",
+    "contours",
+    "fronts_table",
+    "markdown",
+    "masking_lines",
+    "model_table",
+    "page",
+    "surface_table",
+    "write",
+]
 
 
 def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from nonsingular.report.table import (
     claim_rows,
     front_header,
     front_rows,
+    masking_lines,
     model_header,
     model_rows,
     setting,
@@ -106,7 +107,8 @@ def page(results: Mapping[str, Any], figure_svg: str, radii_svg: str = "") -> st
     body = "\n".join([
         f"<header><h1>{name}</h1>", f'<p class="verdict">{_text(verdict(results, models))}</p>',
         f'<p class="quiet">{_text(" ".join(notes))}</p></header>', "<main>", _models(models), _figure(figure_svg, models),
-        _fronts(models, radii_svg), _claims(results), _surfaces(models), _meaning(models), _again(results), "</main>",
+        _fronts(models, radii_svg), _masking(results), _claims(results), _surfaces(models), _meaning(models), _again(results),
+        "</main>",
     ])  # fmt: skip
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -197,6 +199,11 @@ def _figure(svg: str, models: Sequence[Model]) -> str:
     what = "Accuracy" if kinds == ("attacked",) else f"{' and '.join(kinds).capitalize()} accuracy"
     card = _card(svg, f"{what} over input and weight radius for {', '.join(m.title for m in models)}")
     return _section(f"{what} over both radii", card)
+
+
+def _masking(results: Mapping[str, Any]) -> str:
+    lines = [line for model in results["models"].values() for line in masking_lines(model)]
+    return _section("Masked gradients", *(f"<p>{_text(line)}</p>" for line in lines)) if lines else ""
 
 
 def _fronts(models: Sequence[Model], svg: str) -> str:

@@ -196,3 +196,14 @@ def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 
 def _cell(text: str) -> str:
     flat = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*\[\]|])", r"\\\1", flat)
+
+
+def masking_lines(model: Mapping[str, Any]) -> list[str]:
+    """What a run says about masked gradients, line by line; nothing if it did not look.  model: an entry of results["models"]."""
+    if "masking" not in model:
+        return []
+    found = model["masking"]
+    asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples at half the largest radii"
+    if not found["flags"]:
+        return [f"No sign of masked gradients: {asked}."]
+    return [f"Signs of masked gradients ({asked}):", *(f"{name}: {why}" for name, why in found["flags"].items())]

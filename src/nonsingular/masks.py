@@ -1,4 +1,4 @@
-"""masking.py - signs that an attack fails because gradients are hidden or useless, not because the model is robust.
+"""masks.py - signs that an attack fails because gradients are hidden or useless, not because the model is robust.
 
 The questions are those of Athalye et al., arXiv:1802.00420, and Carlini et al., arXiv:1902.06705, asked of inputs and of weights.
 A flag says that an attacked accuracy may be far above the truth; the absence of flags proves nothing.
