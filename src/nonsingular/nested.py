@@ -30,7 +30,7 @@ SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
 AT_ONCE = 100
 """Largest number of examples of scope `sample` that walk over the grid together."""
-ROUNDS = 3
+ROUNDS = 2
 """Most attacks on one point of the grid, each from where the last one ended, as long as one lowers the accuracy by more than half
 the width of its 95 % interval.  A point at which the last one still did has the flag "moving"."""
 

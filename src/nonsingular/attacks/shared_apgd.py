@@ -25,9 +25,11 @@ COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: near the accuracy, and where every example has a say."""
 EXPLORED = 512
 """Examples on which W' is sought from another start, before all of them see it."""
+CORNERED = 128
+"""Of these, examples on which the class is chosen into which W' pushes all predictions."""
 POLISH = 0.3
 """First step of the run that starts at the best point of the others, in half widths of the boxes."""
-ALONE = 4
+ALONE = 3
 """Times as many steps where the inputs or the weights move alone: few balls of a grid are of this kind."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
@@ -35,7 +37,7 @@ CLASSES = 10
 
 def shared_apgd(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 4, scope: Scope = "dataset",
-    start: Perturbation | None = None, chunk: int = 256, generator: Generator | None = None,
+    start: Perturbation | None = None, chunk: int = 512, generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
@@ -219,17 +221,18 @@ def _explore(shared: _Shared, best: _Point, steps: int) -> _Point:
 
 def _corner(part: _Shared, x: Tensor) -> _Point:
     """The corner of the weight box that best pushes all predictions into one class: in the last layer, row shifts."""
-    part.load(part.home)
-    counts = torch.bincount(part.y, minlength=int(part.network(x[:1].clone()).shape[1]))
-    few = slice(0, min(len(x), part.chunk))
+    few = part.part(torch.arange(min(len(x), CORNERED), device=x.device))
+    few.load(few.home)
+    x_few = x[: len(few.y)]
+    counts = torch.bincount(part.y, minlength=int(few.network(x[:1].clone()).shape[1]))
     found: list[_Point] = []
     for label in counts.argsort()[:CLASSES]:
-        part.load(part.home)
-        loss = F.cross_entropy(part.network(x[few].clone()), label.expand(len(x[few])), reduction="sum")
-        g = _gradient(loss, part.live)
-        W = [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(g, part.boxes, part.home, strict=True)]
-        found.append(part.at(x, W))
-    return min(found, key=_Point.rank)
+        few.load(few.home)
+        loss = F.cross_entropy(few.network(x_few.clone()), label.expand(len(x_few)), reduction="sum")
+        g = _gradient(loss, few.live)
+        W = [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(g, few.boxes, few.home, strict=True)]
+        found.append(few.at(x_few, W))
+    return part.at(x, min(found, key=_Point.rank).W)
 
 
 def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
