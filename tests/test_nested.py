@@ -17,7 +17,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, evaluate
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
-from nonsingular.nested import reach
+from nonsingular.nested import ROUNDS, reach
 from nonsingular.perturbations import FOLDER, read_found
 from nonsingular.records import Log
 from nonsingular.replay import replay
@@ -127,7 +127,7 @@ def test_a_point_begins_where_a_smaller_one_ended():
 
 
 def test_an_accuracy_that_still_falls_is_flagged():
-    """An attack that breaks ten more examples each time it is called never settles."""
+    """An attack that breaks twelve more examples each time it is called never settles."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2)).eval()
     with torch.no_grad():  # which side of the mean the pixels lie on
         model[1].weight.copy_(torch.stack([torch.ones(9), -torch.ones(9)]))
@@ -143,7 +143,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
 
     s = evaluate(model, (x, y), eps_x=[1.0], eps_w=[0.0], scope="dataset", attack=slow)
     assert s.flags[0, 0] == ("moving",)
-    assert s.accuracy.item() == (60 - 3 * 12) / 60
+    assert s.accuracy.item() == (60 - ROUNDS * 12) / 60
 
 
 # ---------------------------------------------------------------- what is kept
