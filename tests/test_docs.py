@@ -83,7 +83,8 @@ def test_a_certificate_that_an_attack_beats_fails_the_run_and_saves_the_case(tmp
     (case,) = (tmp_path / "run").glob("violation-*.npz")
     assert "certified to be at least" in said
     assert case.name in said
-    assert {"x", "y", "x_adv"} <= set(np.load(case))
+    with np.load(case) as stored:
+        assert {"x", "y", "x_adv"} <= set(stored)
 
 
 def test_the_page_on_certificates_names_every_sound_bound():

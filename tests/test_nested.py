@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nonsingular import nested
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.strongest import alternating, ensemble, strongest, worst
 from nonsingular.cli import main
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, evaluate
-from nonsingular.graph import logits_at
+from nonsingular.graph import logits_at, products
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import ROUNDS, reach
 from nonsingular.perturbations import FOLDER, read_found
@@ -316,3 +318,51 @@ def test_replay_from_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "run" / "results.json").unlink()
     assert main(["replay", "run"]) == 2
     assert main(["replay", "net"]) == 2
+
+
+class Noting(nn.Sequential):
+    """Notes the precision of products at each pass, by whether it is one for a gradient."""
+
+    seen: ClassVar[set[tuple[str, bool]]] = set()
+
+    def forward(self, input):
+        self.seen.add((torch.get_float32_matmul_precision(), torch.is_grad_enabled() and input.requires_grad))
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
+def test_products_are_rough_where_points_are_sought_and_exact_where_they_are_judged(scope, monkeypatch):
+    judged = set()
+    model = Noting(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    x = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    monkeypatch.setattr(nested, "logits_at", lambda m, p: judged.add(torch.get_float32_matmul_precision()) or logits_at(m, p))
+    Noting.seen.clear()
+    nested.reach(model, x, y, choose(model, scope=scope), (0.1, 0.1))
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert judged == {"highest"}
+    if scope != "sample":  # a dense network is not called in scope sample: its layers are read
+        assert {p for p, gradient in Noting.seen if gradient} == {"medium"}
+
+
+def test_the_precision_of_products_is_given_back():
+    def fails():
+        with products("medium"):
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_precision_that_the_caller_set_for_one_backend_is_left_alone():
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this torch has one setting for all backends")
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with products("highest"):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -127,9 +127,10 @@ def test_a_bound_above_an_attack_fails_the_run_and_saves_the_case(wrong_bound, t
     assert e.certified == 50.0
     assert e.attacked < 50
     assert "please report" in str(e)
-    case = np.load(e.saved)
+    with np.load(e.saved) as stored:
+        case = dict(stored)
     np.testing.assert_allclose(case["x"], x[e.example])
-    weights = {k.removeprefix("weights."): torch.as_tensor(case[k]) for k in case.files if k.startswith("weights.")}
+    weights = {k.removeprefix("weights."): torch.as_tensor(case[k]) for k in case if k.startswith("weights.")}
     f = torch.func.functional_call(model, weights, (torch.as_tensor(case["x_adv"])[None],))[0]
     label = int(case["y"])
     f = f.detach()

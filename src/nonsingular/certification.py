@@ -14,7 +14,7 @@ from nonsingular.bounds.branch import Verdicts, search
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain, twin
+from nonsingular.graph import dense_chain, products, twin
 from nonsingular.margins import worst_margin
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
@@ -75,7 +75,7 @@ class Prover:
         self.dtype = dtype
 
     def __call__(self, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), products("highest"):
             lower = self._in(self.dtype, x, y, ball)
             if self.dtype == torch.float32 and len(x):
                 size = 1 + self.models[self.dtype](x.float()).abs().amax(1)

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,25 @@ def recording() -> Generator[None]:
     """Gradients on, whatever mode the caller is in (`no_grad`, `inference_mode`)."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def products(precision: Literal["medium", "highest"]) -> Generator[None]:
+    """Products of float32 matrices at this precision of torch: "medium" where points are sought, "highest" where they are judged.
+
+    "medium" may round the factors to bfloat16 or TF32, where the machine has units for that; elsewhere torch picks another
+    library.  Process-wide while it lasts.  Left alone where the caller set the precision of one backend (torch forbids both).
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def duplicate(model: nn.Module) -> nn.Module:

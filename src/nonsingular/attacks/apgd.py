@@ -16,7 +16,7 @@ from nonsingular.attacks.shift_space import shift_space
 from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import logits_at, recording, twin
+from nonsingular.graph import logits_at, products, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
 from nonsingular.shifts import of_each
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
@@ -59,7 +59,8 @@ def apgd(
             known.append(checked_start(model, x, ball, scope, start))
         budget = Budget(8 if steps is None else steps, restarts, targets, keep, rounds, verdict)
         generator = generator or torch.Generator(x.device).manual_seed(0)
-        v = search(space, _begin(space, start), budget, generator)
+        with products("medium"):
+            v = search(space, _begin(space, start), budget, generator)
         return _best(replica, y, space, v, known).check(model, x, ball)
 
 

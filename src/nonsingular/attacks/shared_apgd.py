@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.points import checked_start
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording, twin
+from nonsingular.graph import products, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
@@ -45,8 +45,10 @@ def shared_apgd(
     steps: of each run: from `start` (default: x, W) with a cold loss; from the corner of the weight box that pushes predictions
         into one class, with a loss that cools; half as many small ones from the best; and twice as many of each input against
         the best W', on its margin.  ALONE times as many where only inputs or only weights move.
-    start: a point of the ball.  chunk: examples per forward and backward pass.  generator: given, `start` is a random point.
-    Returns the best point seen by accuracy, one W' for all of `x`: never worse than `start` and (x, W).  Never changes `model`.
+    start: a point of the ball.  chunk: examples per forward and backward pass.  generator: given, it begins at a random point
+        where that is worse than `start`.
+    Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
+    Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
     Cost: about 3 steps passes forward and backward.  Steps shrink as a half cosine from the whole radius: measured better than
     momentum and halving where steps are few (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
@@ -58,17 +60,16 @@ def shared_apgd(
     if steps < 1 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
     with recording():
-        shared, home = _shared(model, x.detach(), y.long(), ball, chunk)
-        best = home
-        if start is not None:
-            start = checked_start(model, x, ball, scope, start)
-            given = [start.weights.get(name, W).clone() for name, W in zip(shared.names, shared.home, strict=True)]
-            best = min(best, shared.at(start.x, given), key=_Point.rank)
+        begun = checked_start(model, x, ball, scope, start)
+        shared = _shared(model, x.detach(), y.long(), ball, chunk)
+        best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
         if generator is not None:
             scattered = [box.sample(generator) for box in shared.boxes]
             best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
         if best.right.any() and (shared.free or shared.boxes):
-            best = _search(shared, home, best, steps)
+            with products("medium"):
+                found = _search(shared, x.detach(), best, steps)
+            best = min(best, shared.at(found.x, found.W), key=_Point.rank)
         found = dict(zip(shared.names, best.W, strict=True))
         return Perturbation(best.x, found, scope).check(model, x, ball)
 
@@ -134,8 +135,7 @@ class _Shared:
         return _Point(x, W, self.margins(x))
 
 
-def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> tuple[_Shared, _Point]:
-    """The question, and its unperturbed point."""
+def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> _Shared:
     network = twin(model)
     params = dict(network.named_parameters())
     boxes = ball.weight_boxes(params)
@@ -145,21 +145,27 @@ def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int)
     shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.eps_x > 0, chunk)
     with torch.no_grad():
         check_labels(y, len(x), network(x[:1].clone()).shape[1] if len(x) else 0)
-    clean = shared.margins(x)
+    some = _some(x)
+    clean = shared.part(some).margins(x[some])
     ahead = clean[torch.isfinite(clean) & (clean > 0)]
-    return replace(shared, median=ahead.median().item() if len(ahead) else 1.0), _Point(x, home, clean)
+    return replace(shared, median=ahead.median().item() if len(ahead) else 1.0)
+
+
+def _some(x: Tensor) -> Tensor:
+    """At most EXPLORED of the examples, spread evenly."""
+    return torch.arange(0, len(x), max(1, -(-len(x) // EXPLORED)), device=x.device)
 
 
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
-def _search(shared: _Shared, home: _Point, best: _Point, steps: int) -> _Point:
+def _search(shared: _Shared, clean: Tensor, best: _Point, steps: int) -> _Point:
     if not shared.boxes:
         best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
         return _again(shared, best, ALONE * steps)
     if not shared.free:
         steps *= ALONE
-        best = min(best, _descend(shared, home, steps), key=_Point.rank)
+        best = min(best, _descend(shared, shared.at(clean, shared.home), steps), key=_Point.rank)
     best = min(best, _descend(shared, best, steps), key=_Point.rank)
     if best.right.any():
         best = min(best, _explore(shared, best, steps), key=_Point.rank)
@@ -208,8 +214,7 @@ def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
 
 def _explore(shared: _Shared, best: _Point, steps: int) -> _Point:
     """A run with the inputs of `best` from other weights, on a part of the examples; the inputs of that part move with it."""
-    n = len(best.x)
-    some = torch.arange(0, n, max(1, -(-n // EXPLORED)), device=best.x.device)
+    some = _some(best.x)
     part = shared.part(some)
     found = _descend(part, _corner(part, best.x[some]), steps, hot=HOT)
     x = best.x

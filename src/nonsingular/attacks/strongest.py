@@ -35,8 +35,7 @@ def strongest(
     if start is None and both:
         inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
         start = worst(model, y, inputs, weights)
-    found = member(x, y, ball, start=start)
-    return found if start is None else worst(model, y, found, start).check(model, x, ball)
+    return member(x, y, ball, start=start)
 
 
 def ensemble(*attacks: Attack) -> Attack:
