@@ -310,3 +310,28 @@ def test_a_run_says_what_it_saw(factor, sign, tmp_path, monkeypatch, capsys):
     (model,) = json.loads((tmp_path / "run" / "results.json").read_text())["models"].values()
     assert ("saturation" in model["masking"]["flags"]) == (factor == 1000)
     assert "Masked gradients" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_batches_are_those_that_are_asked_for():
+    sizes = []
+
+    def counting(model, x, y, ball, *, scope):
+        sizes.append(len(x))
+        return Perturbation(x.clone(), {}, scope)
+
+    masking(honest(0), data(40), JointBall(0.05, 0.0), scope="batch", attack=counting, batch_size=16)
+    assert sizes[:3] == [16, 16, 8]
+    sizes.clear()
+    masking(honest(0), data(40), JointBall(0.05, 0.0), scope="dataset", attack=counting, batch_size=16)
+    assert set(sizes) == {40}
+    with pytest.raises(InvalidInput, match="batch_size is 0"):
+        masking(honest(0), data(8), BALLS["batch"], scope="batch", batch_size=0)
+
+
+def test_a_ball_in_which_everything_is_broken_decides_nothing():
+    found = masking(honest(0), data(40), JointBall(1.0, 10.0), scope="dataset")
+    assert found.numbers["accuracy"] == 0
+    assert found.inconclusive
+    assert found.to_dict()["inconclusive"]
+    assert "no sign" not in str(found)
+    assert not masking(honest(0), data(40), JointBall(0.01, 0.0), scope="dataset").inconclusive

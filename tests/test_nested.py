@@ -331,18 +331,19 @@ class Noting(nn.Sequential):
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
-def test_products_are_rough_where_points_are_sought_and_exact_where_they_are_judged(scope, monkeypatch):
-    judged = set()
+def test_products_are_rough_where_points_are_sought_and_exact_where_they_are_judged(scope):
     model = Noting(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     x = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
-    monkeypatch.setattr(nested, "logits_at", lambda m, p: judged.add(torch.get_float32_matmul_precision()) or logits_at(m, p))
     Noting.seen.clear()
     nested.reach(model, x, y, choose(model, scope=scope), (0.1, 0.1))
     assert torch.get_float32_matmul_precision() == "highest"
-    assert judged == {"highest"}
     if scope != "sample":  # a dense network is not called in scope sample: its layers are read
         assert {p for p, gradient in Noting.seen if gradient} == {"medium"}
+    Noting.seen.clear()
+    with products("medium"):
+        logits_at(model, Perturbation(x))
+    assert {p for p, _ in Noting.seen} == {"highest"}
 
 
 def test_the_precision_of_products_is_given_back():

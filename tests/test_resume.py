@@ -244,6 +244,19 @@ def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(whole, 
     assert {name: contents(whole / name) for name in ("run", "surface")} == before
 
 
+def test_a_run_from_before_a_setting_existed_is_the_same_run(whole):
+    config = whole / "surface/config.yaml"
+    text, before = config.read_text(), (whole / "surface/events.jsonl").read_bytes()
+    config.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("masking")))
+    assert config.read_text() != text
+    try:
+        run("evaluate", "run", *GRID, "--workers", 1, "--out", "surface", cwd=whole)
+        assert here("evaluate", "run", *GRID, "--masking", "--out", "surface", cwd=whole) == 2
+    finally:
+        config.write_text(text)
+    assert (whole / "surface/events.jsonl").read_bytes() == before
+
+
 def test_a_default_that_is_named_is_the_same_run(whole):
     before = (whole / "surface/events.jsonl").read_bytes()
     run("evaluate", "run", *GRID, "--attack", "strongest", "--data", "digits", "--workers", 1, "--out", "surface", cwd=whole)

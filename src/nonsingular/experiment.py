@@ -6,6 +6,7 @@ results.json.  Whoever runs the same settings into the same directory again goes
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -223,10 +224,15 @@ class Attacked(Job):
         )  # fmt: skip
 
     def masking(self) -> dict[str, Any]:
-        """Signs of masked gradients at half the largest radii."""
-        ball = self.unit.scaled(self.columns[-1] / 2, self.rows[-1] / 2)
+        """Signs of masked gradients at half the largest radii, which are recorded with them."""
+        eps_x, eps_w = self.columns[-1] / 2, self.rows[-1] / 2
+        ball = self.unit.scaled(eps_x, eps_w)
         attack = self.method.name if self.method.name in ATTACKS else self.method.attack
-        return masking(self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=attack).to_dict()
+        found = masking(
+            self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=attack,
+            batch_size=self.method.batch_size,
+        )  # fmt: skip
+        return {"eps_x": eps_x, "eps_w": eps_w, **found.to_dict()}
 
 
 class Certified(Job):
@@ -495,10 +501,10 @@ def claim(out: Path, settings: Settings) -> None:
     """
     text = to_yaml(settings)
     if (out / CONFIG).exists():
-        held = read_config(out / CONFIG)
-        if held != yaml.safe_load(text):
-            wanted = yaml.safe_load(text)
-            differ = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
+        held, wanted = read_config(out / CONFIG), yaml.safe_load(text)
+        with contextlib.suppress(InvalidInput):  # a setting that is newer than the run has its default there
+            held = yaml.safe_load(to_yaml(checked(type(settings), held)))
+        if differ := sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k)):
             raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
         return
     if out.exists() and (not out.is_dir() or any(p.name != "models" and p.suffix != ".part" for p in out.iterdir())):

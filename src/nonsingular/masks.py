@@ -67,15 +67,22 @@ class Masking:
         for name in ("flags", "numbers"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
+    @property
+    def inconclusive(self) -> bool:
+        """Whether the attack broke every example, so that the checks which compare accuracies could say nothing."""
+        return not self.numbers.get("accuracy", 1.0)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "attack": self.attack, "scope": self.scope, "examples": self.examples,
-            "flags": dict(self.flags), "numbers": dict(self.numbers),
+            "flags": dict(self.flags), "numbers": dict(self.numbers), "inconclusive": self.inconclusive,
         }  # fmt: skip
 
     def __str__(self) -> str:
         asked = f"attack '{self.attack}', scope {self.scope}, {self.examples} examples"
+        if not self.flags and self.inconclusive:
+            return f"nothing to say about masked gradients: every example is broken, choose a smaller ball ({asked})"
         if not self.flags:
             return f"no sign of masked gradients ({asked})"
         return "\n".join([f"signs of masked gradients ({asked}):", *(f"  {name}: {why}" for name, why in self.flags.items())])
@@ -83,13 +90,14 @@ class Masking:
 
 def masking(
     model: nn.Module, data: tuple[Tensor, Tensor], ball: JointBall, *, scope: Scope = "sample", attack: str | Attack = "paper",
-    limit: int | None = None, seed: int = 0,
+    batch_size: int | None = None, limit: int | None = None, seed: int = 0,
 ) -> Masking:  # fmt: skip
     """Whether `attack` on `model` shows signs of masked gradients at `ball`.
 
     data: x (N, *input) in ball.domain and y (N,) class indices.  limit: how many are used, drawn with `seed`; by default 256, and
         64 in scope `sample`, where memory and time grow with B x parameters.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.  attack: a name of the catalog, or a function.
+    batch_size: in scope `batch`, how many share W'; by default all that are used.
     zero-gradient: the margin has no gradient with respect to the inputs or to a tensor of weights, or less than a
         thousandth of what random corners of the same box do to it.
     saturation: the gradient of the cross-entropy is 0 in this float type where that of the margin is not.
@@ -105,6 +113,8 @@ def masking(
     limit = EXAMPLES[scope] if limit is None else limit
     if limit < 1:
         raise InvalidInput(f"limit is {limit}; give 1 or more examples")
+    if batch_size is not None and batch_size < 1:
+        raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
     x, y = (torch.as_tensor(t) for t in data)
@@ -112,7 +122,7 @@ def masking(
     with recording(), _own_stream(x), torch.no_grad():
         check_inputs(model, x, y, ball)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
-        case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed)
+        case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)
         _check_random(case, found)
         _check_gradients(case, found)
         _check_attack(case, function, name, found)
@@ -136,6 +146,7 @@ class _Case:
     ball: JointBall
     scope: Scope
     seed: int
+    batch_size: int | None = None
 
     def right(self, attack: Attack, ball: JointBall) -> tuple[Tensor, Tensor]:
         """(B,) which examples survive, and their predictions, from the tensors that the attack returns."""
@@ -143,6 +154,8 @@ class _Case:
         if self.scope == "sample":
             moving = sum(box.lo.numel() for box in ball.weight_boxes(dict(self.model.named_parameters())).values())
             whole = max(1, min(whole, WEIGHTS_AT_ONCE // max(1, moving)))
+        elif self.scope == "batch":
+            whole = self.batch_size or whole
         logits: list[Tensor] = []
         for x, y in zip(self.x.split(whole), self.y.split(whole), strict=True):
             point = attack(self.model, x, y, ball, scope=self.scope).check(self.model, x, ball)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nonsingular.catalog import ATTACKS
-from nonsingular.graph import logits_at, products
+from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.perturbations import Radii
 from nonsingular.records import Cell, wilson
@@ -127,7 +127,7 @@ def reach(
     are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
     """
     started = time.perf_counter()
-    with torch.no_grad(), products("highest"):
+    with torch.no_grad():
         if method.scope == "sample" and method.nested:
             found = _each(model, x, y, method, radii, smaller, proven)
         else:
@@ -194,8 +194,7 @@ def _together(
     start, before = None, n
     if nearest is not None:
         start = _grown(model, x, everyone, [nearest], method, radii)
-        with products("medium"):  # decides on another round only
-            before = int(is_correct(logits_at(model, start), y).sum())
+        before = int(is_correct(logits_at(model, start), y).sum())
 
     def attempt(start: Perturbation | None) -> Reached:
         point, logits = _attack(model, x, y, method, radii, start)
