@@ -28,9 +28,10 @@ from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.config import Network, Recipe, TrainSettings
 from nonsingular.data import load
 from nonsingular.evaluation import evaluate
-from nonsingular.experiment import WEIGHTS, load_run, train_run
+from nonsingular.experiment import load_run, train_run
 from nonsingular.presets import GRIDS, REPRODUCTIONS
 from nonsingular.records import Cell, Log, Surface
+from nonsingular.runs import WEIGHTS
 from nonsingular.train import accuracy
 
 TARGET, ABOVE, LOWER = 0.2, 0.5, 0.9999

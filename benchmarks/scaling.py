@@ -16,8 +16,9 @@ from typing import NamedTuple
 from timing import machine, options
 
 from nonsingular.config import EvaluateSettings, Network, TrainSettings, checked
-from nonsingular.experiment import evaluate_run, set_threads, train_run
+from nonsingular.experiment import evaluate_run, train_run
 from nonsingular.presets import training_defaults
+from nonsingular.runs import set_threads
 
 CONTENDERS = [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]
 

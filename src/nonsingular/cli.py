@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json as json_
 import logging
 import os
@@ -124,7 +125,8 @@ def train(
     if print_config:
         return _print_config(settings)
     out = out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
-    from nonsingular.experiment import set_threads, train_run
+    from nonsingular.experiment import train_run
+    from nonsingular.runs import set_threads
 
     set_threads(threads)
 
@@ -298,13 +300,9 @@ def reproduce(
 def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate, certify or reproduce.")], /) -> None:
     """Draw the pictures and the page of a finished run again, from its records."""
     from nonsingular.report import write
+    from nonsingular.runs import read_results
 
-    try:
-        results = json_.loads((run / "results.json").read_text())
-    except FileNotFoundError:
-        raise InvalidInput(f"{run} has no results.json; finish the run first, or give another folder") from None
-    except (OSError, ValueError) as e:
-        raise InvalidInput(f"{run / 'results.json'} cannot be read: {e}") from None
+    results = read_results(run)
     write(results, run)
     _show(results, run)
 
@@ -314,7 +312,8 @@ def replay(
     run: Annotated[Path, Parameter(help="Run directory of evaluate.")], /, *, threads: int = 1, json: Json = False
 ) -> None:  # fmt: skip
     """Check a finished run from its stored perturbations alone: every ball, and every accuracy. No attack is run."""
-    from nonsingular.experiment import replay_run, set_threads
+    from nonsingular.experiment import replay_run
+    from nonsingular.runs import set_threads
 
     set_threads(threads)
     found = replay_run(run)
@@ -479,7 +478,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:
-        return _fail(f"{e.filename or 'a file'}: {e.strerror or e}")
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        then = "; what is finished is kept: make room and run the same command again" if full else ""
+        return _fail(f"{e.filename or 'a file'}: {e.strerror or e}{then}")
     except BrokenExecutor:
         _say("error: a worker process died (killed, or out of memory); what is finished is kept: run again, with fewer --workers")
         return 1

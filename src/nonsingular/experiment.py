@@ -1,30 +1,20 @@
-"""experiment.py - settings -> run directory.
-
-A run directory holds config.yaml (the effective settings), model.safetensors, events.jsonl (one line per finished cell) and
-results.json.  Whoever runs the same settings into the same directory again goes on where the last run ended.
-"""
+"""experiment.py - settings -> run directory (runs.py): training, evaluation, certification, the whole of the paper."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from functools import lru_cache
-from importlib.metadata import version
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save
 from torch import nn
 
@@ -41,7 +31,6 @@ from nonsingular.config import (
     TrainSettings,
     checked,
     read_config,
-    to_yaml,
 )  # fmt: skip
 from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.engine import engine as start
@@ -52,12 +41,11 @@ from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Surface, axis, write_atomic, write_json
 from nonsingular.replay import Replayed, replay
+from nonsingular.runs import CONFIG, EVENTS, RESULTS, SUMMARY, WEIGHTS, check_free, claimed, environment, finished, read_results
 from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
 from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
 from nonsingular.work import TASKS
-
-CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 
 Report = Callable[[str, int], None]
 """Progress: (what was done, how many units)."""
@@ -72,28 +60,36 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     Returns the summary that is also written to train.json.
     """
     data = dataset(settings.data, settings.data_dir)
-    shape, recipe = tuple(data.train.x.shape[1:]), settings.recipe
-    model = build(settings, shape, len(data.classes))
-    objective = objective_of(recipe, data)
+    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
+    objective = objective_of(settings.recipe, data)
     objective(model)  # a network that the method has no rule for is an error before anything is written
-    claim(out, settings)
     train_sha256 = data.train.sha256()
+    check_free(out, settings)
     if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
         summary = json.loads((out / SUMMARY).read_text())
         if summary["train_sha256"] != train_sha256:
             raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
         return summary
-    started = time.time()
+    with claimed(out, settings):
+        return _train(settings, model, data, objective, out, train_sha256, on_epoch)
+
+
+def _train(
+    settings: TrainSettings, model: nn.Module, data: Dataset, objective: Objective, out: Path, train_sha256: str,
+    on_epoch: Callable[[Epoch], None],
+) -> dict[str, Any]:  # fmt: skip
+    recipe, started = settings.recipe, time.perf_counter()
     train(
         model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
         batch_size=recipe.batch_size, directory=out, on_epoch=on_epoch,
         tag=train_sha256[:16] + settings.model_dump_json(exclude={"data_dir"}),
     )  # fmt: skip
-    about = {"built_for": json.dumps({"input_shape": shape, "classes": len(data.classes)})}  # one key: the same bytes every time
+    built_for = {"input_shape": tuple(data.train.x.shape[1:]), "classes": len(data.classes)}
+    about = {"built_for": json.dumps(built_for)}  # one key: the same bytes every time
     write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
     summary = {
         "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
-        "val_accuracy": accuracy(model, data.val), "seconds": time.time() - started, "environment": environment(),
+        "val_accuracy": accuracy(model, data.val), "seconds": time.perf_counter() - started, "environment": environment(),
     }  # fmt: skip
     write_json(out / SUMMARY, summary)
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -187,8 +183,14 @@ class Job:
         self.unit = JointBall(1.0, 1.0 if radii is None else radii, domain, settings.moves, settings.relative)
         check_inputs(self.model, self.split.x, self.split.y, self.unit)
         self.model_sha256 = hash_tensors(self.model.state_dict())
+        self.data_sha256 = self.split.sha256()
         self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows})
         """The settings with every default filled in."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of the model and of the examples, as surfaces record them."""
+        return {"model_sha256": self.model_sha256, "data_sha256": self.data_sha256}
 
 
 class Attacked(Job):
@@ -329,15 +331,10 @@ def replay_run(run: Path) -> Replayed:
     Raises InvalidInput if the run is not finished, or if its model or its data have changed.
     """
     settings = checked(EvaluateSettings, read_config(run / CONFIG))
-    if not (run / RESULTS).exists():
-        raise InvalidInput(f"{run} has no {RESULTS}; finish the run first, or give another folder")
+    (found,) = read_results(run)["models"].values()
     job = Attacked(settings)
-    (found,) = json.loads((run / RESULTS).read_text())["models"].values()
+    finished(run, job.hashes)
     surface = Surface.from_dict(found["surfaces"][0])
-    held = {"model": surface.about["model_sha256"], "data": surface.about["data_sha256"]}
-    here = {"model": job.model_sha256, "data": hash_tensors({"x": job.split.x, "y": job.split.y})}
-    if changed := [name for name in held if held[name] != here[name]]:
-        raise InvalidInput(f"the {' and the '.join(changed)} of {run} have changed since it was run; evaluate again")
     x, y = job.split.x, job.split.y.long()
     return replay(job.model, x, y, job.method, surface.accuracy, surface.eps_x, surface.eps_w, run)
 
@@ -353,21 +350,23 @@ def certify_run(
 def _run(
     job: Attacked | Certified, out: Path, workplace: AbstractContextManager[Executor | None], report: Report, command: str
 ) -> dict[str, Any]:
-    label, started, surroundings = job.settings.label, time.time(), environment()
+    check_free(out, job.settings)
+    if results := finished(out, job.hashes):
+        return results
+    label, started, surroundings = job.settings.label, time.perf_counter(), environment()
     fronts: list[dict[str, Any]] = []
-    with workplace as pool:
-        claim(out, job.settings)
+    with workplace as pool, claimed(out, job.settings):
         found = job.surface(label, out / EVENTS, pool, report)
         if isinstance(job, Certified) and job.settings.accuracy:
             front = job.front(pool, report)
             fronts = [front_dict(front, share) for share in job.settings.accuracy]
-    surroundings |= {"wall_seconds": round(time.time() - started, 1)}
-    results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
-    if fronts:
-        results["models"][label]["fronts"] = fronts
-    if isinstance(job, Attacked) and job.settings.masking:
-        results["models"][label]["masking"] = job.masking()
-    write_json(out / RESULTS, results)
+        surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
+        results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
+        if fronts:
+            results["models"][label]["fronts"] = fronts
+        if isinstance(job, Attacked) and job.settings.masking:
+            results["models"][label]["masking"] = job.masking()
+        write_json(out / RESULTS, results)
     return results
 
 
@@ -394,48 +393,49 @@ def reproduce(
     data = dataset(settings.data, settings.data_dir)
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
     _rehearse_all(settings, data)
-    started, surroundings = time.time(), environment()
-    surfaces: dict[tuple[str, int], Surface] = {}
-    pipelines = ThreadPoolExecutor(len(settings.recipes) * len(seeds))
-    with pipelines, start(engine, workers, address) as pool:
-        claim(out, settings)
-
-        def pipeline(name: str, seed: int) -> None:
-            run = out / "models" / f"{name}-seed{seed}"
-            training = TrainSettings(
-                data=settings.data, data_dir=settings.data_dir, network=settings.network, recipe=settings.recipes[name], seed=seed
-            )
-            if pool:
-                pool.submit(train_run, training, run).result()
-            else:
-                train_run(training, run)
-            report("models", 1)
-            evaluation = EvaluateSettings(
-                model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
-                scope=settings.scope, attack=settings.attack,
-            )  # fmt: skip
-            surfaces[name, seed] = Attacked(evaluation).surface(name, run / EVENTS, pool, report, keep=False)
-
-        # the costly ones first, so that no worker is left alone with one at the end
-        todo = sorted(
-            ((name, seed) for name in settings.recipes for seed in seeds), key=lambda job: -_cost(settings.recipes[job[0]])
-        )
+    check_free(out, settings)
+    if results := finished(out, {"data_sha256": getattr(data, settings.split).take(settings.limit).sha256()}):
+        return results
+    started, surroundings = time.perf_counter(), environment()
+    # the costly ones first, so that no worker is left alone with one at the end
+    todo = sorted(((name, seed) for name in settings.recipes for seed in seeds), key=lambda job: -_cost(settings.recipes[job[0]]))
+    with ThreadPoolExecutor(len(todo)) as pipelines, start(engine, workers, address) as pool, claimed(out, settings):
+        each = partial(_train_and_attack, settings, out, pool, report)
         if pool is None:
-            for name, seed in todo:
-                pipeline(name, seed)
+            found = {job: each(*job) for job in todo}
         else:
-            for future in as_completed([pipelines.submit(pipeline, *job) for job in todo]):
-                future.result()
-    models = {
-        name: (TITLES.get(name, name), recipe.model_dump(), [surfaces[name, seed] for seed in seeds])
-        for name, recipe in settings.recipes.items()
-    }
-    results = assemble(models, seeds, data, settings, surroundings | {"wall_seconds": round(time.time() - started, 1)}, command)
-    whole = set(TITLES) <= set(models) and (settings.scope, settings.attack) == ("dataset", "paper")
-    if whole and settings.eps_x[0] == settings.eps_w[0] == 0:
-        results["claims"] = judge(results["models"])
-    write_json(out / RESULTS, results)
+            futures = {pipelines.submit(each, *job): job for job in todo}
+            found = {futures[done]: done.result() for done in as_completed(futures)}
+        surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
+        models = {
+            name: (TITLES.get(name, name), recipe.model_dump(), [found[name, seed] for seed in seeds])
+            for name, recipe in settings.recipes.items()
+        }
+        results = assemble(models, seeds, data, settings, surroundings, command)
+        whole = set(TITLES) <= set(models) and (settings.scope, settings.attack) == ("dataset", "paper")
+        if whole and settings.eps_x[0] == settings.eps_w[0] == 0:
+            results["claims"] = judge(results["models"])
+        write_json(out / RESULTS, results)
     return results
+
+
+def _train_and_attack(
+    settings: ReproduceSettings, out: Path, pool: Executor | None, report: Report, name: str, seed: int
+) -> Surface:  # fmt: skip
+    run = out / "models" / f"{name}-seed{seed}"
+    training = TrainSettings(
+        data=settings.data, data_dir=settings.data_dir, network=settings.network, recipe=settings.recipes[name], seed=seed
+    )
+    if pool:
+        pool.submit(train_run, training, run).result()
+    else:
+        train_run(training, run)
+    report("models", 1)
+    evaluation = EvaluateSettings(
+        model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
+        scope=settings.scope, attack=settings.attack,
+    )  # fmt: skip
+    return Attacked(evaluation).surface(name, run / EVENTS, pool, report, keep=False)
 
 
 def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
@@ -482,61 +482,3 @@ def assemble(
         "config": json.loads(settings.model_dump_json(exclude={"data_dir"})),
         "environment": surroundings,
     }  # fmt: skip
-
-
-# --- threads, directories, surroundings -----------------------------------------------------------------------------------
-
-
-def set_threads(n: int) -> None:
-    """Threads of torch in this process.  Raises InvalidInput below 1."""
-    if n < 1:
-        raise InvalidInput(f"threads is {n}; give 1 or more")
-    torch.set_num_threads(n)
-
-
-def claim(out: Path, settings: Settings) -> None:
-    """Makes `out` the run directory of these settings, or finds that it already is.
-
-    Raises InvalidInput, leaving everything as it was, if it holds something else.
-    """
-    text = to_yaml(settings)
-    if (out / CONFIG).exists():
-        held, wanted = read_config(out / CONFIG), yaml.safe_load(text)
-        with contextlib.suppress(InvalidInput):  # a setting that is newer than the run has its default there
-            held = yaml.safe_load(to_yaml(checked(type(settings), held)))
-        if differ := sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k)):
-            raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
-        return
-    if out.exists() and (not out.is_dir() or any(p.name != "models" and p.suffix != ".part" for p in out.iterdir())):
-        raise InvalidInput(f"{out} exists and is no run directory; choose another folder with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / CONFIG, text)
-    except OSError as e:
-        raise InvalidInput(f"cannot write to {out}: {e.strerror}; choose another folder with --out") from e
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform and, in a checkout, the state of git."""
-    names = ("nonsingular", "torch", "numpy", "safetensors")
-    return {
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "git": _git(),
-    }
-
-
-def _git() -> str | None:
-    here = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        root = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
-        if Path(root).resolve() / "src" / "nonsingular" != Path(__file__).resolve().parent:
-            return None  # installed inside somebody else's repository
-        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*here, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + (" with uncommitted changes" if changed else "")

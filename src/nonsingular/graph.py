@@ -96,7 +96,7 @@ def per_sample_logits(copy_of_model: nn.Module) -> Callable[[Mapping[str, Tensor
 
 
 def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
-    """(B, K) logits of `model` at a perturbed input with the perturbed weights written out in full: what a verdict is taken from."""
+    """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
     moving = twin(model)
     with torch.no_grad(), products("highest"):
         if point.scope == "sample" and point.weights:

@@ -9,7 +9,8 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -263,10 +264,10 @@ class Log:
                 raise InvalidInput(f"{self.path}: line {number} is damaged; delete that line and run again to redo it")
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one entry and flush it to disk."""
+        """Write one entry and flush it to disk.  An OSError names the file."""
         body = json.dumps(entry, sort_keys=True)
         line = json.dumps({"crc": zlib.crc32(body.encode()), "entry": entry}, sort_keys=True)
-        with self.path.open("a+b") as f:
+        with _named(self.path), self.path.open("a+b") as f:
             f.seek(max(0, f.tell() - 1))
             if f.read(1) not in (b"", b"\n"):  # torn by an interruption
                 f.seek(0)
@@ -291,10 +292,25 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: an interruption leaves the old file as it was."""
+    """Write a whole file or nothing: an interruption leaves the old file as it was.  An OSError names the file."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(part, path)
+    with _named(path):
+        try:
+            part.write_bytes(data.encode() if isinstance(data, str) else data)
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None]:
+    """The system does not say which file a failed write was for."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,138 @@
+"""runs.py - the run directory: whose it is, who is at work in it, and what it was made with.
+
+It holds config.yaml (the effective settings), model.safetensors, events.jsonl (one line per finished piece of work) and
+results.json.  Whoever runs the same settings into the same directory again goes on where the last run ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from nonsingular.config import Settings, checked, read_config, to_yaml
+from nonsingular.errors import InvalidInput
+from nonsingular.records import FORMAT, write_atomic
+
+CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
+LOCK = ".lock"
+PATIENCE = 5.0
+"""Seconds to wait for another process: the workers of one that was killed need a moment to end."""
+
+
+@contextmanager
+def claimed(out: Path, settings: Settings) -> Generator[None]:
+    """`out` is the run directory of these settings, made or found, and of this process alone while the context lasts.
+
+    Raises InvalidInput, leaving everything as it was, if it holds something else or another process is at work in it.
+    """
+    check_free(out, settings)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / LOCK, timeout=PATIENCE):
+            if check_free(out, settings):
+                write_atomic(out / CONFIG, to_yaml(settings))
+            yield
+    except Timeout:
+        raise InvalidInput(f"another process is at work in {out}; wait for it, or choose another folder with --out") from None
+
+
+def check_free(out: Path, settings: Settings) -> bool:
+    """Whether `out` can become the run directory of these settings; False if it is already.
+
+    Raises InvalidInput if it holds something else.  Writes nothing.
+    """
+    if (out / CONFIG).exists():
+        held, wanted = read_config(out / CONFIG), yaml.safe_load(to_yaml(settings))
+        with contextlib.suppress(InvalidInput):  # a setting that is newer than the run has its default there
+            held = yaml.safe_load(to_yaml(checked(type(settings), held)))
+        if differ := sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k)):
+            raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
+        return False
+    if out.exists() and (not out.is_dir() or any(_foreign(p) for p in out.iterdir())):
+        raise InvalidInput(f"{out} exists and is no run directory; choose another folder with --out")
+    return True
+
+
+def _foreign(path: Path) -> bool:
+    """What neither a run that was killed at its very start leaves behind, nor runs within this one."""
+    return path.name not in ("models", LOCK) and path.suffix != ".part"
+
+
+def finished(out: Path, hashes: dict[str, str]) -> dict[str, Any] | None:
+    """The results that `out` holds, of a model and data with these hashes; None if there are none yet, or of another format.
+
+    Raises InvalidInput if they are of another model or of other data, or cannot be read: they are never overwritten.
+    """
+    if not (out / RESULTS).exists():
+        return None
+    results = read_results(out)
+    if results["format"] != FORMAT:
+        return None
+    held = {name: s["about"].get(name) for m in results["models"].values() for s in m["surfaces"] for name in hashes}
+    if changed := [name.partition("_")[0] for name in hashes if held.get(name) != hashes[name]]:
+        raise InvalidInput(
+            f"{out} holds the results of another {' and other '.join(changed)}: what the settings name has changed since; "
+            "choose another folder with --out"
+        )
+    return results
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """results.json of a finished run.  Raises InvalidInput if it is missing or damaged."""
+    try:
+        results = json.loads((run / RESULTS).read_text())
+        if not isinstance(results, dict) or not {"format", "models"} <= results.keys():
+            raise ValueError("it is no record of results")
+    except FileNotFoundError:
+        raise InvalidInput(f"{run} has no {RESULTS}; finish the run first, or give another folder") from None
+    except (OSError, ValueError) as e:
+        raise InvalidInput(f"{run / RESULTS} cannot be read: {e}") from None
+    return results
+
+
+# --- threads and surroundings ---------------------------------------------------------------------------------------------
+
+
+def set_threads(n: int) -> None:
+    """Threads of torch in this process.  Raises InvalidInput below 1."""
+    if n < 1:
+        raise InvalidInput(f"threads is {n}; give 1 or more")
+    torch.set_num_threads(n)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and, in a checkout, the state of git."""
+    names = ("nonsingular", "torch", "numpy", "safetensors")
+    return {
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "git": _git(),
+    }
+
+
+def _git() -> str | None:
+    here = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        root = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(root).resolve() / "src" / "nonsingular" != Path(__file__).resolve().parent:
+            return None  # installed inside somebody else's repository
+        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*here, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with uncommitted changes" if changed else "")
