@@ -19,7 +19,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from nonsingular import __version__
-from nonsingular.errors import InvalidInput, SoundnessError, Unconfirmed
+from nonsingular.errors import GateMissed, InvalidInput, SoundnessError, Unconfirmed
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = App(
     name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
-    "Exit codes: 0 done; 1 a worker process died, an attack beat a certificate, or a replay does not confirm a run; "
+    "Exit codes: 0 done; 1 a gate was missed, a worker process died, an attack beat a certificate, or a run is not confirmed; "
     "2 something given cannot be used; "
     "130 interrupted (what is finished is kept: run the same command again).",
 )  # fmt: skip
@@ -331,6 +331,90 @@ def replay(
     _say(f"{found.perturbations} perturbations lie in their balls; all {points} accuracies are theirs, or higher")
 
 
+@app.command
+def verify(
+    run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")], /, *, threads: int = 1
+) -> None:
+    """Derive the headline of a finished run again: from its outcomes by example and stored perturbations. No attack is run."""
+    from nonsingular.experiment import verify_run
+    from nonsingular.runs import set_threads
+
+    set_threads(threads)
+    said, wrong = verify_run(run)
+    print("\n".join(said))
+    if wrong:
+        raise Unconfirmed(f"{run}: {'; '.join(wrong)}")
+
+
+@app.command
+def compare(
+    first: Annotated[Path, Parameter(help="Run directory of evaluate or certify: what the others are held against.")],
+    /,
+    *others: Annotated[Path, Parameter(help="Run directories on the same data, grid and scope.")],
+    json: Json = False,
+) -> None:
+    """Whether runs differ, by paired tests on the same examples: the area under the surface, and every cell."""
+    from dataclasses import asdict, replace
+
+    from nonsingular.comparison import compare as compare_surfaces
+    from nonsingular.report import comparison_table
+    from nonsingular.runs import read_surface
+
+    if not others:
+        raise InvalidInput(f"{first} is the only run given; give two or more")
+    names = _distinct([first, *others])
+    base, *rest = (replace(read_surface(run), model=name) for run, name in zip((first, *others), names, strict=True))
+    found = [asdict(compare_surfaces(base, other)) for other in rest]
+    if json:
+        print(json_.dumps(found))
+    else:
+        _print(comparison_table(found))
+
+
+def _distinct(runs: list[Path]) -> list[str]:
+    """The shortest ends of these paths that tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    for k in range(1, max(map(len, parts)) + 1):
+        if len(names := ["/".join(p[-k:]) for p in parts]) == len(set(names)):
+            return names
+    raise InvalidInput(f"{', '.join(map(str, runs))}: the same run is given twice; give different runs")
+
+
+@app.command
+def check(
+    run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")],
+    /,
+    *,
+    min_auc: Annotated[float | None, Parameter(help="Least AUC of the attacked surface.")] = None,
+    min_accuracy: Annotated[
+        list[str] | None, Parameter(help="Least attacked accuracy at a point: eps_x=0.1,eps_w=0.005:0.4. Can be repeated.")
+    ] = None,
+    min_certified_auc: Annotated[float | None, Parameter(help="Least AUC of the certified surface.")] = None,
+    min_certified: Annotated[list[str] | None, Parameter(help="Least certified accuracy at a point, likewise.")] = None,
+    interval: Annotated[
+        bool, Parameter(negative="", help="Hold the lower end of the 95 % interval against each, not the number itself.")
+    ] = False,
+    junit: Annotated[Path | None, Parameter(help="Also write the outcomes to this file, as JUnit XML.")] = None,
+) -> None:
+    """Pass or fail a run, for continuous integration: exit code 1 if a number is below its gate."""
+    from nonsingular.gates import Gate
+    from nonsingular.gates import check as check_results
+    from nonsingular.gates import junit as as_junit
+    from nonsingular.records import write_atomic
+    from nonsingular.runs import read_results
+
+    gates = [] if min_auc is None else [Gate(min_auc)]
+    gates += [Gate.at_point(text) for text in min_accuracy or ()]
+    gates += [] if min_certified_auc is None else [Gate(min_certified_auc, "certified")]
+    gates += [Gate.at_point(text, "certified") for text in min_certified or ()]
+    outcomes = check_results(read_results(run), gates, interval=interval)
+    if junit:
+        write_atomic(junit, as_junit(str(run), outcomes))
+    print("\n".join(map(str, outcomes)))
+    if failed := sum(not o.passed for o in outcomes):
+        raise GateMissed(f"{failed} of {len(outcomes)} gates missed")
+
+
 @app.command(name="list")
 def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models or data.")], /) -> None:
     """The names that settings take."""
@@ -469,7 +553,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except cyclopts.CycloptsError as e:
         return _fail(f"{e}\nsee: nonsingular --help")
-    except (SoundnessError, Unconfirmed) as e:
+    except (SoundnessError, Unconfirmed, GateMissed) as e:
         _say(f"error: {e}")
         return 1
     except InvalidInput as e:

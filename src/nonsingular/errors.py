@@ -34,3 +34,7 @@ class SoundnessError(AssertionError):
 
 class Unconfirmed(AssertionError):
     """Stored perturbations do not do what the run that holds them says."""
+
+
+class GateMissed(AssertionError):
+    """A number of a run is below what was asked of it."""

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -38,8 +39,9 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
+from nonsingular.perturbations import FOLDER
 from nonsingular.presets import GRIDS, TITLES
-from nonsingular.records import FORMAT, Surface, axis, write_atomic, write_json
+from nonsingular.records import FORMAT, Log, Surface, axis, volume, write_atomic, write_json
 from nonsingular.replay import Replayed, replay
 from nonsingular.runs import CONFIG, EVENTS, RESULTS, SUMMARY, WEIGHTS, check_free, claimed, environment, finished, read_results
 from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
@@ -337,6 +339,32 @@ def replay_run(run: Path) -> Replayed:
     surface = Surface.from_dict(found["surfaces"][0])
     x, y = job.split.x, job.split.y.long()
     return replay(job.model, x, y, job.method, surface.accuracy, surface.eps_x, surface.eps_w, run)
+
+
+def verify_run(run: Path) -> tuple[list[str], list[str]]:
+    """What a finished run says, derived again: from its outcomes by example, and from its stored perturbations where it has them.
+
+    Returns what is confirmed and what is not, as sentences.
+    Raises InvalidInput if the run is not finished, a line of its log is damaged, or its model or data have changed.
+    """
+    results = read_results(run)
+    said, wrong = (
+        [f"{sum(1 for _ in Log(run / EVENTS))} lines of {EVENTS} have the checksums they were written with"],
+        list[str](),
+    )
+    attacked = [(name, Surface.from_dict(s)) for name, model in results["models"].items() for s in model["surfaces"]]
+    for name, found in [*attacked, *((name, s.certified) for name, s in attacked if s.certified)]:
+        what = f"{name}: {found.kind} AUC {found.auc:.4f} of {found.n} examples"
+        same = found.outcomes is not None and np.array_equal(found.outcomes.mean(2), found.accuracy)
+        (said if same else wrong).append(f"{what} is {'' if same else 'not '}that of its outcomes by example")
+    if not (run / FOLDER).exists():
+        return [*said, "no perturbations are kept in this run: nothing was attacked, or by 'reproduce'"], wrong
+    replayed = replay_run(run)
+    area = volume(replayed.found, replayed.rows, replayed.columns)
+    said.append(f"{replayed.perturbations} stored perturbations lie in their balls and leave AUC {area:.4f}, without any attack")
+    for eps_x, eps_w in replayed.differ:
+        wrong.append(f"at eps_x = {eps_x:g}, eps_w = {eps_w:g} they leave more accuracy than is recorded")
+    return said, wrong
 
 
 def certify_run(

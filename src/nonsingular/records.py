@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,12 @@ def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float])
 
     values: (len(eps_w), len(eps_x)).  An axis of one point counts with weight 1.
     """
+    w = volume_weights(eps_w, eps_x)
+    return float((w * values).sum() / w.sum())
+
+
+def volume_weights(eps_w: Sequence[float], eps_x: Sequence[float]) -> NDArray[Any]:
+    """(len(eps_w), len(eps_x)) the weights of the trapezoid rule, up to a factor."""
 
     def weights(axis: Sequence[float]) -> NDArray[Any]:
         if len(axis) == 1:
@@ -51,8 +58,7 @@ def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float])
         steps = np.diff(np.asarray(axis, dtype=float))
         return np.concatenate([[0], steps / 2]) + np.concatenate([steps / 2, [0]])
 
-    w = np.outer(weights(eps_w), weights(eps_x))
-    return float((w * values).sum() / w.sum())
+    return np.outer(weights(eps_w), weights(eps_x))
 
 
 def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
@@ -154,6 +160,8 @@ class Surface:
     """The certified surface on the same grid and examples, if there is one: nowhere above this one."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Everything else that names the numbers: method, hashes of model and data, clean accuracy, moved tensors, domain."""
+    outcomes: NDArray[np.bool_] | None = None
+    """(len(eps_w), len(eps_x), n) which examples survive, in the order of the data; accuracy is its mean."""
 
     @property
     def auc(self) -> float:
@@ -200,14 +208,17 @@ class Surface:
             "auc": self.auc, "auc_x": self.auc_x, "auc_w": self.auc_w, "rises": self.rises, "seconds": self.seconds,
             "flags": [{"row": i, "column": j, "flags": list(f)} for (i, j), f in sorted(self.flags.items())],
             "about": dict(self.about),
+            **({} if self.outcomes is None else {"outcomes": pack(self.outcomes.reshape(-1))}),
         } | ({} if self.certified is None else {"certified": self.certified.to_dict()})  # fmt: skip
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Surface:
+        shape = (len(d["eps_w"]), len(d["eps_x"]), d["n"])
+        outcomes = unpack(d["outcomes"], math.prod(shape)).reshape(shape) if "outcomes" in d else None
         return Surface(
             tuple(d["eps_x"]), tuple(d["eps_w"]), np.asarray(d["accuracy"], dtype=np.float64), d["n"], d["scope"], d["attack"],
             d["model"], d["seconds"], {(f["row"], f["column"]): tuple(f["flags"]) for f in d["flags"]},
-            d.get("kind", "attacked"), Surface.from_dict(d["certified"]) if "certified" in d else None, d["about"],
+            d.get("kind", "attacked"), Surface.from_dict(d["certified"]) if "certified" in d else None, d["about"], outcomes,
         )  # fmt: skip
 
     @staticmethod
@@ -215,8 +226,9 @@ class Surface:
         """The surface whose cells these are; every point of the grid must be there once."""
         at = {(c.eps_w, c.eps_x): c for c in cells}
         grid = [[at[w, x] for x in eps_x] for w in eps_w]
+        outcomes = np.array([[c.correct for c in row] for row in grid])
         return Surface(
-            tuple(eps_x), tuple(eps_w), np.array([[c.correct.mean() for c in row] for row in grid]), int(grid[0][0].correct.size),
+            tuple(eps_x), tuple(eps_w), outcomes.mean(2), outcomes.shape[2], outcomes=outcomes,
             seconds=sum(c.seconds for c in at.values()),
             flags={(i, j): c.flags for i, row in enumerate(grid) for j, c in enumerate(row) if c.flags}, **names,
         )  # fmt: skip

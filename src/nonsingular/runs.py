@@ -1,4 +1,4 @@
-"""runs.py - the run directory: whose it is, who is at work in it, and what it was made with.
+"""runs.py - the run directory: whose it is, who is at work in it, and what it was made with.  Torch only where it is asked.
 
 It holds config.yaml (the effective settings), model.safetensors, events.jsonl (one line per finished piece of work) and
 results.json.  Whoever runs the same settings into the same directory again goes on where the last run ended.
@@ -17,13 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from nonsingular.config import Settings, checked, read_config, to_yaml
 from nonsingular.errors import InvalidInput
-from nonsingular.records import FORMAT, write_atomic
+from nonsingular.records import FORMAT, Surface, write_atomic
 
 CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 LOCK = ".lock"
@@ -71,15 +70,18 @@ def _foreign(path: Path) -> bool:
 
 
 def finished(out: Path, hashes: dict[str, str]) -> dict[str, Any] | None:
-    """The results that `out` holds, of a model and data with these hashes; None if there are none yet, or of another format.
+    """The results that `out` holds, of a model and data with these hashes; None if there are none yet.
 
-    Raises InvalidInput if they are of another model or of other data, or cannot be read: they are never overwritten.
+    Raises InvalidInput if they are of another model, of other data or of another format, or cannot be read: they are never
+    overwritten.
     """
     if not (out / RESULTS).exists():
         return None
     results = read_results(out)
     if results["format"] != FORMAT:
-        return None
+        raise InvalidInput(
+            f"{out} holds results of another version (format {results['format']}, not {FORMAT}); choose another folder with --out"
+        )
     held = {name: s["about"].get(name) for m in results["models"].values() for s in m["surfaces"] for name in hashes}
     if changed := [name.partition("_")[0] for name in hashes if held.get(name) != hashes[name]]:
         raise InvalidInput(
@@ -102,6 +104,14 @@ def read_results(run: Path) -> dict[str, Any]:
     return results
 
 
+def read_surface(run: Path) -> Surface:
+    """The one surface of a run.  Raises InvalidInput if there are several, or none."""
+    surfaces = [surface for model in read_results(run)["models"].values() for surface in model["surfaces"]]
+    if len(surfaces) != 1:
+        raise InvalidInput(f"{run} holds {len(surfaces)} surfaces; give runs of 'evaluate' or 'certify', which hold one")
+    return Surface.from_dict(surfaces[0])
+
+
 # --- threads and surroundings ---------------------------------------------------------------------------------------------
 
 
@@ -109,11 +119,15 @@ def set_threads(n: int) -> None:
     """Threads of torch in this process.  Raises InvalidInput below 1."""
     if n < 1:
         raise InvalidInput(f"threads is {n}; give 1 or more")
+    import torch
+
     torch.set_num_threads(n)
 
 
 def environment() -> dict[str, Any]:
     """Versions, platform and, in a checkout, the state of git."""
+    import torch
+
     names = ("nonsingular", "torch", "numpy", "safetensors")
     return {
         "versions": {"python": platform.python_version()} | {n: version(n) for n in names},

@@ -9,12 +9,14 @@ from typing import Any, cast
 from nonsingular.records import write_atomic
 from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
+from nonsingular.report.paired import comparison_table
 from nonsingular.report.radii import fronts
 from nonsingular.report.summary import read
 from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
 
 __all__ = [
     "claims_table",
+    "comparison_table",
     "contours",
     "fronts_table",
     "markdown",
