@@ -16,6 +16,7 @@ from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import dense_chain, products, twin
 from nonsingular.margins import worst_margin
+from nonsingular.memory import halving
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
 
@@ -85,8 +86,11 @@ class Prover:
             return lower.double()
 
     def _in(self, dtype: torch.dtype, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
-        cuts = zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True)
-        return torch.cat([self.bound(self.models[dtype], part.to(dtype), labels, ball) for part, labels in cuts])
+        def run(size: int) -> Tensor:
+            cuts = zip(x.split(size), y.split(size), strict=True)
+            return torch.cat([self.bound(self.models[dtype], part.to(dtype), labels, ball) for part, labels in cuts])
+
+        return halving(run, AT_ONCE)
 
 
 def verify(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import twin
 from nonsingular.margins import check_labels
+from nonsingular.memory import halving
 from nonsingular.threat import JointBall
 
 
@@ -23,7 +24,7 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Non
     still = twin(model)
     try:
         with torch.no_grad():
-            logits = torch.cat([still(part.clone()) for part in x.split(1024)])
+            logits = halving(lambda size: torch.cat([still(part.clone()) for part in x.split(size)]), 1024)
     except (RuntimeError, TypeError, ValueError, IndexError) as e:
         raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {e}") from e
     if logits.dim() != 2 or logits.shape[1] < 2:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.memory import halving
 from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
 from nonsingular.threat import JointBall, Perturbation, Radius
 
@@ -98,13 +99,22 @@ def per_sample_logits(copy_of_model: nn.Module) -> Callable[[Mapping[str, Tensor
 def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
     """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
     moving = twin(model)
-    with torch.no_grad(), products("highest"):
-        if point.scope == "sample" and point.weights:
-            return vmap(per_sample_logits(moving), randomness="different")(dict(point.weights), point.x)
+    own = point.scope == "sample" and bool(point.weights)
+    if not own:
         params = dict(moving.named_parameters())
-        for name, w in point.weights.items():
-            params[name].copy_(w)
-        return torch.cat([moving(part.clone()) for part in point.x.split(chunk)])  # its first operation may work in place
+        with torch.no_grad():
+            for name, w in point.weights.items():
+                params[name].copy_(w)
+
+    def run(size: int) -> Tensor:
+        if not own:
+            return torch.cat([moving(part.clone()) for part in point.x.split(size)])  # its first operation may work in place
+        at_once = vmap(per_sample_logits(moving), randomness="different")
+        parts = (slice(i, i + size) for i in range(0, max(1, len(point.x)), size))
+        return torch.cat([at_once({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
+
+    with torch.no_grad(), products("highest"):
+        return halving(run, chunk)
 
 
 # --- dense networks -------------------------------------------------------------------------------------------------------

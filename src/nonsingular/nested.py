@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nonsingular.catalog import ATTACKS
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.memory import halving
 from nonsingular.perturbations import Radii
 from nonsingular.records import Cell, wilson
 from nonsingular.threat import Attack, JointBall, Perturbation, Scope
@@ -99,9 +100,7 @@ class Reached:
     def broken(self) -> tuple[Tensor, Perturbation]:
         """The examples of `rows` that are lost, and their perturbations."""
         lost = (~self.correct[self.rows]).nonzero().flatten()
-        own = self.point.scope == "sample"
-        weights = {n: w[lost] if own else w for n, w in self.point.weights.items()}
-        return self.rows[lost], Perturbation(self.point.x[lost], weights, self.point.scope)
+        return self.rows[lost], self.point.part(lost)
 
     def __reduce__(self) -> tuple[Any, ...]:  # through arrays: tensors would be sent in shared memory, of which there is little
         point = ({n: t.cpu().numpy() for n, t in {"": self.point.x, **self.point.weights}.items()}, self.point.scope)
@@ -176,8 +175,17 @@ def _attack(
 ) -> tuple[Perturbation, Tensor]:
     """A point of the ball and its (n, K) logits, taken from its tensors."""
     ball = method.unit.scaled(*radii)
-    options = {"start": start} if start is not None else {}
-    point = method.attack(model, x, y, ball, scope=method.scope, **options).check(model, x, ball)
+
+    def run(size: int) -> Perturbation:
+        """In scope sample examples can be attacked apart; what shares W' knows itself what to do with less memory."""
+        found: list[Perturbation] = []
+        for at in (slice(i, i + size) for i in range(0, len(x), size)):
+            options = {"start": start.part(at)} if start is not None else {}
+            part = method.attack(model, x[at], y[at], ball, scope=method.scope, **options)
+            found.append(part.check(model, x[at], ball))
+        return Perturbation.joined(found)
+
+    point = halving(run, len(x)) if method.scope == "sample" else run(len(x))
     if point.weights and point.scope != method.scope:
         raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
     return point, logits_at(model, point)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -281,6 +281,20 @@ class Perturbation:
 
     def __iter__(self) -> Iterator[Tensor | Mapping[str, Tensor]]:
         return iter((self.x, self.weights))
+
+    def part(self, at: Tensor | slice) -> Perturbation:
+        """That of some of its examples; a W' that all share stays as it is."""
+        own = self.scope == "sample"
+        return Perturbation(self.x[at], {n: w[at] if own else w for n, w in self.weights.items()}, self.scope)
+
+    @staticmethod
+    def joined(parts: Sequence[Perturbation]) -> Perturbation:
+        """One of examples that were attacked apart, in their order: of scope sample, unless there is one part."""
+        first, *others = parts
+        if not others:
+            return first
+        weights = {n: torch.cat([p.weights[n] for p in parts]) for n in first.weights}
+        return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
 
     def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
         """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.

@@ -9,6 +9,7 @@ from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, recording, twin
 from nonsingular.margins import check_labels, cross_entropy
+from nonsingular.memory import halving
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
 
@@ -29,7 +30,7 @@ def joint_pgd(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     scope: "batch" and "dataset" give one W' for all of `x`; "sample" gives each example its own (memory B x parameters).
-    chunk: examples per forward and backward pass (lower it where memory is short); gradients on W are summed before the sign.
+    chunk: examples per forward and backward pass, halved where memory runs out; gradients on W are summed before the sign.
     generator: given, starts at a uniform random point of the ball; otherwise at (x, W).
     A zero radius makes it an attack on the inputs alone or on the weights alone.
     Returns a point of the ball, checked from the tensors that it holds.  Never changes `model`, also when interrupted.
@@ -39,13 +40,20 @@ def joint_pgd(
     check_scope(scope)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
-    with recording():
+    ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
+    seed = None if generator is None else generator.get_state()
+
+    def run(chunk: int) -> Perturbation:
+        if generator is not None and seed is not None:
+            generator.set_state(seed)
         moving = twin(model)
         with torch.no_grad():
             check_labels(y, len(x), moving(x[:1].clone()).shape[1] if len(x) else 0)
-        ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
         found = ascend(moving, x.detach().clone(), y.long().clone(), ball, steps, step_x, step_w, chunk, generator)
         return Perturbation(*found, scope).check(model, x, ball)
+
+    with recording():
+        return halving(run, chunk)
 
 
 def _ascend_shared(

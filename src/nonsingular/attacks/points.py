@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, twin
 from nonsingular.margins import check_labels, is_correct, margins, worst_margin
+from nonsingular.memory import halving
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
 Logits = Callable[[Tensor], Tensor]
@@ -20,23 +22,27 @@ Logits = Callable[[Tensor], Tensor]
 def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chunk: int) -> Logits:
     """The network at fixed weights; `each`: they have a leading dimension B, and example b has weights b.
 
-    Takes a `twin`, which it moves.  Memory of a pass: `chunk` examples.
+    Takes a `twin`, which it moves.  Memory of a pass: `chunk` examples, or fewer where memory runs out.
     """
     count = len(next(iter(weights.values()))) if each and weights else 0
     if count:
         at_once = vmap(per_sample_logits(moving), randomness="different")
-        parts = [{n: w[i : i + chunk] for n, w in weights.items()} for i in range(0, count, chunk)]
 
-        def apart(x: Tensor) -> Tensor:
-            pairs = [pair for run in x.split(count) for pair in zip(parts, run.split(chunk), strict=True)]
+        def apart(x: Tensor, size: int) -> Tensor:
+            parts = [{n: w[i : i + size] for n, w in weights.items()} for i in range(0, count, size)]
+            pairs = [pair for run in x.split(count) for pair in zip(parts, run.split(size), strict=True)]
             return torch.cat([at_once(w, part) for w, part in pairs])
 
-        return apart
+        return lambda x: halving(partial(apart, x), chunk)
     params = dict(moving.named_parameters())
     with torch.no_grad():
         for name, w in weights.items() if not each else ():
             params[name].copy_(w)
-    return lambda x: torch.cat([moving(part.clone()) for part in x.split(chunk)])  # its first operation may work in place
+
+    def together(x: Tensor, size: int) -> Tensor:
+        return torch.cat([moving(part.clone()) for part in x.split(size)])  # its first operation may work in place
+
+    return lambda x: halving(partial(together, x), chunk)
 
 
 def nearest(logits: Tensor, y: Tensor) -> Tensor:

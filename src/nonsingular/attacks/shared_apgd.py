@@ -19,6 +19,7 @@ from nonsingular.attacks.points import checked_start
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import products, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
+from nonsingular.memory import halving
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
 COLD, HOT = 0.08, 0.5
@@ -45,8 +46,8 @@ def shared_apgd(
     steps: of each run: from `start` (default: x, W) with a cold loss; from the corner of the weight box that pushes predictions
         into one class, with a loss that cools; half as many small ones from the best; and twice as many of each input against
         the best W', on its margin.  ALONE times as many where only inputs or only weights move.
-    start: a point of the ball.  chunk: examples per forward and backward pass.  generator: given, it begins at a random point
-        where that is worse than `start`.
+    start: a point of the ball.  chunk: examples per forward and backward pass, halved where memory runs out.
+    generator: given, it begins at a random point where that is worse than `start`.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
     Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
@@ -59,8 +60,12 @@ def shared_apgd(
         )
     if steps < 1 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
-    with recording():
-        begun = checked_start(model, x, ball, scope, start)
+    begun = checked_start(model, x, ball, scope, start)
+    seed = None if generator is None else generator.get_state()
+
+    def run(chunk: int) -> Perturbation:
+        if generator is not None and seed is not None:
+            generator.set_state(seed)
         shared = _shared(model, x.detach(), y.long(), ball, chunk)
         best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
         if generator is not None:
@@ -70,8 +75,11 @@ def shared_apgd(
             with products("medium"):
                 found = _search(shared, x.detach(), best, steps)
             best = min(best, shared.at(found.x, found.W), key=_Point.rank)
-        found = dict(zip(shared.names, best.W, strict=True))
-        return Perturbation(best.x, found, scope).check(model, x, ball)
+        moved = dict(zip(shared.names, best.W, strict=True))
+        return Perturbation(best.x, moved, scope).check(model, x, ball)
+
+    with recording():
+        return halving(run, chunk)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +234,7 @@ def _explore(shared: _Shared, best: _Point, steps: int) -> _Point:
 
 def _corner(part: _Shared, x: Tensor) -> _Point:
     """The corner of the weight box that best pushes all predictions into one class: in the last layer, row shifts."""
-    few = part.part(torch.arange(min(len(x), CORNERED), device=x.device))
+    few = part.part(torch.arange(min(len(x), CORNERED, part.chunk), device=x.device))
     few.load(few.home)
     x_few = x[: len(few.y)]
     counts = torch.bincount(part.y, minlength=int(few.network(x[:1].clone()).shape[1]))
