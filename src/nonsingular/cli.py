@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -164,6 +165,9 @@ def evaluate(
         str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
     ] = None,
     masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, in the middle of the grid.")] = None,
+    preflight: Annotated[
+        bool, Parameter(negative="", help="Say how long it will take, what moves and what can be certified, and stop.")
+    ] = False,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -185,9 +189,14 @@ def evaluate(
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
         return _print_config(settings)
-    from nonsingular.experiment import evaluate_run
+    from nonsingular.experiment import evaluate_run, preflight_run
 
-    _one_surface(evaluate_run, settings, out or _folder("evaluate", settings), _where(workers, engine, address), json, quiet)
+    where = _where(workers, engine, address)
+    if preflight:
+        found = preflight_run(settings, where["workers"])
+        return print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
+    run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
+    _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet)
 
 
 @app.command

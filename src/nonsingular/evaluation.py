@@ -126,14 +126,10 @@ def surface(
             proven = (proven or proving(proof=proof, attacked=cells)).under(cells)
     except SoundnessError as e:
         raise _saved(e, model, x, y, method, cells, log) from None
-    params = dict(model.named_parameters())
-    moved = {
-        n: {"shape": list(params[n].shape), "radius": told(r)}
-        for n, r in method.unit.scaled(columns[-1], rows[-1]).radii(params).items()
-    }
     about = {
         **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
-        "moved_at_largest_eps_w": moved, "dtype": str(x.dtype), "device": x.device.type,
+        "moved_at_largest_eps_w": moved_at(model, method.unit.scaled(columns[-1], rows[-1])),
+        "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
         cells = nested(cells, columns, rows)
@@ -141,6 +137,12 @@ def surface(
         cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,
         certified=None if proven is None else proven.surface(name),
     )  # fmt: skip
+
+
+def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:
+    """Name -> shape and radius of every tensor that moves."""
+    params = dict(model.named_parameters())
+    return {n: {"shape": list(params[n].shape), "radius": told(r)} for n, r in ball.radii(params).items()}
 
 
 def _saved(

@@ -40,6 +40,7 @@ from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
 from nonsingular.perturbations import FOLDER
+from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.records import FORMAT, Log, Surface, axis, volume, write_atomic, write_json
 from nonsingular.replay import Replayed, replay
@@ -227,6 +228,13 @@ class Attacked(Job):
             parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
+    def preflight(self, workers: int) -> Preflight:
+        """What the run is going to be."""
+        return preflight(
+            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
+            workers=workers,
+        )  # fmt: skip
+
     def masking(self) -> dict[str, Any]:
         """Signs of masked gradients at half the largest radii, which are recorded with them."""
         eps_x, eps_w = self.columns[-1] / 2, self.rows[-1] / 2
@@ -316,15 +324,26 @@ AGAIN = "nonsingular COMMAND --config config.yaml"
 
 def evaluate_run(
     settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
-    *, engine: str = "local", address: str | None = None,
+    *, engine: str = "local", address: str | None = None, announce: Callable[[Preflight], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again.
 
     workers, engine, address: where the work is done, as in engine.py.  The results do not depend on them.
+    announce: given what the run is going to be, before it begins.
     """
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
+    if announce and not (out / EVENTS).exists():
+        announce(job.preflight(workers))
     return _run(job, out, start(engine, workers, address), report, command)
+
+
+def preflight_run(settings: EvaluateSettings, workers: int) -> Preflight:
+    """What `evaluate_run` of these settings is going to be.  Writes nothing."""
+    job = Attacked(settings)
+    rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
+    with start("local", 1):  # one thread, as in the run
+        return job.preflight(workers)
 
 
 def replay_run(run: Path) -> Replayed:
