@@ -61,6 +61,7 @@ Address = Annotated[
     str | None,
     Parameter(help="Ray cluster to join: host:port or auto. Its CPUs then count, not --workers. Default: a Ray of its own."),
 ]
+Track = Annotated[str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
 PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")]
@@ -171,6 +172,7 @@ def evaluate(
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
+    track: Track = None,
     workers: Workers = None,
     engine: Engine = "local",
     address: Address = None,
@@ -196,7 +198,7 @@ def evaluate(
         found = preflight_run(settings, where["workers"])
         return print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
     run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
-    _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet)
+    _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet, track)
 
 
 @app.command
@@ -222,6 +224,7 @@ def certify(
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
+    track: Track = None,
     workers: Workers = None,
     engine: Engine = "local",
     address: Address = None,
@@ -242,17 +245,21 @@ def certify(
         return _print_config(settings)
     from nonsingular.experiment import certify_run
 
-    _one_surface(certify_run, settings, out or _folder("certify", settings), _where(workers, engine, address), json, quiet)
+    _one_surface(certify_run, settings, out or _folder("certify", settings), _where(workers, engine, address), json, quiet, track)
 
 
-def _one_surface(run: Any, settings: Any, out: Path, where: Mapping[str, Any], json: bool, quiet: bool) -> None:
+def _one_surface(
+    run: Any, settings: Any, out: Path, where: Mapping[str, Any], json: bool, quiet: bool, track: str | None
+) -> None:  # fmt: skip
     """Runs, writes the report, and shows the surface of the one model."""
+    tracked = _tracker(track)
     from nonsingular.records import Surface
     from nonsingular.report import fronts_table, masking_lines, surface_table, write
 
     with _progress(quiet or json, {}) as report:
         results = run(settings, out, report=report, command=_command.get(), **where)
     files = write(results, out)
+    tracked(results, out)
     (found,) = results["models"].values()
     if json:
         print(json_.dumps(found["surfaces"][0] | {k: found[k] for k in ("fronts", "masking") if k in found}))
@@ -268,6 +275,12 @@ def _one_surface(run: Any, settings: Any, out: Path, where: Mapping[str, Any], j
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
 
+def _tracker(name: str | None) -> Callable[[Mapping[str, Any], Path], None]:
+    from nonsingular.trackers import tracker
+
+    return tracker(name) if name else lambda results, out: None
+
+
 @app.command
 def reproduce(
     *,
@@ -277,6 +290,7 @@ def reproduce(
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
+    track: Track = None,
     workers: Workers = None,
     engine: Engine = "local",
     address: Address = None,
@@ -296,8 +310,9 @@ def reproduce(
     settings = checked(ReproduceSettings, _under(given, preset))
     if print_config:
         return _print_config(settings)
-    out = out or Path("runs") / f"reproduce-{settings.data}"
+    out, tracked = out or Path("runs") / f"reproduce-{settings.data}", _tracker(track)
     results = _reproduce(settings, out, _where(workers, engine, address), quiet or json)
+    tracked(results, out)
     if json:
         claims = results.get("claims", {})
         print(json_.dumps({"models": {n: m["auc"] for n, m in results["models"].items()}, "claims": claims, "out": str(out)}))
