@@ -9,12 +9,13 @@ RUN = .venv/.run-$(HASH)
 DEV = .venv/.dev-$(HASH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors wheel clean
+.PHONY: help demo test check lint types floors docs wheel clean
 
 help:
 	@echo "make demo     the demonstration           make demo ARGS='--help'"
 	@echo "make test     the tests and doctests      make test ARGS='-m slow'   ARGS='-n 0 -k threat'"
 	@echo "make check    lint, types and floors      make lint   make types   make floors"
+	@echo "make docs     the documentation site, in docs/_build/html"
 	@echo "make wheel    source archive and wheel, in dist/"
 	@echo "make clean    remove .venv, caches and built files (runs/ stays)"
 	@echo "PYTHON=...    the Python (3.11 or newer) that .venv is made with; now: $(PYTHON)"
@@ -38,11 +39,15 @@ types: $(DEV)
 floors: $(DEV)
 	@$(BIN)/lint-imports --no-logo
 
+docs: $(DEV)
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 wheel: $(DEV)
 	@$(BIN)/python -m build
 
 clean:
-	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist build docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------------------------------- set-up

@@ -32,6 +32,20 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
+PAGES = ("tutorial", "reading", "radii", "extending")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_in_the_pages_runs(page, tmp_path, monkeypatch):
+    """One block after the other, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for number, code in enumerate(blocks):
+        exec(compile(code, f"docs/{page}.md, block {number}", "exec"), space)
+
+
 def test_python_in_the_page_on_certificates_runs(tmp_path, monkeypatch):
     """One block after the other, as a reader would; the operator that it adds is taken back."""
     monkeypatch.chdir(tmp_path)

@@ -200,9 +200,11 @@ def _together(
     if nearest is not None and not _right(nearest):
         return replace(nearest, flags=())
     start, before = None, n
-    if nearest is not None:
-        start = _grown(model, x, everyone, [nearest], method, radii)
-        before = int(is_correct(logits_at(model, start), y).sum())
+    for s in smaller:
+        grown = _grown(model, x, everyone, [s], method, radii)
+        right = int(is_correct(logits_at(model, grown), y).sum())
+        if start is None or right < before:
+            start, before = grown, right
 
     def attempt(start: Perturbation | None) -> Reached:
         point, logits = _attack(model, x, y, method, radii, start)

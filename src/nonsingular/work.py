@@ -223,7 +223,7 @@ class Work:
             waiting = set(range(len(self.grid))) - set(reached) - set(running.values())
             ready = [k for k in sorted(waiting) if all(m in reached for m in below(k))]
             for k in ready if submit else ready[:1]:
-                smaller = sorted((reached[m] for m in below(k)), key=lambda r: int(r.correct.sum()))[:1]
+                smaller = [reached[m] for m in below(k)]
                 running[_now(self, k, smaller) if submit is None else submit("cell_nested", self.grid[k], smaller)] = k
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 k, found = running.pop(future), future.result()

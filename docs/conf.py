@@ -1,0 +1,44 @@
+"""conf.py - the documentation site: `make docs` builds it into docs/_build/html, with warnings as errors."""
+
+import re
+from importlib.metadata import version as version_of
+from typing import Any
+
+project = "nonsingular"
+author = "The nonsingular contributors"
+version = release = version_of("nonsingular")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "nonsingular"
+html_copy_source = False
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+nitpicky = False
+
+CODE = re.compile(r"`+([^`]+)`+")
+SPECIAL = re.compile(r"([\\*|_])")
+
+
+def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text, whose lines and indents mean something: a line block of reStructuredText keeps both."""
+    shown, doctest = list[str](), False
+    for line in lines:
+        doctest = line.lstrip().startswith(">>>") or (doctest and bool(line.strip()))
+        if doctest:
+            shown += ["", line] if not shown or not shown[-1].strip() or shown[-1].startswith("|") else [line]
+        else:
+            indent = line[: len(line) - len(line.lstrip())]
+            pieces = CODE.split(line.lstrip())
+            told = "".join(f"``{p}``" if i % 2 else SPECIAL.sub(r"\\\1", p) for i, p in enumerate(pieces))
+            shown.append(f"| {indent}{told}" if told else "")
+    lines[:] = shown
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", as_written)
