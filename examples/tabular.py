@@ -14,7 +14,7 @@ import nonsingular as ns
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """Each measurement as a fraction of its range, so that one radius fits all: 0.05 is a sensor that is off by 5 % of its range."""
+    """Each measurement as a fraction of its range, so that one radius fits all: 0.05 is 5 % of the range."""
     table = np.loadtxt(Path(__file__).with_name("wine.csv"), delimiter=",", skiprows=1)
     order = np.random.default_rng(0).permutation(len(table))
     x, y = table[order, :-1], table[order, -1]

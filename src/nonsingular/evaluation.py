@@ -129,6 +129,7 @@ def surface(
     about = {
         **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
         "moved_at_largest_eps_w": moved_at(model, method.unit.scaled(columns[-1], rows[-1])),
+        "passes": {"forward": sum(c.passes[0] for c in cells), "backward": sum(c.passes[1] for c in cells)},
         "dtype": str(x.dtype), "device": x.device.type,
     }  # fmt: skip
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises

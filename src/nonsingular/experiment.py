@@ -333,7 +333,7 @@ def evaluate_run(
     """
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    if announce and not (out / EVENTS).exists():
+    if announce and check_free(out, job.settings):
         announce(job.preflight(workers))
     return _run(job, out, start(engine, workers, address), report, command)
 

@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImp
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import halving
 from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
+from nonsingular.passes import count
 from nonsingular.threat import JointBall, Perturbation, Radius
 
 
@@ -107,6 +108,7 @@ def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tenso
                 params[name].copy_(w)
 
     def run(size: int) -> Tensor:
+        count(forward=len(point.x))
         if not own:
             return torch.cat([moving(part.clone()) for part in point.x.split(size)])  # its first operation may work in place
         at_once = vmap(per_sample_logits(moving), randomness="different")

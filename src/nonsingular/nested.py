@@ -23,6 +23,7 @@ from nonsingular.catalog import ATTACKS
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.memory import halving
+from nonsingular.passes import so_far
 from nonsingular.perturbations import Radii
 from nonsingular.records import Cell, wilson
 from nonsingular.threat import Attack, JointBall, Perturbation, Scope
@@ -89,13 +90,15 @@ class Reached:
     origin: tuple[float, float]
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+    passes: tuple[int, int] = (0, 0)
 
     @property
     def cell(self) -> Cell:
         """The record of it."""
         correct, margins = self.correct.cpu().numpy(), self.margins.float().cpu().numpy()
         here = (self.eps_x, self.eps_w)
-        return Cell(*here, correct, self.seconds, self.flags, margins, None if self.origin == here else self.origin)
+        origin = None if self.origin == here else self.origin
+        return Cell(*here, correct, self.seconds, self.flags, margins, origin, self.passes)
 
     def broken(self) -> tuple[Tensor, Perturbation]:
         """The examples of `rows` that are lost, and their perturbations."""
@@ -105,7 +108,7 @@ class Reached:
     def __reduce__(self) -> tuple[Any, ...]:  # through arrays: tensors would be sent in shared memory, of which there is little
         point = ({n: t.cpu().numpy() for n, t in {"": self.point.x, **self.point.weights}.items()}, self.point.scope)
         arrays = [t.cpu().numpy() for t in (self.correct, self.margins, self.rows)]
-        return _rebuilt, (self.eps_x, self.eps_w, arrays, point, self.origin, self.flags, self.seconds)
+        return _rebuilt, (self.eps_x, self.eps_w, arrays, point, self.origin, self.flags, self.seconds, self.passes)
 
 
 def _rebuilt(
@@ -125,13 +128,14 @@ def reach(
     smaller: what was reached at neighbours with smaller radii.  The accuracy is not above theirs; in scope sample, examples that
     are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
     """
-    started = time.perf_counter()
+    started, before = time.perf_counter(), so_far()
     with torch.no_grad():
         if method.scope == "sample" and method.nested:
             found = _each(model, x, y, method, radii, smaller, proven)
         else:
             found = _together(model, x, y, method, radii, smaller)
-    return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=time.perf_counter() - started)
+    seconds, passes = time.perf_counter() - started, so_far().since(before)
+    return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=seconds, passes=passes)
 
 
 def walk(

@@ -96,11 +96,13 @@ class Cell:
     """(N,) smallest margin over the other classes that was attained."""
     origin: tuple[float, float] | None = None
     """(eps_x, eps_w) of the smaller ball in which its perturbation was found, if it was not in this one (one W' for all)."""
+    passes: tuple[int, int] = (0, 0)
+    """Examples that went through the network for it, forward and backward."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "eps_x": self.eps_x, "eps_w": self.eps_w, "n": int(self.correct.size), "correct": pack(self.correct),
-            "seconds": self.seconds, "flags": list(self.flags),
+            "seconds": self.seconds, "flags": list(self.flags), "passes": list(self.passes),
             **({} if self.margins is None else {"margins": _text(self.margins.astype("<f4").tobytes())}),
             **({} if self.origin is None else {"origin": list(self.origin)}),
         }  # fmt: skip
@@ -109,7 +111,10 @@ class Cell:
     def from_dict(d: Mapping[str, Any]) -> Cell:
         margins = np.frombuffer(base64.b64decode(d["margins"]), dtype="<f4").astype(np.float32) if "margins" in d else None
         origin = tuple(d["origin"]) if "origin" in d else None
-        return Cell(d["eps_x"], d["eps_w"], unpack(d["correct"], d["n"]), d["seconds"], tuple(d["flags"]), margins, origin)
+        correct, (forward, backward) = unpack(d["correct"], d["n"]), d.get("passes", (0, 0))
+        return Cell(
+            d["eps_x"], d["eps_w"], correct, d["seconds"], tuple(d["flags"]), margins, origin, (int(forward), int(backward))
+        )  # fmt: skip
 
     @staticmethod
     def joined(parts: Sequence[Cell]) -> Cell:
@@ -120,6 +125,7 @@ class Cell:
             first.eps_x, first.eps_w, np.concatenate([p.correct for p in parts]), sum(p.seconds for p in parts),
             tuple(sorted(set.intersection(*flags) | ({"moving"} & set.union(*flags)))),
             np.concatenate(margins) if len(margins) == len(parts) else None, first.origin if len(parts) == 1 else None,
+            (sum(p.passes[0] for p in parts), sum(p.passes[1] for p in parts)),
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import per_sample_logits, recording, twin
 from nonsingular.margins import check_labels, is_correct
+from nonsingular.passes import count
 from nonsingular.shifts import Shifts, shifts
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
@@ -116,6 +117,7 @@ def _over_weights(
     each = vmap(per_sample_logits(moving), randomness="different")
 
     def score(tensors: Sequence[Tensor], rows: Tensor) -> Tensor:
+        count(forward=len(rows))
         return nearest(each(dict(zip(boxes, tensors, strict=True)), begin.x[rows]), y[rows])
 
     given = [begin.weights.get(n, params[n].expand(len(y), *params[n].shape)).clone() for n in boxes]
@@ -129,6 +131,7 @@ def _over_neurons(network: Shifts, ball: JointBall, begin: Perturbation, y: Tens
     one = last.new_ones(())
 
     def score(s: Sequence[Tensor], rows: Tensor) -> Tensor:
+        count(forward=len(rows))
         return nearest(network(begin.x[rows], [*s, last[rows]]), y[rows])
 
     hidden = search.run(given[:-1], [Interval(-one, one)] * (len(given) - 1), score)

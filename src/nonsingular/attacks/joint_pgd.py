@@ -10,6 +10,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, recording, twin
 from nonsingular.margins import check_labels, cross_entropy
 from nonsingular.memory import halving
+from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
 
@@ -81,6 +82,7 @@ def _ascend_shared(
         total: list[Tensor] | None = None
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
             point = part.detach().requires_grad_(ball.eps_x > 0)
+            count(forward=len(part), backward=len(part))
             logits = moving(point.clone())  # a copy: the model's first operation may work in place
             loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
             moved = [point, *W] if ball.eps_x else W
@@ -123,6 +125,7 @@ def _ascend_per_sample(
     for _ in range(steps if W or ball.eps_x else 0):
         for start in range(0, len(x), chunk):
             at = slice(start, start + chunk)
+            count(forward=len(x[at]), backward=len(x[at]))
             g_w, g_x = gradient({name: w[at] for name, w in W.items()}, x[at], y[at])
             if ball.eps_x:
                 Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g_x.sign(), alpha=step_x))

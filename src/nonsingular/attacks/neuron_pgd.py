@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording
 from nonsingular.margins import check_labels, margins, negative_margin, worst_margin
+from nonsingular.passes import count
 from nonsingular.shifts import Shifts, shifts
 from nonsingular.threat import JointBall, Perturbation, Scope
 
@@ -33,6 +34,7 @@ def neuron_ascent(
         scale = step * (1 - i / steps) if decay else step
         with torch.enable_grad():
             point = [t.detach().requires_grad_() for t in (x_adv, *s)]
+            count(forward=len(x), backward=len(x))
             g_x, *g_s = torch.autograd.grad(
                 loss(network(point[0], point[1:]), y), point, allow_unused=True, materialize_grads=True
             )

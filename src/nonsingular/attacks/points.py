@@ -13,6 +13,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, twin
 from nonsingular.margins import check_labels, is_correct, margins, worst_margin
 from nonsingular.memory import halving
+from nonsingular.passes import count
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
 Logits = Callable[[Tensor], Tensor]
@@ -24,13 +25,14 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
 
     Takes a `twin`, which it moves.  Memory of a pass: `chunk` examples, or fewer where memory runs out.
     """
-    count = len(next(iter(weights.values()))) if each and weights else 0
-    if count:
+    examples = len(next(iter(weights.values()))) if each and weights else 0
+    if examples:
         at_once = vmap(per_sample_logits(moving), randomness="different")
 
         def apart(x: Tensor, size: int) -> Tensor:
-            parts = [{n: w[i : i + size] for n, w in weights.items()} for i in range(0, count, size)]
-            pairs = [pair for run in x.split(count) for pair in zip(parts, run.split(size), strict=True)]
+            count(forward=len(x))
+            parts = [{n: w[i : i + size] for n, w in weights.items()} for i in range(0, examples, size)]
+            pairs = [pair for run in x.split(examples) for pair in zip(parts, run.split(size), strict=True)]
             return torch.cat([at_once(w, part) for w, part in pairs])
 
         return lambda x: halving(partial(apart, x), chunk)
@@ -40,6 +42,7 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
             params[name].copy_(w)
 
     def together(x: Tensor, size: int) -> Tensor:
+        count(forward=len(x))
         return torch.cat([moving(part.clone()) for part in x.split(size)])  # its first operation may work in place
 
     return lambda x: halving(partial(together, x), chunk)

@@ -20,6 +20,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.graph import products, recording, twin
 from nonsingular.margins import check_labels, margins, worst_margin
 from nonsingular.memory import halving
+from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
 COLD, HOT = 0.08, 0.5
@@ -130,6 +131,7 @@ class _Shared:
 
     def margins(self, x: Tensor) -> Tensor:
         """(B,) smallest margins at x and the weights that are loaded; NaN counts as lost."""
+        count(forward=len(x))
         with torch.no_grad():
             found = [self.margin(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
         return torch.cat(found) if found else x.new_zeros(0)
@@ -192,6 +194,7 @@ def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, s
         T = shared.median * hot * (COLD / hot) ** (i / max(1, steps - 1))
         scale = size * (1 + math.cos(math.pi * i / steps)) / 2
         shared.load(W)
+        count(forward=len(x), backward=len(x))
         moved, seen = torch.empty_like(x) if shared.free else x, list[Tensor]()
         total = [torch.zeros_like(w) for w in W]
         for at in shared.pieces(len(x)):
@@ -241,6 +244,7 @@ def _corner(part: _Shared, x: Tensor) -> _Point:
     found: list[_Point] = []
     for label in counts.argsort()[:CLASSES]:
         few.load(few.home)
+        count(forward=len(x_few), backward=len(x_few))
         loss = F.cross_entropy(few.network(x_few.clone()), label.expand(len(x_few)), reduction="sum")
         g = _gradient(loss, few.live)
         W = [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(g, few.boxes, few.home, strict=True)]
@@ -256,6 +260,7 @@ def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
         lo, hi, y, now = shared.box.lo[part], shared.box.hi[part], shared.y[part], best.x[part]
         for i in range(steps):
             point = now.detach().requires_grad_()
+            count(forward=len(part), backward=len(part))
             reached = worst_margin(margins(shared.network(point.clone()), y), y)
             (g,) = _gradient(reached.sum(), [point])
             _keep_lower(x, margin, part, point.detach(), reached.detach())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nonsingular.errors import InvalidInput
 from nonsingular.margins import margins
+from nonsingular.passes import count
 from nonsingular.threat import Interval, Perturbation
 
 LEAK = 0.001
@@ -77,6 +78,7 @@ class Space(ABC):
     def margins(self, v: Tensor) -> Tensor:
         """(R, B, K) margins at v (R, B, n), infinite at y."""
         y = self.y.repeat(len(v))
+        count(forward=len(y))
         found = margins(self.logits(self.inputs(v).flatten(0, 1), v[..., self.free :].flatten(0, 1)), y)
         return found.scatter(1, y[:, None], torch.inf).view(*v.shape[:2], -1)
 
@@ -89,6 +91,7 @@ class Space(ABC):
                 raise InvalidInput(
                     "the model's logits carry no gradient; gradient attacks need a differentiable model (no detach, no rounding)"
                 )
+            count(backward=value.numel())
             (g,) = torch.autograd.grad(value.sum(), v, allow_unused=True, materialize_grads=True)
         return value.detach(), g
 

@@ -14,6 +14,7 @@ from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording, twin
 from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.passes import count
 from nonsingular.shifts import of_each
 from nonsingular.threat import Attack, JointBall, Perturbation, Scope
 
@@ -95,6 +96,7 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
     for i in range(steps + 1):
         with torch.enable_grad():
             at = now.detach().requires_grad_()
+            count(backward=len(x))
             margin = nearest(logits(at), y)
             (g,) = torch.autograd.grad(margin.sum(), at, allow_unused=True, materialize_grads=True)
         lower = margin.detach() < lowest
