@@ -72,11 +72,23 @@ def test_the_time_is_that_of_the_work(scope, monkeypatch):
     assert half.seconds == pytest.approx(found.seconds / 2)
 
 
-def test_certifying_takes_longer():
-    model, x, y = setting()
-    method = choose(model, attack="paper")
-    alone = preflight(model, x, y, method, (0.0, 0.01), (0.0, 0.01)).seconds
-    assert preflight(model, x, y, method, (0.0, 0.01), (0.0, 0.01), certify="alpha-crown").seconds > alone
+def test_the_time_of_certificates_is_added(monkeypatch):
+    model, x, y = setting(300)
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def attack(model, x, y, ball, *, scope):
+        now[0] += 0.01 * len(x)
+        return Perturbation(x + 0, {}, scope)
+
+    def prove(model, x, *args):
+        now[0] += 0.03 * len(x)
+
+    monkeypatch.setattr(module, "prove", prove)
+    method = choose(model, attack=attack)
+    alone = preflight(model, x, y, method, (0.05, 0.1), (0.02,)).seconds
+    assert alone == pytest.approx(0.01 * 300 * 2)
+    assert preflight(model, x, y, method, (0.05, 0.1), (0.02,), certify="crown").seconds == pytest.approx(alone + 0.03 * 300)
 
 
 def test_it_is_told_and_nothing_is_written(tmp_path, monkeypatch, capsys):
