@@ -56,6 +56,17 @@ def parse_weight_radii(value: Any) -> Any:
     return parse_grid(value)
 
 
+def parse_domain(value: Any) -> Any:
+    """'-1,1' -> (-1.0, 1.0); everything else is left to the schema."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | str | None:
+    if isinstance(value, tuple) and not value[0] < value[1]:
+        raise ValueError(f"{list(value)} is no range; give lowest,highest with lowest < highest, e.g. 0,1, or none")
+    return value
+
+
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
 WeightGrid = Annotated[Grid | dict[str, Radius], BeforeValidator(parse_weight_radii)]
@@ -63,6 +74,10 @@ Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
 ]
+
+
+End = Annotated[float, Field(allow_inf_nan=False)]
+Domain = Annotated[tuple[End, End] | Literal["none"] | None, AfterValidator(_ordered), BeforeValidator(parse_domain)]
 
 
 class Settings(BaseModel):
@@ -103,17 +118,22 @@ class TrainSettings(Settings):
 
 
 class GridSettings(Settings):
-    """A model, data and a grid of radii."""
+    """A model, data and a grid of radii.
+
+    domain: the range of the inputs, "none" for no limits; None is what the data set says of itself.
+    indices: file of the rows of the split that count (.npy, .txt, .json); limit is drawn from these.
+    """
 
     model: str
     weights: Path | None = None
     data: str | None = None
     data_dir: Path | None = None
     split: Literal["test", "val"] = "test"
+    indices: Path | None = None
     limit: Limit = None
     eps_x: Grid | None = None
     eps_w: WeightGrid | None = None
-    domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
+    domain: Domain = None
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
 
