@@ -197,7 +197,7 @@ def _classes(raw: Raw) -> tuple[str, ...]:
                 f"{raw.where}: there are {len(raw.classes)} classes, and labels up to {k - 1}; name one class for each label"
             )
         return raw.classes
-    if k > max(n, 2):
+    if k > max(n, 10_000):
         raise InvalidInput(
             f"{raw.where}: the largest label is {k - 1}, of {n} examples; if that is right, name all classes in classes"
         )

@@ -45,7 +45,7 @@ def _is_pair(data: Any) -> bool:
 def _tensor(name: str, values: Any) -> Tensor:
     try:
         return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as e:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise InvalidInput(f"{name} is {_kind(values)} and no array of numbers ({str(e).splitlines()[0]}); {EXPECTED}") from e
 
 
@@ -102,7 +102,7 @@ def default_pair(numbered: tuple[int, Any]) -> tuple[Tensor, Tensor]:
         raise InvalidInput(f"example {i} of the data set is {_kind(example)}; expected (x, y), an input and a class index")
     try:
         x, y = default_collate([example])
-    except (TypeError, RuntimeError) as e:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         kinds = f"({_kind(example[0])}, {_kind(example[1])})"
         hint = "; an image? Give the data set a transform to tensors" if hasattr(example[0], "getbands") else ""
         raise InvalidInput(f"example {i} of the data set is {kinds}; expected tensors or arrays of numbers{hint}") from e

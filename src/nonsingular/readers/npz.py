@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +18,7 @@ from nonsingular.readers.raw import Arrays, Part, Raw, examples
 
 UNREADABLE = (
     OSError, EOFError, TypeError, ValueError, KeyError, IndexError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
-    SyntaxError, AttributeError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, AttributeError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What NumPy and zipfile raise for damaged files: they parse a header that may hold anything."""
 
@@ -47,7 +49,8 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an .npz file."""
     name = ""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
             found: dict[str, NDArray[Any]] = {}
             for name in stored.files:
                 array: Any = stored[name]
@@ -63,7 +66,10 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
 def _classes(path: Path, names: NDArray[Any] | None) -> tuple[str, ...] | None:
     if names is not None and names.ndim != 1:
         raise InvalidInput(f"{path}: classes has shape {names.shape}; expected one name per class, (K,)")
-    return None if names is None else tuple(map(str, names))
+    try:
+        return None if names is None else tuple(map(str, names))
+    except SystemError as e:  # text that is no Unicode
+        raise InvalidInput(f"{path}: classes holds damaged text; write the file again") from e
 
 
 def _domain(path: Path, ends: NDArray[Any] | None) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def _numbers(path: Path) -> NDArray[Any]:
     try:
         match path.suffix:
             case ".npy":
-                with path.open("rb") as file:
+                with warnings.catch_warnings(), path.open("rb") as file:
+                    warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
                     return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
             case ".json":
                 found = json.loads(path.read_text(encoding="utf-8"))
