@@ -161,7 +161,8 @@ def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
         try:
             ball.check_domain(split.x)
         except InvalidInput as e:
-            raise InvalidInput(f"{where}, {part} split: {e}") from None
+            own = " (an .npz file says it in an array domain)" if where.endswith(".npz") else ""
+            raise InvalidInput(f"{where}, {part} split: {e}{own}") from None
     return Dataset(data.name, data.train, data.val, data.test, data.classes, chosen)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from nonsingular.errors import InvalidInput
 
@@ -44,6 +44,11 @@ def _is_pair(data: Any) -> bool:
 
 def _tensor(name: str, values: Any) -> Tensor:
     try:
+        if hasattr(values, "__array__") and not isinstance(values, Tensor):  # NumPy, pandas, ...
+            array = np.asarray(values)
+            wide = array.astype(np.int64) if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
+            native = wide.astype(wide.dtype.newbyteorder("="), copy=False)
+            values = np.require(native, requirements=("C", "W"))  # torch takes no steps backwards, and warns of read-only memory
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise InvalidInput(f"{name} is {_kind(values)} and no array of numbers ({str(e).splitlines()[0]}); {EXPECTED}") from e
@@ -52,13 +57,13 @@ def _tensor(name: str, values: Any) -> Tensor:
 def _from_dataset(data: Any) -> tuple[Tensor, Tensor]:
     if not len(data):
         raise InvalidInput("the data set is empty; give at least one example")
-    _check_still(data)
+    _check_still(lambda: default_pair((0, data[0])))
     return _gathered(default_pair((i, data[i])) for i in range(len(data)))
 
 
-def _check_still(data: Any) -> None:
+def _check_still(look: Callable[[], tuple[Tensor, Tensor]]) -> None:
     """Two looks at the first example."""
-    first, again = (default_pair((0, data[0]))[0] for _ in range(2))
+    first, again = look()[0], look()[0]
     if first.shape != again.shape or not torch.equal(first.nan_to_num(), again.nan_to_num()):
         raise InvalidInput(
             "the first example of the data set is not the same twice: a random transform (augmentation)? "
@@ -67,26 +72,38 @@ def _check_still(data: Any) -> None:
 
 
 def _from_loader(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
-    data, sampler = loader.dataset, loader.sampler
-    if isinstance(data, IterableDataset) or loader.batch_sampler is None:
-        return _gathered(_batch(b) for b in loader) if loader.batch_sampler is not None or loader.batch_size else tensors(data)
+    data, batches = loader.dataset, loader.batch_sampler
+    if batches is None:  # the data set gives examples, or whole batches, itself
+        return _gathered(_batch(b) if _is_batch(b) else default_pair((i, b)) for i, b in enumerate(_in_order(data)))
+    if isinstance(data, IterableDataset):
+        return _gathered(map(_batch, loader))
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
     whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(data)  # pyright: ignore[reportArgumentType]
     if not whole and not isinstance(sampler, SequentialSampler):
         raise InvalidInput(
-            f"the DataLoader draws its examples by {type(sampler).__name__}, so that every look gives others; "
+            f"the DataLoader draws its examples by {type(sampler).__name__}: which ones is not known beforehand; "
             "give its dataset, or a torch.utils.data.Subset of it"
         )
-    _check_still(data)
+    _check_still(lambda: _batch(loader.collate_fn([data[0]])))
     in_order: DataLoader[Any] = DataLoader(
         data, batch_size=loader.batch_size or 128, num_workers=loader.num_workers, collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
     )  # fmt: skip
     try:
-        return _gathered(_batch(b) for b in in_order)
+        return _gathered(map(_batch, in_order))
     except RuntimeError as e:  # torch's collate, for shapes that differ
         raise InvalidInput(
             f"a batch of the DataLoader cannot be put together: {str(e).splitlines()[0]}; give examples of one shape"
         ) from e
+
+
+def _in_order(data: Any) -> Iterable[Any]:
+    return data if isinstance(data, IterableDataset) else (data[i] for i in range(len(data)))
+
+
+def _is_batch(item: Any) -> bool:
+    """(x, y) with several labels rather than one."""
+    return isinstance(item, tuple | list) and len(item) == 2 and getattr(item[1], "ndim", 0) > 0
 
 
 def _batch(batch: Any) -> tuple[Tensor, Tensor]:
