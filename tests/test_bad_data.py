@@ -84,7 +84,7 @@ class Moving(TensorDataset):
 REFUSED = {
     "one tensor": (lambda: X, r"data is a Tensor of shape \(12, 4\); give \(x, y\)"),
     "three": (lambda: (X, Y, Y), "example 0 of the data set is a Tensor"),
-    "text": (lambda: "digits", "data is a str"),
+    "text": (lambda: "digits", r"data is a str; .*ns\.load\('digits'\)\.test"),
     "none": (lambda: None, "data is a NoneType"),
     "three splits": (lambda: load("digits"), r"three splits \(digits\); give one of them, e.g. data.test"),
     "ragged pair": (lambda: ([[1.0], [1.0, 2.0]], [0, 1]), "x is a list of 2 and no array of numbers"),

@@ -65,7 +65,7 @@ def hugging_face(columns: dict[str, Any], names: list[str] | None = None, label:
 def test_x_and_y_are_the_test_split(tmp_path: Path) -> None:
     x, y = pixels(N, 1, 4, 4), np.arange(N) % 3
     np.savez(tmp_path / "a.npz", x=x, y=y)
-    d = load(str(tmp_path / "a.npz"))
+    d = load(tmp_path / "a.npz")
     assert tuple(map(len, (d.train, d.val, d.test))) == (0, 0, N)
     assert torch.equal(d.test.x, torch.tensor(x) / 255)
     assert d.domain == (0.0, 1.0)
@@ -201,6 +201,18 @@ def test_idx_of_any_data_set(tmp_path: Path, packed: bool, place: str) -> None:
     assert pair.test.sha256() == d.test.sha256()
 
 
+def test_the_real_mnist_by_its_folder_is_mnist_by_name(shared_data: Path) -> None:
+    by_name, by_folder = load("mnist", shared_data), load(str(shared_data / "MNIST"))
+    assert by_folder.test.sha256() == by_name.test.sha256()
+    assert tuple(map(len, (by_folder.train, by_folder.val))) == (55_000, 5_000)
+
+
+def test_the_real_cifar10_by_its_folder_is_cifar10_by_name(shared_data: Path) -> None:
+    by_name, by_folder = load("cifar10", shared_data), load(str(shared_data / "cifar10-jpeg"))
+    assert by_folder.test.sha256() == by_name.test.sha256()
+    assert by_folder.classes == by_name.classes
+
+
 def test_idx_refused(tmp_path: Path) -> None:
     x, y = pixels(8, 4, 4), np.arange(8) % 4
     path = idx_files(tmp_path / "a", "letters", x, y[:7])
@@ -299,6 +311,7 @@ PARQUET = {
     "text": ({**GOOD, "x": ["hello"] * N}, "Text has no ℓ∞ radius: give its embeddings"),
     "nan": ({**GOOD, "x": [[float("nan"), 0.5]] + [[0.5, 0.5]] * (N - 1)}, "NaN.* in 1 rows, first in row 0"),
     "two lists": ({**GOOD, "z": GOOD["x"]}, r"several columns of inputs \(x, z\)"),
+    "labels twice": ({"a": [0.5] * N, "label": GOOD["label"], "target": GOOD["label"]}, "labels in 'label' and in 'target'"),
     "cells missing": ({"a": [None, *range(1, N)], "label": GOOD["label"]}, "column 'a' has 1 empty cells"),
     "paths": ({"image": [{"bytes": None, "path": "a.png"}] * N, "label": GOOD["label"]}, "row 0 .*missing or damaged"),
 }  # fmt: skip
@@ -310,6 +323,20 @@ def test_parquet_refused(tmp_path: Path, case: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(InvalidInput, match=rf"a\.parquet.*{message}"):
         load(str(tmp_path / "a.parquet"))
+
+
+def test_columns_of_splits_in_another_order(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [3.0, 4.0], "label": [0, 1]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"label": [1], "b": [6.0], "a": [5.0]}), tmp_path / "test.parquet")
+    assert load(str(tmp_path)).test.x.tolist() == [[5.0, 6.0]]
+    pq.write_table(pa.table({"label": [1], "c": [6.0], "a": [5.0]}), tmp_path / "test.parquet")
+    with pytest.raises(InvalidInput, match="different columns"):
+        load(str(tmp_path))
+
+
+def test_the_index_of_pandas_is_no_input(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0], "label": [0], "__index_level_0__": [7]}), tmp_path / "a.parquet")
+    assert load(str(tmp_path / "a.parquet")).test.x.tolist() == [[1.0]]
 
 
 def test_files_that_name_no_split_beside_some_that_do(tmp_path: Path) -> None:
@@ -339,6 +366,13 @@ def test_csv_in_a_folder_with_names(tmp_path: Path) -> None:
     d = load(str(tmp_path))
     assert d.classes == ("eggs", "ham", "spam")
     assert (d.test.x.tolist(), d.test.y.tolist()) == ([[4.0], [5.0]], [2, 0])
+
+
+def test_csv_columns_of_splits_in_another_order(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a,b,label\n1,2,0\n3,4,1\n")
+    (tmp_path / "test.csv").write_text("b,a,label\n1,2,0\n")
+    with pytest.raises(InvalidInput, match="different columns, a, b, label and b, a, label"):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class Dataset:
     domain: tuple[float, float] | None = (0.0, 1.0)
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, domain: Domain = "own") -> Dataset:
+def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, *, domain: Domain = "own") -> Dataset:
     """A data set by name (one of NAMES), from a file or folder, or from the Hugging Face Hub.
 
     x: (N, 1, 8, 8) for digits, (N, 1, 28, 28) for MNIST and Fashion-MNIST, (N, 3, 32, 32) for CIFAR-10; as stored for others.
@@ -113,6 +113,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, domain: D
     Raises InvalidInput for an unknown name, for files that are missing, damaged or not what they should be, and for inputs
         outside the domain.
     """
+    name = os.fspath(name)
     if name == "digits":
         return _in_domain(name, _digits(), domain)
     if name in SOURCES:
@@ -161,7 +162,7 @@ def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
         try:
             ball.check_domain(split.x)
         except InvalidInput as e:
-            own = " (an .npz file says it in an array domain)" if where.endswith(".npz") else ""
+            own = "; an array domain in the file says it, too" if where.endswith(".npz") else ""
             raise InvalidInput(f"{where}, {part} split: {e}{own}") from None
     return Dataset(data.name, data.train, data.val, data.test, data.classes, chosen)
 
@@ -169,13 +170,13 @@ def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
 def _dataset(name: str, raw: Raw) -> Dataset:
     """Three splits out of what a reader found.  Raises InvalidInput if they do not fit together."""
     parts = dict(raw.parts)
-    like = next(iter(parts.items()))
+    first, (like, _) = next(iter(parts.items()))
     for part, (x, _) in parts.items():
-        if x.shape[1:] != like[1][0].shape[1:]:
-            given = f"{raw.where}: inputs of {like[0]} have shape {like[1][0].shape} and of {part} {x.shape}"
+        if x.shape[1:] != like.shape[1:]:
+            given = f"{raw.where}: inputs of {first} have shape {like.shape} and of {part} {x.shape}"
             raise InvalidInput(f"{given}; expected the same, but for N")
     classes = _classes(raw)
-    nothing: Arrays = (np.zeros((0, *like[1][0].shape[1:]), np.float32), np.zeros(0, np.int64))
+    nothing: Arrays = (np.zeros((0, *like.shape[1:]), np.float32), np.zeros(0, np.int64))
     train = parts.get("train", nothing)
     if "val" not in parts and len(train[0]):
         if len(train[0]) < 2:

@@ -168,7 +168,8 @@ class JointBall:
                 guess = " (normalised inputs? normalisation belongs to the model: ns.Normalized(model, mean, std))"
             raise InvalidInput(
                 f"inputs span [{lo:.4g}, {hi:.4g}], outside the domain {list(self.domain)}{guess}; "
-                "scale them, or give the range they live in as domain (None for no limits); radii are in the units of the inputs"
+                "scale them, or give the range they live in as domain (None for no limits), e.g. --domain=-3,3 or --domain none; "
+                "radii are in the units of the inputs"
             )
 
     def input_box(self, x: Tensor) -> Interval:

@@ -41,7 +41,7 @@ def read(path: Path, files: Sequence[Path] | None = None) -> Raw:
     found: dict[Part, list[Path]] = {"test": [path]} if path.is_file() else by_part(path, files or files_below(path))
     for shards in found.values():
         _check_shards(shards)
-    tables = {part: _table(shards) for part, shards in found.items()}
+    tables = _alike(path, {part: _table(shards) for part, shards in found.items()})
     first = next(iter(tables.values()))
     label = _label(path, first)
     names = _names(first, label)
@@ -81,6 +81,16 @@ def _table(shards: Sequence[Path]) -> Any:
     if not table.num_rows:
         raise InvalidInput(f"{shards[0]} holds no rows; give at least one example")
     return table
+
+
+def _alike(path: Path, tables: Mapping[Part, Any]) -> dict[Part, Any]:
+    """The tables with their columns in one order."""
+    names: list[str] = next(iter(tables.values())).column_names
+    for part, table in tables.items():
+        if sorted(table.column_names) != sorted(names):
+            differ = ", ".join(sorted(set(table.column_names) ^ set(names))) or "one of them twice"
+            raise InvalidInput(f"{path}: its splits have different columns ({differ} in {part} or not); write them alike")
+    return {part: table.select(names) if len(set(names)) == len(names) else table for part, table in tables.items()}
 
 
 def _rows(arrow: Any, path: Path) -> Any:
@@ -134,7 +144,7 @@ def _column(path: Path, table: Any, name: str) -> NDArray[Any]:
             f"{path}: column '{name}' is {column.type}, with {column.null_count} cells empty; "
             "expected whole numbers or names, in all rows"
         )
-    return np.array(column.to_pylist()) if kind is not column.type else column.to_numpy()
+    return np.array(column.to_pylist()) if arrow.types.is_dictionary(column.type) else column.to_numpy()
 
 
 def _inputs(path: Path, table: Any, label: str) -> NDArray[Any]:
@@ -147,13 +157,18 @@ def _inputs(path: Path, table: Any, label: str) -> NDArray[Any]:
         or (n in IMAGES and types.is_binary(t))
     ]  # fmt: skip
     lists = [n for n, t in others.items() if _is_list(types, getattr(t, "storage_type", t))]
-    numbers = [n for n, t in others.items() if types.is_integer(t) or types.is_floating(t) or types.is_boolean(t)]
+    numbers = [
+        n for n, t in others.items()
+        if (types.is_integer(t) or types.is_floating(t) or types.is_boolean(t)) and not n.startswith("__index_level_")  # pandas'
+    ]  # fmt: skip
     if len(images) > 1 or (not images and len(lists) > 1):
         raise InvalidInput(f"{path} has several columns of inputs ({', '.join(images or lists)}); keep one, beside '{label}'")
     if images:
         return _images(path, images[0], table[images[0]].to_pylist())
     if lists:
         return inputs(f"{path}: column '{lists[0]}'", _stacked(path, lists[0], table[lists[0]]))
+    if other := [n for n in numbers if n in LABELS or features.get(n, {}).get("_type") == "ClassLabel"]:
+        raise InvalidInput(f"{path} has labels in '{label}' and in '{other[0]}', which would be an input; keep one of them")
     if not numbers:
         raise InvalidInput(
             f"{path} has columns {table.column_names}; expected images {{bytes, path}}, lists of numbers, or columns of numbers. "

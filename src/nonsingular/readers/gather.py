@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,15 @@ def tensors(data: Any) -> tuple[Tensor, Tensor]:
     if _is_pair(data):
         return _tensor("x", data[0]), _tensor("y", data[1])
     if isinstance(data, IterableDataset):
-        return _gathered(map(default_pair, enumerate(data)))
+        return _gathered(map(_single, enumerate(data)))
     if (
         hasattr(data, "__getitem__")
         and hasattr(data, "__len__")
         and not isinstance(data, str | bytes | dict | Tensor | np.ndarray)
     ):
         return _from_dataset(data)
-    raise InvalidInput(f"data is {_kind(data)}; {EXPECTED}")
+    hint = f". From a name or path: ns.load({str(data)!r}).test" if isinstance(data, str | PurePath) else ""
+    raise InvalidInput(f"data is {_kind(data)}; {EXPECTED}{hint}")
 
 
 def _is_pair(data: Any) -> bool:
@@ -57,8 +59,8 @@ def _tensor(name: str, values: Any) -> Tensor:
 def _from_dataset(data: Any) -> tuple[Tensor, Tensor]:
     if not len(data):
         raise InvalidInput("the data set is empty; give at least one example")
-    _check_still(lambda: default_pair((0, data[0])))
-    return _gathered(default_pair((i, data[i])) for i in range(len(data)))
+    _check_still(lambda: _single((0, data[0])))
+    return _gathered(_single((i, data[i])) for i in range(len(data)))
 
 
 def _check_still(look: Callable[[], tuple[Tensor, Tensor]]) -> None:
@@ -74,7 +76,7 @@ def _check_still(look: Callable[[], tuple[Tensor, Tensor]]) -> None:
 def _from_loader(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
     data, batches = loader.dataset, loader.batch_sampler
     if batches is None:  # the data set gives examples, or whole batches, itself
-        return _gathered(_batch(b) if _is_batch(b) else default_pair((i, b)) for i, b in enumerate(_in_order(data)))
+        return _gathered(_batch(b) if _is_batch(b) else _single((i, b)) for i, b in enumerate(_in_order(data)))
     if isinstance(data, IterableDataset):
         return _gathered(map(_batch, loader))
     sampler = batches.sampler if type(batches) is BatchSampler else batches
@@ -112,7 +114,7 @@ def _batch(batch: Any) -> tuple[Tensor, Tensor]:
     return _tensor("x of a batch", batch[0]), _tensor("y of a batch", batch[1])
 
 
-def default_pair(numbered: tuple[int, Any]) -> tuple[Tensor, Tensor]:
+def _single(numbered: tuple[int, Any]) -> tuple[Tensor, Tensor]:
     """One example as a batch of one."""
     i, example = numbered
     if not isinstance(example, tuple | list) or len(example) != 2:

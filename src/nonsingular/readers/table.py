@@ -20,13 +20,12 @@ def read(path: Path) -> Raw:
     """
     files: dict[Part, list[Path]] = {"test": [path]} if path.is_file() else by_part(path, sorted(path.glob("*.csv")))
     tables = {part: [_table(file) for file in found] for part, found in files.items()}
-    widths = {x.shape[1] for found in tables.values() for x, _ in found}
-    if len(widths) > 1:
-        raise InvalidInput(
-            f"{path}: its files have {' and '.join(str(w) for w in sorted(widths))} columns; expected the same number"
-        )
-    x = {part: inputs(f"{path}: x", np.concatenate([x for x, _ in found])) for part, found in tables.items()}
-    y = {part: np.concatenate([y for _, y in found]) for part, found in tables.items()}
+    heads = sorted({head for found in tables.values() for head, _, _ in found})
+    if len(heads) > 1:
+        differ = f"{', '.join(heads[0])} and {', '.join(heads[1])}"
+        raise InvalidInput(f"{path}: its files have different columns, {differ}; write them alike")
+    x = {part: inputs(f"{path}: x", np.concatenate([x for _, x, _ in found])) for part, found in tables.items()}
+    y = {part: np.concatenate([y for _, _, y in found]) for part, found in tables.items()}
     if all(_whole(column) for column in y.values()):
         numbers: dict[Part, NDArray[np.int64]] = {
             part: labels(f"{path}: the labels", column.astype(np.float64).astype(np.int64), len(column))
@@ -47,7 +46,8 @@ def _whole(column: NDArray[np.str_]) -> bool:
     return bool((np.abs(values) < 2**53).all() and (values == np.floor(values)).all())
 
 
-def _table(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+def _table(path: Path) -> tuple[tuple[str, ...], NDArray[np.float64], NDArray[np.str_]]:
+    """(the names of the columns, or their numbers; x; labels)"""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
@@ -68,7 +68,8 @@ def _table(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
         if "" in row:
             raise InvalidInput(f"{path}: row {i} has an empty cell; fill it, or remove the row")
         x.append([float(cell) for cell in cells])
-    return np.array(x), np.array([row[label] for row in rows[first:]])
+    names = tuple(head) if first else tuple(str(i + 1) for i in range(len(head)))
+    return names, np.array(x), np.array([row[label] for row in rows[first:]])
 
 
 def _is_number(cell: str) -> bool:
