@@ -81,6 +81,12 @@ def test_settings_that_yaml_stumbles_over(tmp_path: Path, text: str) -> None:
         checked(EvaluateSettings, read_config(tmp_path / "c.yaml"))
 
 
+def test_records_nested_without_end_are_damaged(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b"[" * 100_000 + b"\n")
+    with pytest.raises(InvalidInput, match="line 1 is damaged"):
+        list(Log(tmp_path / "events.jsonl"))
+
+
 def test_a_grid_of_a_billion_points_is_refused_at_once() -> None:
     with pytest.raises(InvalidInput, match="at most 1000"):
         checked(EvaluateSettings, {"model": "m", "eps_x": "0:1:1000000000"})
