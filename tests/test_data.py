@@ -128,7 +128,10 @@ def test_sha256_sees_everything() -> None:
     assert Split(x.T.contiguous(), y).sha256() == hashes[-1]  # the values count, not how they lie in memory
 
 
-@pytest.mark.parametrize("name, guess", [("MNIST", "'mnist'"), ("fashion_mnist", "'fashion-mnist'"), ("cifar-10", "'cifar10'")])
+@pytest.mark.parametrize(
+    "name, guess",
+    [("MNIST", "'mnist'"), ("fashion_mnist", "'fashion-mnist'"), ("cifar-10", "'cifar10'"), ("mnist.v2", "'mnist'")],
+)
 def test_unknown_name(name: str, guess: str) -> None:
     with pytest.raises(
         InvalidInput, match=f"did you mean {guess}.*digits, mnist, fashion-mnist, cifar10, hf:owner/name, or .*npz"

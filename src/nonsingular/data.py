@@ -123,7 +123,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     if name.startswith(hub.PREFIX):
         return _in_domain(name, _dataset(name, hub.read(name)), domain)
     path = Path(name).expanduser()
-    if path.suffix or os.sep in name or "/" in name or _exists(path):
+    if path.suffix.lower() in anything.SUFFIXES or os.sep in name or "/" in name or _exists(path):
         return _in_domain(name, _dataset(path.stem if path.suffix else path.resolve().name, anything.read(path)), domain)
     close = difflib.get_close_matches(name.lower(), NAMES, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else "."

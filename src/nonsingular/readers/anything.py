@@ -13,6 +13,8 @@ KINDS = (
     "a folder of images with one sub-folder a class"
 )
 """What `read` takes, in words."""
+SUFFIXES = frozenset({".npz", ".parquet", ".arrow", ".csv", ".npy"})
+"""A name that ends so is meant to be a file, even if there is none."""
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 
 
