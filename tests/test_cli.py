@@ -629,7 +629,7 @@ def test_a_model_that_each_process_builds_otherwise_is_refused(here):
         timeout=60,
     )
     assert done.returncode == 2, done.stdout
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.splitlines()[-1].startswith("error: ")  # a random model may be warned of before
 
 
 def test_a_run_directory_that_was_damaged_is_refused(here, trained, capsys):

@@ -296,7 +296,9 @@ def test_pixels_to_255_are_recognised():
 
 
 def test_normalised_inputs_are_recognised():
-    with pytest.raises(InvalidInput, match=r"\[-0\.4242, 2\.821\].*normalised inputs\? move the normalisation into the model"):
+    with pytest.raises(
+        InvalidInput, match=r"\[-0\.4242, 2\.821\].*normalised inputs\? normalisation belongs to the model: ns\.Normalized"
+    ):
         JointBall(0.1, 0).check_domain(tensor(-0.4242, 2.8215))
 
 

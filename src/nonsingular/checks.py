@@ -1,37 +1,204 @@
-"""checks.py - whether a model and its data can be given a number at all."""
+"""checks.py - whether a model and its data can be given a number at all, and what looks like a mistake.
+
+A mistake that makes a number impossible or meaningless is an InvalidInput.  What only looks like one is a doubt: a sentence that
+is shown (logger "nonsingular", level WARNING) and kept, and the work goes on.
+"""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import twin
-from nonsingular.margins import check_labels
-from nonsingular.memory import halving
+from nonsingular.margins import check_labels, is_correct
+from nonsingular.memory import halving, is_out_of_memory
 from nonsingular.threat import JointBall
 
+log = logging.getLogger("nonsingular")
 
-def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> None:
-    """Raises InvalidInput, with what to do, for data or a model that no number can be computed for."""
-    if not len(x):
-        raise InvalidInput("the data set is empty; give at least one example")
-    if not x.is_floating_point():
-        raise InvalidInput(f"x is {x.dtype}; give floating-point inputs, scaled to the domain")
+ENOUGH = 20
+"""From so many examples on, their labels and the accuracy of the model say something."""
+
+
+def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, classes: int | None = None) -> list[str]:
+    """Raises InvalidInput, with what to do, for data or a model that no number can be computed for.
+
+    x: (N, *input) in ball.domain.  y: (N,).  classes: how many the data set names.
+    Returns doubts: what looks like a mistake (probabilities instead of logits, an accuracy no better than chance, ...).
+    Cost: one pass over all examples.
+    """
+    _check_tensors(x, y)
+    _check_values(x)
     ball.check_domain(x)
-    params = dict(model.named_parameters())
-    ball.radii(params)  # an unknown name in eps_w
-    still = twin(model)
-    try:
-        with torch.no_grad():
-            logits = halving(lambda size: torch.cat([still(part.clone()) for part in x.split(size)]), 1024)
-    except (RuntimeError, TypeError, ValueError, IndexError) as e:
-        raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {e}") from e
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise InvalidInput(f"the model returns shape {tuple(logits.shape)}; a classifier returns (B, K) logits with K >= 2")
+    ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w
+    _check_kinds(model, x)
+    logits = _logits(model, x)
+    _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
     if len(bad):
         raise InvalidInput(
             f"the model returns NaN or infinite logits for {len(bad)} examples, first for number {int(bad[0])}; check its weights"
         )
+    return [*_doubts_of_data(x, y, ball), *_doubts_of_logits(logits, y.to(logits.device).long(), classes)]
+
+
+def warn(doubts: Sequence[str]) -> None:
+    """Shows what `check_inputs` doubts."""
+    for doubt in doubts:
+        log.warning("warning: %s", doubt)
+
+
+# --- what makes a number impossible ---------------------------------------------------------------------------------------
+
+
+def _check_tensors(x: Tensor, y: Tensor) -> None:
+    """Inputs in floats, labels in whole numbers, one for each."""
+    if x.dim() == 0 or not len(x):
+        raise InvalidInput("the data set is empty; give at least one example")
+    if x.dtype == torch.uint8:
+        raise InvalidInput(
+            "x is torch.uint8; give floating-point inputs, scaled to the domain: x.float() / 255 for pixels in [0, 1]"
+        )
+    if not x.is_floating_point():
+        raise InvalidInput(
+            f"x is {x.dtype}; give floating-point inputs, scaled to the domain. An ℓ∞ radius has no meaning for whole numbers "
+            "such as token ids: give their embeddings, and a model that takes these"
+        )
+    given = f"y has shape {tuple(y.shape)} and {y.dtype} for {len(x)} inputs; give one integer class index for each"
+    if y.dim() == 2 and len(y) == len(x) and y.shape[1] > 1:
+        raise InvalidInput(f"{given} (one-hot? give y.argmax(1))")
+    if y.dim() == 2 and y.shape == (len(x), 1):
+        raise InvalidInput(f"{given} (give y.squeeze(1))")
+    if y.is_floating_point() and y.shape == (len(x),) and bool((y == y.floor()).all()):
+        raise InvalidInput(f"{given} (give y.long())")
+    if y.dtype == torch.bool:
+        raise InvalidInput(f"{given} (give y.long())")
+
+
+def _check_values(x: Tensor) -> None:
+    bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero() if x.dim() > 1 else (~torch.isfinite(x)).nonzero()
+    if len(bad):
+        raise InvalidInput(
+            f"the inputs contain NaN or infinite values in {len(bad)} examples, first in number {int(bad[0])}; remove those first"
+        )
+
+
+def _check_kinds(model: nn.Module, x: Tensor) -> None:
+    """Device and dtype of inputs and weights.  Weights of several kinds are left to the model."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    devices = {p.device for p in weights}
+    if devices and x.device not in devices:
+        raise InvalidInput(
+            f"the model is on {', '.join(sorted(map(str, devices)))} and x on {x.device}; bring one to the other: x.to(device)"
+        )
+    kinds = {p.dtype for p in weights}
+    if len(kinds) == 1 and x.dtype not in kinds:
+        (kind,) = kinds
+        raise InvalidInput(
+            f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: its weights are {kind}; give x.to({kind})"
+        )
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """(N, K) logits of all examples."""
+    still = twin(model)
+
+    def run(size: int) -> list[Any]:
+        return [still(part.clone()) for part in x.split(size)]
+
+    try:
+        with torch.no_grad():
+            parts = halving(run, 1024)
+    except Exception as e:  # whatever the user's own forward raises
+        if is_out_of_memory(e):
+            raise
+        said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InvalidInput(
+            f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {said}{_other_shape(still, x[:2])}"
+        ) from e
+    if not isinstance(parts[0], Tensor):
+        raise InvalidInput(
+            f"the model returns a {type(parts[0]).__name__}, not a tensor; wrap it in a module that returns its (B, K) logits"
+        )
+    logits = torch.cat(parts)
+    if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        one = ". With one logit z for two classes: torch.stack([-z, z], 1)" if logits.shape in ((len(x), 1), (len(x),)) else ""
+        raise InvalidInput(
+            f"the model returns shape {tuple(logits.shape)} for {len(x)} inputs; "
+            f"a classifier returns (B, K) logits with K >= 2{one}"
+        )
+    return logits
+
+
+def _other_shape(still: nn.Module, x: Tensor) -> str:
+    """The shape that the model would accept, if one of the usual ones."""
+    tries: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+        ("channels last? Give x.permute(0, 3, 1, 2)", lambda t: t.permute(0, 3, 1, 2)),
+        ("channels first? Give x.permute(0, 2, 3, 1)", lambda t: t.permute(0, 2, 3, 1)),
+        ("no channel? Give x.unsqueeze(1)", lambda t: t.unsqueeze(1)),
+        ("flat inputs? Give x.flatten(1), or put nn.Flatten() first", lambda t: t.flatten(1)),
+    ]
+    for hint, change in tries:
+        try:
+            with torch.no_grad():
+                logits = still(change(x).contiguous())
+            if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x):
+                return f" ({hint})"
+        except Exception:  # it does not accept this one either
+            continue
+    return ""
+
+
+def _check_classes(y: Tensor, k: int) -> None:
+    """Labels that count from 1."""
+    if y.dim() == 1 and len(y) and not y.is_floating_point() and int(y.min()) >= 1 and int(y.max()) == k:
+        raise InvalidInput(
+            f"labels span {int(y.min())}..{k}, but the model has {k} classes (0..{k - 1}); do they start at 1? Give y - 1"
+        )
+
+
+# --- what only looks like a mistake ---------------------------------------------------------------------------------------
+
+
+def _doubts_of_data(x: Tensor, y: Tensor, ball: JointBall) -> list[str]:
+    doubts: list[str] = []
+    lo, hi = (end.item() for end in x.aminmax())
+    if ball.domain is None and x.dim() == 4 and lo >= 0 and 1 < hi <= 255 and hi > 100:
+        doubts.append(
+            f"images span [{lo:.4g}, {hi:.4g}] without a domain: pixels are limited to [0, 255]; radii are in their units"
+        )
+    if ball.domain is not None and x.dim() == 4 and lo >= 0 and hi <= 1 and ball.domain[1] >= 100:
+        doubts.append(
+            f"images span [{lo:.4g}, {hi:.4g}] in the domain {list(ball.domain)}: were they divided by 255? "
+            "Radii and domain are in the units of the inputs as they are given"
+        )
+    if len(y) >= ENOUGH and len(y.unique()) == 1:
+        doubts.append(
+            f"all {len(y)} labels are {int(y[0])}: every number is of one class alone; is the data sorted, and cut off?"
+        )
+    return doubts
+
+
+def _doubts_of_logits(logits: Tensor, y: Tensor, classes: int | None) -> list[str]:
+    doubts: list[str] = []
+    n, k = logits.shape
+    if bool((logits >= 0).all()) and bool(((logits.double().sum(1) - 1).abs() < 1e-3).all()):
+        doubts.append(
+            "the model returns probabilities (rows sum to 1): gradients vanish through softmax, and attacks then look weaker "
+            "than they are; give the logits before it"
+        )
+    if classes is not None and classes != k:
+        doubts.append(f"the model has {k} logits and the data {classes} classes; do the two belong together?")
+    accuracy = is_correct(logits, y).double().mean().item()
+    if n >= ENOUGH and accuracy <= 1 / k:
+        doubts.append(
+            f"the model is right for {100 * accuracy:.1f} % of {n} examples, no better than chance ({100 / k:.1f} %): are labels "
+            "and inputs in one order, classes numbered as in training, and inputs preprocessed as in training?"
+        )
+    return doubts

@@ -38,7 +38,14 @@ Model = Annotated[str | None, Parameter(help="Output folder of 'train', or file.
 Weights = Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")]
 Data = Annotated[
     str | None,
-    Parameter(help="digits, mnist, fashion-mnist, cifar10 or a .npz file. Default: what the model was trained on."),
+    Parameter(
+        help="digits, mnist, fashion-mnist, cifar10; an .npz, .parquet, .arrow or .csv file; a folder of images (one sub-folder "
+        "a class), IDX or parquet files; or hf:owner/name[:config]. Default: what the model was trained on."
+    ),
+]
+Indices = Annotated[
+    Path | None,
+    Parameter(help="File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these."),
 ]
 Split = Annotated[str | None, Parameter(help="test (default) or val.")]
 Limit = Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")]
@@ -48,7 +55,13 @@ EpsX = Annotated[
 EpsW = Annotated[
     str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
 ]
-Domain = Annotated[str | None, Parameter(help="Range of the inputs, e.g. 0,1 (default) or --domain=-1,1, or none.")]
+Domain = Annotated[
+    str | None,
+    Parameter(
+        help="Range of the inputs, in their units: e.g. 0,1 or --domain=-1,1, or none. Default: that of the data set (0,1 for "
+        "images and .npz files that name no other; none for tables)."
+    ),
+]
 Moves = Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")]
 Relative = Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")]
 DataDir = Annotated[Path | None, Parameter(help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet.")]
@@ -150,6 +163,7 @@ def evaluate(
     weights: Weights = None,
     data: Data = None,
     split: Split = None,
+    indices: Indices = None,
     limit: Limit = None,
     eps_x: EpsX = None,
     eps_w: EpsW = None,
@@ -184,8 +198,9 @@ def evaluate(
     from nonsingular.config import EvaluateSettings, read_config
 
     given = _given(
-        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
-        scope=scope, attack=attack, domain=domain if domain in (None, "none") else domain.split(","), moves=moves,
+        model=model, weights=weights, data=data, data_dir=data_dir, split=split, indices=indices, limit=limit,
+        eps_x=eps_x, eps_w=eps_w,
+        scope=scope, attack=attack, domain=domain, moves=moves,
         relative=relative, batch_size=batch_size, certify=certify, masking=masking,
     )  # fmt: skip
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
@@ -209,6 +224,7 @@ def certify(
     weights: Weights = None,
     data: Data = None,
     split: Split = None,
+    indices: Indices = None,
     limit: Limit = None,
     eps_x: EpsX = None,
     eps_w: EpsW = None,
@@ -236,9 +252,10 @@ def certify(
     from nonsingular.config import CertifySettings, read_config
 
     given = _given(
-        model=model, weights=weights, data=data, data_dir=data_dir, split=split, limit=limit, eps_x=eps_x, eps_w=eps_w,
+        model=model, weights=weights, data=data, data_dir=data_dir, split=split, indices=indices, limit=limit,
+        eps_x=eps_x, eps_w=eps_w,
         method=method, accuracy=None if accuracy is None else accuracy.split(","),
-        domain=domain if domain in (None, "none") else domain.split(","), moves=moves, relative=relative,
+        domain=domain, moves=moves, relative=relative,
     )  # fmt: skip
     settings = _merge(CertifySettings, read_config(config) if config else {}, given)
     if print_config:

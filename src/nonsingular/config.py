@@ -19,6 +19,8 @@ BoundName = Annotated[
 ]
 MethodName = Annotated[str, AfterValidator(lambda name: known(OBJECTIVES, name, "method"))]
 NetworkName = Annotated[str, AfterValidator(lambda name: known(MODELS, name, "network"))]
+MOST = 1000
+"""Points that an axis of the grid may have."""
 ScopeName = Literal["sample", "batch", "dataset"]
 
 
@@ -34,10 +36,14 @@ def parse_grid(value: Any) -> Any:
         if ":" in value:
             low, high, points = value.split(":")
             n = int(points)
+            if n > MOST:
+                raise ValueError
             return tuple(round(float(low) + (float(high) - float(low)) * i / (n - 1), 12) for i in range(n))
         return tuple(float(v) for v in value.split(","))
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{value}' is no list of radii; write low:high:points, e.g. 0:0.2:11, or 0,0.05,0.1") from None
+        raise ValueError(
+            f"'{value}' is no list of radii; write low:high:points (at most {MOST}), e.g. 0:0.2:11, or 0,0.05,0.1"
+        ) from None
 
 
 def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -56,6 +62,17 @@ def parse_weight_radii(value: Any) -> Any:
     return parse_grid(value)
 
 
+def parse_domain(value: Any) -> Any:
+    """'-1,1' -> (-1.0, 1.0); everything else is left to the schema."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | str | None:
+    if isinstance(value, tuple) and not value[0] < value[1]:
+        raise ValueError(f"{list(value)} is no range; give lowest,highest with lowest < highest, e.g. 0,1, or none")
+    return value
+
+
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
 WeightGrid = Annotated[Grid | dict[str, Radius], BeforeValidator(parse_weight_radii)]
@@ -63,6 +80,10 @@ Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
 ]
+
+
+End = Annotated[float, Field(allow_inf_nan=False)]
+Domain = Annotated[tuple[End, End] | Literal["none"] | None, AfterValidator(_ordered), BeforeValidator(parse_domain)]
 
 
 class Settings(BaseModel):
@@ -103,17 +124,22 @@ class TrainSettings(Settings):
 
 
 class GridSettings(Settings):
-    """A model, data and a grid of radii."""
+    """A model, data and a grid of radii.
+
+    domain: the range of the inputs, "none" for no limits; None is what the data set says of itself.
+    indices: file of the rows of the split that count (.npy, .txt, .json); limit is drawn from these.
+    """
 
     model: str
     weights: Path | None = None
     data: str | None = None
     data_dir: Path | None = None
     split: Literal["test", "val"] = "test"
+    indices: Path | None = None
     limit: Limit = None
     eps_x: Grid | None = None
     eps_w: WeightGrid | None = None
-    domain: tuple[float, float] | Literal["none"] = (0.0, 1.0)
+    domain: Domain = None
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
 
@@ -172,7 +198,9 @@ def _say(schema: type[Settings], error: Any) -> str:
     import difflib
 
     # a union adds the names of its branches to the path: keep what the user wrote
-    path = [str(p) for p in error["loc"] if not (isinstance(p, str) and ("[" in p or p in ("constrained-int", "float", "int")))]
+    end = len(error["loc"]) - (error["type"] == "extra_forbidden")  # a key that the user wrote, whatever it is
+    branches = ("constrained-int", "float", "int")
+    path = [str(p) for i, p in enumerate(error["loc"]) if i >= end or not (isinstance(p, str) and ("[" in p or p in branches))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         inner = Recipe if {"recipe", "recipes"} & set(path[:-1]) else Network if "network" in path[:-1] else schema
@@ -192,8 +220,9 @@ def read_config(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidInput(f"there is no config file {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise InvalidInput(f"{path} cannot be read as YAML: {str(e).splitlines()[0]}") from None
+    except (OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as e:
+        # yaml raises the plain ones for scalars such as 2001-99-99, and for deep nesting
+        raise InvalidInput(f"{path} cannot be read as YAML: {(str(e) or type(e).__name__).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise InvalidInput(f"{path} holds {type(values).__name__}; a config file is a mapping of settings to values")
     return values

@@ -1,27 +1,20 @@
-"""data.py - data sets as tensors in [0, 1]: digits (bundled), MNIST, Fashion-MNIST, CIFAR-10, and your own .npz file.
+"""data.py - data sets as tensors: by name, from files and folders, from the Hugging Face Hub, or from torch's own data sets.
 
-Nothing here unpickles.  A validation split is always taken from the training data, never from the test data.
+A data set is three splits and the range that its inputs live in.  Nothing here unpickles.  A validation split that files do not
+have is taken from the training data, never from the test data.  Radii of attacks are in the units of these tensors.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import gzip
 import hashlib
-import importlib
 import io
-import logging
-import math
 import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nonsingular.errors import InvalidInput
+from nonsingular.readers import anything, gather, hub, public, rows
+from nonsingular.readers.public import SOURCES
+from nonsingular.readers.raw import Arrays, Part, Raw
+from nonsingular.threat import JointBall
 
-log = logging.getLogger("nonsingular")
-
-Arrays = tuple[NDArray[Any], NDArray[np.int64]]
-"""Images (N, *input), and their labels (N,)."""
+NAMES: tuple[str, ...] = ("digits", *SOURCES)
+"""Every name that `load` knows."""
+Domain = tuple[float, float] | Literal["own"] | None
+"""The range that inputs live in, None for no limits, or "own": what the data set says of itself."""
 
 
 # ---- what callers get ------------------------------------------------------------------------------------------------
@@ -50,7 +47,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one kind.  x: (N, *input) float32 in the domain.  y: (N,) int64 class indices."""
+    """Examples of one kind.  x: (N, *input) float32 in the domain of their data set.  y: (N,) int64 class indices."""
 
     x: Tensor
     y: Tensor
@@ -73,6 +70,14 @@ class Split:
         chosen = torch.tensor(np.sort(_shuffled(len(self), seed)[:limit]))
         return Split(self.x[chosen], self.y[chosen])
 
+    def pick(self, file: Path) -> Split:
+        """The rows whose numbers are in `file` (.npy, .json or .txt), in its order.
+
+        Raises InvalidInput unless they are whole numbers, each once, in 0..N-1.
+        """
+        chosen = torch.tensor(rows.read(file, len(self)))
+        return Split(self.x[chosen], self.y[chosen])
+
     def sha256(self) -> str:
         """Hash over shapes, dtypes and bytes of x and y: equal if and only if the examples are, in this order."""
         return hash_tensors({"x": self.x, "y": self.y})
@@ -80,41 +85,125 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits.  classes: the name of every class index.  domain: the range that inputs live in."""
+    """Three disjoint splits.  classes: the name of every class index.  domain: the range that inputs live in; None: no limits."""
 
     name: str
     train: Split
     val: Split
     test: Split
     classes: tuple[str, ...]
-    domain: tuple[float, float] = (0.0, 1.0)
+    domain: tuple[float, float] | None = (0.0, 1.0)
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """A data set by name (one of NAMES), or from the path of an .npz file.
+def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, *, domain: Domain = "own") -> Dataset:
+    """A data set by name (one of NAMES), from a file or folder, or from the Hugging Face Hub.
 
-    x: (N, 1, 8, 8) for digits, (N, 1, 28, 28) for MNIST and Fashion-MNIST, (N, 3, 32, 32) for CIFAR-10; as stored for .npz.
+    x: (N, 1, 8, 8) for digits, (N, 1, 28, 28) for MNIST and Fashion-MNIST, (N, 3, 32, 32) for CIFAR-10; as stored for others.
     The splits are the same in every run and version.
     data_dir: a folder with the original files (IDX in torchvision's layout, CIFAR-10's binary archive) or Hugging Face parquet.
         Without it: the cache (the environment variable NONSINGULAR_DATA, or the user's cache folder), else a download into it.
-        Digits and .npz files need no folder and ignore it.
-    An .npz file holds x_train, y_train, x_test, y_test (x_val and y_val, and the names `classes`, if you like);
-        x in float within [0, 1] or uint8, which is divided by 255; y in whole numbers from 0.
+        Digits, paths and the Hub need no folder and ignore it.
+    A path: an .npz file (x_test, y_test, or x, y); a folder of images with one sub-folder a class, below train, val and test if
+        you like; a folder of IDX files; parquet or Arrow files in the style of Hugging Face, or a folder of them; CSV.
+        The modules in `readers` say what each takes.  "hf:owner/name" or "hf:owner/name:config": a data set on the Hub.
+    domain: the range that inputs live in, for data that are not in [0, 1]; None for no limits.  Pixels (uint8) are divided by 255
+        whatever it is.  By default what the source says: `domain` in an .npz file, no limits for tables, [0, 1] for all others.
     Checked: downloads, MNIST's IDX files and CIFAR-10's archive by md5; Fashion-MNIST's IDX files and all parquet files
         by their form only (number and size of images, range of labels).
-    Raises InvalidInput for an unknown name, and for files that are missing, damaged or not what they should be.
+    Raises InvalidInput for an unknown name, for files that are missing, damaged or not what they should be, and for inputs
+        outside the domain.
     """
+    name = os.fspath(name)
     if name == "digits":
-        return _digits()
+        return _in_domain(name, _digits(), domain)
     if name in SOURCES:
-        train, test = _public(SOURCES[name], None if data_dir is None else Path(data_dir).expanduser())
+        train, test = public.read(name, None if data_dir is None else Path(data_dir).expanduser())
         train, val = _hold_out(train, SOURCES[name].held_out)
-        return Dataset(name, _split(train), _split(val), _split(test), SOURCES[name].classes)
-    if name.endswith(".npz"):
-        return _npz(Path(name).expanduser())
+        return _in_domain(name, Dataset(name, _split(train), _split(val), _split(test), SOURCES[name].classes), domain)
+    if name.startswith(hub.PREFIX):
+        return _in_domain(name, _dataset(name, hub.read(name)), domain)
+    path = Path(name).expanduser()
+    if path.suffix.lower() in anything.SUFFIXES or os.sep in name or "/" in name or _exists(path):
+        return _in_domain(name, _dataset(path.stem if path.suffix else path.resolve().name, anything.read(path)), domain)
     close = difflib.get_close_matches(name.lower(), NAMES, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else "."
-    raise InvalidInput(f"there is no data set '{name}'{guess} Choose one of {', '.join(NAMES)}, or give the path of an .npz file")
+    raise InvalidInput(
+        f"there is no data set '{name}'{guess} Choose one of {', '.join(NAMES)}, hf:owner/name, or give the path of "
+        f"{anything.KINDS}"
+    )
+
+
+def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
+    """x and y out of two tensors or arrays, a Split, a torch Dataset of (x, y), or a DataLoader of them.
+
+    A DataLoader that shuffles is gathered in the order of its dataset, and whole: two runs see the same examples in one order.
+    Everything is held in memory at once.
+    Raises InvalidInput for everything else, for random transforms, random samplers, and examples of different shapes.
+    """
+    if isinstance(data, Split):
+        return data.x, data.y
+    if isinstance(data, Dataset):
+        raise InvalidInput(f"data is a Dataset of three splits ({data.name}); give one of them, e.g. data.test")
+    return gather.tensors(data)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
+    """The same in the domain asked for, if its inputs lie in it."""
+    chosen = data.domain if isinstance(domain, str) else domain
+    ball = JointBall(0.0, 0.0, chosen)
+    for part, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        try:
+            ball.check_domain(split.x)
+        except InvalidInput as e:
+            own = "; an array domain in the file says it, too" if where.endswith(".npz") else ""
+            raise InvalidInput(f"{where}, {part} split: {e}{own}") from None
+    return Dataset(data.name, data.train, data.val, data.test, data.classes, chosen)
+
+
+def _dataset(name: str, raw: Raw) -> Dataset:
+    """Three splits out of what a reader found.  Raises InvalidInput if they do not fit together."""
+    parts = dict(raw.parts)
+    first, (like, _) = next(iter(parts.items()))
+    for part, (x, _) in parts.items():
+        if x.shape[1:] != like.shape[1:]:
+            given = f"{raw.where}: inputs of {first} have shape {like.shape} and of {part} {x.shape}"
+            raise InvalidInput(f"{given}; expected the same, but for N")
+    classes = _classes(raw)
+    nothing: Arrays = (np.zeros((0, *like.shape[1:]), np.float32), np.zeros(0, np.int64))
+    train = parts.get("train", nothing)
+    if "val" not in parts and len(train[0]):
+        if len(train[0]) < 2:
+            raise InvalidInput(
+                f"{raw.where}: there is one example to train on; give two or more (one is set aside), or a val split"
+            )
+        train, parts["val"] = _hold_out(train, max(1, min(5_000, len(train[0]) // 10)))
+    val, test = parts.get("val", nothing), parts.get("test", nothing)
+    splits = [_split(part, white=255 if part[0].dtype == np.uint8 else 1) for part in (train, val, test)]
+    return Dataset(name, *splits, classes=classes, domain=raw.domain)
+
+
+def _classes(raw: Raw) -> tuple[str, ...]:
+    """One name for each class index: those given, or else the numbers up to the largest label."""
+    labels: list[tuple[Part, NDArray[np.int64]]] = [(part, y) for part, (_, y) in raw.parts.items()]
+    k, n = 1 + max(int(y.max()) for _, y in labels), sum(len(y) for _, y in labels)
+    if raw.classes is not None:
+        if len(raw.classes) < k:
+            raise InvalidInput(
+                f"{raw.where}: there are {len(raw.classes)} classes, and labels up to {k - 1}; name one class for each label"
+            )
+        return raw.classes
+    if k > max(n, 10_000):
+        raise InvalidInput(
+            f"{raw.where}: the largest label is {k - 1}, of {n} examples; if that is right, name all classes in classes"
+        )
+    return tuple(map(str, range(k)))
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -137,7 +226,7 @@ def _hold_out(arrays: Arrays, size: int) -> tuple[Arrays, Arrays]:
 
 
 def _split(arrays: Arrays, white: int = 255) -> Split:
-    """Tensors of images in 0..`white`, scaled to [0, 1]."""
+    """Tensors, the inputs divided by `white`."""
     x, y = arrays
     return Split(torch.tensor(x, dtype=torch.float32).div_(white), torch.tensor(y))
 
@@ -150,372 +239,3 @@ def _digits() -> Dataset:
     train, val = _hold_out(rest, 200)
     splits = [_split(part, white=16) for part in (train, val, test)]
     return Dataset("digits", *splits, classes=tuple("0123456789"))
-
-
-# ---- public data sets: where their files are -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """A public data set of images: what its files must hold, what they are called, and where to get them."""
-
-    title: str
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]  # (channels, height, width) of every image
-    sizes: tuple[int, int]  # number of images to train and to test
-    url: str  # of the folder that holds `files`
-    files: Mapping[str, tuple[str, str | None]]  # name -> md5 as it is served, md5 unpacked (None: not known)
-    read: Callable[[Source, Mapping[str, Path]], tuple[Arrays, Arrays]]  # paths of `files` -> arrays to train and to test
-    places: tuple[str, ...]  # sub-folders that may hold `files`; downloads go to the first
-    parquet: tuple[str, ...]  # sub-folders that may hold train-*.parquet and test-*.parquet
-    held_out: int = 5_000  # of the training images, for validation
-    note: str = ""
-
-    def wanted(self) -> str:
-        """The files that are looked for in a folder, in words."""
-
-        def within(subs: tuple[str, ...]) -> str:
-            named = ", ".join(filter(None, subs))
-            return "the folder itself" + (f" or its {named}" if named else "")
-
-        originals = ", ".join(_unpacked(name) for name in self.files) + (" (or .gz)" if self.read is _read_idx else "")
-        parquet = f"train-*.parquet with test-*.parquet in {within(self.parquet)}"
-        return f"{originals} in {within(self.places)}, or {parquet}{self.note}"
-
-
-def _unpacked(name: str) -> str:
-    return name if name.endswith(".tar.gz") else name.removesuffix(".gz")
-
-
-class _Absent(InvalidInput):
-    """A folder does not hold the data set."""
-
-
-def _public(source: Source, data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Training and test arrays from `data_dir`, or without it from the cache, which is filled first if need be."""
-    if data_dir is not None:
-        if not data_dir.is_dir():
-            what = "is a file, not a folder" if data_dir.exists() else "does not exist"
-            raise InvalidInput(f"data_dir '{data_dir}' {what}; give a folder with {source.wanted()}")
-        return _read(source, data_dir)
-    import pooch  # here, because it takes as long to import as digits take to load
-
-    cache = Path(os.environ.get("NONSINGULAR_DATA") or pooch.os_cache("nonsingular")).expanduser()
-    with contextlib.suppress(_Absent):
-        return _read(source, cache)
-    _download(source, cache)
-    return _read(source, cache)
-
-
-def _read(source: Source, root: Path) -> tuple[Arrays, Arrays]:
-    """Training and test arrays from the original files below `root`, or else from parquet files."""
-    found = max((_originals(source, root / place) for place in source.places), key=len)
-    if len(found) == len(source.files):
-        return source.read(source, found)
-    for folder in (root / sub for sub in source.parquet):
-        train, test = sorted(folder.glob("train-*.parquet")), sorted(folder.glob("test-*.parquet"))
-        if train and test:
-            return _read_parquet(train, source, source.sizes[0]), _read_parquet(test, source, source.sizes[1])
-    only = f" (found only {', '.join(map(str, found.values()))})" if found else ""
-    raise _Absent(f"'{root}' does not hold {source.title}{only}; looked for {source.wanted()}")
-
-
-def _originals(source: Source, folder: Path) -> dict[str, Path]:
-    """Name of every original file that `folder` holds -> its path, unpacked if it is there in both forms."""
-    forms = {name: (folder / _unpacked(name), folder / name) for name in source.files}
-    return {name: next(p for p in paths if p.is_file()) for name, paths in forms.items() if any(p.is_file() for p in paths)}
-
-
-def _download(source: Source, cache: Path) -> None:
-    """Fetch the original files that `cache` lacks.  A file is there whole and with the right md5, or not at all."""
-    import pooch
-
-    folder = cache / source.places[0]
-    fetch: Any = pooch.HTTPDownloader(timeout=(5, 30), chunk_size=1 << 20)  # seconds to connect, seconds between bytes
-    chatter = pooch.get_logger()
-    level = chatter.level
-    chatter.setLevel(logging.WARNING)  # it would say the same as we do
-    try:
-        for name in (name for name in source.files if name not in _originals(source, folder)):
-            log.info("downloading %s to %s", source.url + name, folder)
-            try:
-                pooch.retrieve(source.url + name, f"md5:{source.files[name][0]}", fname=name, path=folder, downloader=fetch)
-            except (OSError, ValueError) as e:  # network, disk; a wrong md5
-                why = getattr(e.args[0] if e.args else None, "reason", e)  # `Connection refused`, not the wrapper around it
-                raise InvalidInput(
-                    f"{source.url + name} could not be downloaded to {folder} ({why}); get {source.title} another way and "
-                    f"give its folder as --data-dir (data_dir), with {source.wanted()}. The data set 'digits' needs no files"
-                ) from e
-    finally:
-        chatter.setLevel(level)
-
-
-# ---- public data sets: what their files say --------------------------------------------------------------------------
-
-
-def _read_idx(source: Source, files: Mapping[str, Path]) -> tuple[Arrays, Arrays]:
-    def half(prefix: str, n: int) -> Arrays:
-        images, labels = files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"]
-        y = _idx(labels, source, (n,)).astype(np.int64)
-        _check_labels(labels, y, source)
-        return _idx(images, source, (n, *source.shape[1:]))[:, None], y
-
-    return half("train", source.sizes[0]), half("t10k", source.sizes[1])
-
-
-def _idx(path: Path, source: Source, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The array of bytes in an IDX file, packed or not.  Format: yann.lecun.com/exdb/mnist."""
-    served = f"{_unpacked(path.name)}.gz"
-    remedy = f"delete it and get it again from {source.url}{served}"
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as e:
-        raise InvalidInput(f"{path} cannot be read, it is truncated or damaged ({e}); {remedy}") from e
-    # 0, 0, 8 = unsigned bytes, the number of dimensions, every dimension in 4 bytes, then the bytes themselves
-    head = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
-    if data[:4] != head[:4]:
-        raise InvalidInput(
-            f"{path} starts with bytes [{data[:4].hex(' ')}], expected [{head[:4].hex(' ')}]: no such IDX file; {remedy}"
-        )
-    if len(data) >= len(head) and data[: len(head)] != head:
-        stated = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, len(head), 4))
-        raise InvalidInput(f"{path} says that it holds {stated}, but this file of {source.title} holds {shape}; {remedy}")
-    if len(data) != len(head) + math.prod(shape):
-        raise InvalidInput(f"{path} is {len(data)} bytes long unpacked, expected {len(head) + math.prod(shape)}; {remedy}")
-    md5 = _md5(data)
-    for other in SOURCES.values():
-        if other.title != source.title and md5 in (unpacked for _, unpacked in other.files.values()):
-            raise InvalidInput(f"{path} is a file of {other.title}, not of {source.title}; give the folder of {source.title}")
-    if (expected := source.files[served][1]) not in (None, md5):
-        raise InvalidInput(
-            f"{path} is corrupt, or not {source.title}: md5 of its content is {md5}, expected {expected}; {remedy}"
-        )
-    return np.frombuffer(data, np.uint8, offset=len(head)).reshape(shape)
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _check_labels(path: Path, y: NDArray[np.int64], source: Source) -> None:
-    k = len(source.classes)
-    if (wrong := np.flatnonzero((y < 0) | (y >= k))).size:
-        raise InvalidInput(
-            f"{path}: row {wrong[0]} (the first is 0) has label {y[wrong[0]]}; the labels of {source.title} are 0..{k - 1}"
-        )
-
-
-def _read_archive(source: Source, files: Mapping[str, Path]) -> tuple[Arrays, Arrays]:
-    """CIFAR-10's binary archive: records of one byte of label and 3,072 of image.  cs.toronto.edu/~kriz/cifar.html."""
-    ((name, path),) = files.items()
-    data = path.read_bytes()
-    if (md5 := _md5(data)) != (expected := source.files[name][0]):
-        remedy = f"delete it and get it again from {source.url}{name}"
-        raise InvalidInput(f"{path} is corrupt, or not {source.title}: its md5 is {md5}, expected {expected}; {remedy}")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-
-        def batches(*names: str) -> Arrays:
-            members = [archive.extractfile(f"cifar-10-batches-bin/{name}.bin") for name in names]
-            records = np.frombuffer(b"".join(m.read() for m in members if m), np.uint8).reshape(-1, 1 + math.prod(source.shape))
-            return records[:, 1:].reshape(-1, *source.shape), records[:, 0].astype(np.int64)
-
-        return batches(*(f"data_batch_{i}" for i in range(1, 6))), batches("test_batch")
-
-
-def _read_parquet(paths: list[Path], source: Source, n: int) -> Arrays:
-    """Images and labels out of all shards of one split, in the order of their names."""
-    shards = [_shard(path, source) for path in paths]
-    x, y = (np.concatenate(parts) for parts in zip(*shards, strict=True))
-    if len(y) != n:
-        names = ", ".join(path.name for path in paths)
-        raise InvalidInput(f"{paths[0].parent}: {names} hold {len(y)} images, expected {n}; is a shard missing or there twice?")
-    return x, y
-
-
-def _shard(path: Path, source: Source) -> Arrays:
-    """Images and labels out of one parquet file with columns `img` or `image` {bytes, path} and `label`."""
-    arrow, parquet = _extra("pyarrow", path), _extra("pyarrow.parquet", path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            image = next((name for name in ("img", "image") if name in names), None)
-            if image is None or "label" not in names:
-                raise InvalidInput(f"{path} has columns {names}; expected 'img' or 'image' {{bytes, path}}, and 'label'")
-            table = file.read(columns=[image, "label"])
-    except (arrow.ArrowException, OSError) as e:
-        raise InvalidInput(f"{path} cannot be read as parquet, it is truncated or damaged ({e}); get it again") from e
-    labels = table["label"]
-    y: NDArray[Any] = labels.to_numpy()
-    if y.dtype.kind not in "iu":
-        raise InvalidInput(
-            f"{path}: column 'label' is {labels.type}, with {labels.null_count} cells empty; expected whole numbers"
-        )
-    _check_labels(path, y := y.astype(np.int64), source)
-    return _decode(path, table[image].to_pylist(), source.shape), y
-
-
-def _decode(path: Path, cells: list[Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """(N, *shape) images out of cells {bytes, path}.  One thread: Pillow is slower in four on images this small."""
-    pillow = _extra("PIL.Image", path)
-    channels, height, width = shape
-    expected = f"{height} x {width} {'L' if channels == 1 else 'RGB'}"
-    x = np.empty((len(cells), height, width, channels), dtype=np.uint8)
-    for row, cell in enumerate(cells):
-        try:
-            with pillow.open(io.BytesIO(cell["bytes"]), formats=("PNG", "JPEG")) as image:
-                found = f"{image.height} x {image.width} {image.mode}"
-                if found == expected:
-                    x[row] = np.asarray(image).reshape(x.shape[1:])
-        except Exception as e:  # Pillow raises a dozen kinds for damaged images
-            found = f"missing or damaged ({type(e).__name__})"
-        if found != expected:
-            raise InvalidInput(f"{path}: the image in row {row} (the first is 0) is {found}; expected {expected}, as PNG or JPEG")
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-
-
-def _extra(module: str, path: Path) -> Any:
-    """A module of the extra `parquet`; Any, because pyarrow has no types."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise InvalidInput(f"reading {path} needs pyarrow and pillow; run: pip install 'nonsingular[parquet]'") from e
-
-
-SOURCES: dict[str, Source] = {
-    "mnist": Source(
-        title="MNIST",
-        classes=tuple("0123456789"),
-        shape=(1, 28, 28),
-        sizes=(60_000, 10_000),
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        files={
-            "train-images-idx3-ubyte.gz": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
-            "train-labels-idx1-ubyte.gz": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
-            "t10k-images-idx3-ubyte.gz": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
-            "t10k-labels-idx1-ubyte.gz": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
-        },
-        read=_read_idx,
-        places=("MNIST/raw", "MNIST", "raw", ""),
-        parquet=("", "mnist"),
-    ),
-    "fashion-mnist": Source(
-        title="Fashion-MNIST",
-        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        shape=(1, 28, 28),
-        sizes=(60_000, 10_000),
-        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        files={
-            "train-images-idx3-ubyte.gz": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", None),
-            "train-labels-idx1-ubyte.gz": ("25c81989df183df01b3e8a0aad5dffbe", None),
-            "t10k-images-idx3-ubyte.gz": ("bef4ecab320f06d8554ea6380940ec79", None),
-            "t10k-labels-idx1-ubyte.gz": ("bb300cfdad3c16e7a12a480ee83cd310", None),
-        },
-        read=_read_idx,
-        places=("FashionMNIST/raw", "FashionMNIST", "raw", ""),
-        parquet=("", "fashion_mnist", "fashion-mnist"),
-    ),
-    "cifar10": Source(
-        title="CIFAR-10",
-        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        shape=(3, 32, 32),
-        sizes=(50_000, 10_000),
-        url="https://www.cs.toronto.edu/~kriz/",
-        files={"cifar-10-binary.tar.gz": ("c32a1d4ab5d03f1284b67883e8d87530", None)},
-        read=_read_archive,
-        places=("",),
-        parquet=("", "plain_text", "cifar10", "cifar10/plain_text", "cifar10-jpeg"),
-        note=" (torchvision's cifar-10-batches-py holds pickles, which are never opened)",
-    ),
-}
-"""The public data sets by name."""
-
-NAMES: tuple[str, ...] = ("digits", *SOURCES)
-"""Every name that `load` knows."""
-
-
-# ---- your own .npz file ----------------------------------------------------------------------------------------------
-
-
-def _npz(path: Path) -> Dataset:
-    stored = _stored(path)
-    parts = tuple(part for part in ("train", "val", "test") if part == "test" or stored.keys() & {f"x_{part}", f"y_{part}"})
-    if lacking := [name for part in parts for name in (f"x_{part}", f"y_{part}") if name not in stored]:
-        raise InvalidInput(
-            f"{path} lacks {', '.join(lacking)}; it holds {sorted(stored)}. Expected x_test (N, ...) and y_test (N,), for "
-            "training x_train and y_train too; if you like, x_val with y_val, and the names of the classes in classes"
-        )
-    arrays = {part: _checked(path, part, stored[f"x_{part}"], stored[f"y_{part}"]) for part in parts}
-    like = arrays["test"][0].shape
-    for part, (x, _) in arrays.items():
-        if x.shape[1:] != like[1:]:
-            raise InvalidInput(f"{path}: x_{part} has shape {x.shape} and x_test {like}; expected the same, but for N")
-    classes = _classes(path, stored.get("classes"), [y for _, y in arrays.values()])
-    nothing = (np.zeros((0, *like[1:]), np.float32), np.zeros(0, np.int64))
-    arrays.setdefault("train", nothing)
-    examples = len(arrays["train"][0])
-    if "val" not in arrays and examples:
-        if examples < 2:
-            raise InvalidInput(f"{path}: x_train holds one example; give two or more (one is set aside), or x_val and y_val")
-        arrays["train"], arrays["val"] = _hold_out(arrays["train"], max(1, min(5_000, examples // 10)))
-    arrays.setdefault("val", nothing)
-    train, val, test = (Split(torch.tensor(x), torch.tensor(y)) for x, y in (arrays[part] for part in ("train", "val", "test")))
-    return Dataset(path.stem, train, val, test, classes)
-
-
-def _stored(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an .npz file."""
-    if not path.is_file():
-        raise InvalidInput(f"'{path}' {'is not a file' if path.exists() else 'does not exist'}; give the path of an .npz file")
-    name = ""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays: dict[str, NDArray[Any]] = {}
-            for name in stored.files:
-                arrays[name] = stored[name]
-            return arrays
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        what = f"{path}: array {name}" if name else f"{path}"
-        raise InvalidInput(f"{what} cannot be read ({e}); write the file with numpy.savez, from arrays of numbers") from e
-
-
-def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> Arrays:
-    """float32 inputs in [0, 1] and int64 labels from 0, or InvalidInput."""
-    given = f"{path}: x_{part} is {x.dtype} of shape {x.shape}"
-    if x.ndim < 2 or x.size == 0:
-        raise InvalidInput(f"{given}; expected (N, ...) with one or more examples, e.g. (N, 1, 28, 28) images")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise InvalidInput(f"{given}; expected float in [0, 1], or uint8, which is divided by 255")
-    with np.errstate(over="ignore"):  # a number too large becomes infinite, and is refused
-        x = x.astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
-    lo, hi = float(x.min()), float(x.max())  # NaN if one element is
-    if not (lo >= 0 and hi <= 1):
-        raise InvalidInput(
-            f"{given} and spans [{lo:.4g}, {hi:.4g}]; expected finite numbers in [0, 1]. Divide 0-255 pixels by 255 "
-            "or store them as uint8, rescale other ranges, and move a normalisation into the model"
-        )
-    given = f"{path}: y_{part} is {y.dtype} of shape {y.shape}"
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise InvalidInput(
-            f"{given}; expected a whole number for each of the {len(x)} examples in x_{part}: shape {x.shape[:1]} "
-            "(one-hot rows: y.argmax(1); one column: y.ravel())"
-        )
-    y = y.astype(np.int64)
-    if y.min() < 0:
-        raise InvalidInput(f"{given} and holds {y.min()}; class indices start at 0")
-    return x, y
-
-
-def _classes(path: Path, names: NDArray[Any] | None, labels: list[NDArray[np.int64]]) -> tuple[str, ...]:
-    """One name for each class index: those given, or else the numbers up to the largest label."""
-    k, n = 1 + max(int(y.max()) for y in labels), sum(map(len, labels))
-    if names is None:
-        if k > n:
-            raise InvalidInput(
-                f"{path}: the largest label is {k - 1}, of {n} examples; if that is right, name all classes in classes"
-            )
-        return tuple(map(str, range(k)))
-    if names.ndim != 1 or len(names) < k:
-        raise InvalidInput(
-            f"{path}: classes has shape {names.shape}; expected one name per class, ({k},) or more for labels 0..{k - 1}"
-        )
-    return tuple(map(str, names))

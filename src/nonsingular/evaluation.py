@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
-from nonsingular.checks import check_inputs
-from nonsingular.data import hash_tensors
+from nonsingular.checks import check_inputs, warn
+from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, margins, worst_margin
@@ -59,7 +59,7 @@ def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: f
 
 def evaluate(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Any,
     *,
     eps_x: float | Sequence[float],
     eps_w: float | Sequence[float] | Mapping[str, Radius],
@@ -74,7 +74,8 @@ def evaluate(
 ) -> Surface:
     """Accuracy of `model` under attack over a grid of input and weight radii.
 
-    data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
+    data: (x, y), x (N, *input) in `domain` and y (N,) class indices, tensors or arrays; or a torch Dataset or DataLoader of them,
+        which is gathered in its order.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
         radii, 0 to 1.
@@ -88,11 +89,11 @@ def evaluate(
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
-    x, y = (torch.as_tensor(t) for t in data)
+    x, y = as_tensors(data)
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
-    check_inputs(model, x, y, method.unit)
+    warn(check_inputs(model, x, y, method.unit))
     columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
     return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
 

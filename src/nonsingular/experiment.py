@@ -21,7 +21,7 @@ from torch import nn
 
 from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, lookup
 from nonsingular.certification import Front, certified_front
-from nonsingular.checks import check_inputs
+from nonsingular.checks import check_inputs, warn
 from nonsingular.claims import judge
 from nonsingular.config import (
     CertifySettings,
@@ -33,7 +33,7 @@ from nonsingular.config import (
     checked,
     read_config,
 )  # fmt: skip
-from nonsingular.data import Dataset, Split, hash_tensors, load
+from nonsingular.data import Dataset, Domain, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
@@ -42,6 +42,7 @@ from nonsingular.objectives import Objective
 from nonsingular.perturbations import FOLDER
 from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
+from nonsingular.readers import rows as index_file
 from nonsingular.records import FORMAT, Log, Surface, axis, volume, write_atomic, write_json
 from nonsingular.replay import Replayed, replay
 from nonsingular.runs import CONFIG, EVENTS, RESULTS, SUMMARY, WEIGHTS, check_free, claimed, environment, finished, read_results
@@ -160,9 +161,9 @@ def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSetting
 
 
 @lru_cache(maxsize=2)
-def dataset(name: str, data_dir: Path | None) -> Dataset:
+def dataset(name: str, data_dir: Path | None, domain: Domain = "own") -> Dataset:
     """Each process reads a data set once."""
-    return load(name, data_dir)
+    return load(name, data_dir, domain=domain)
 
 
 class Job:
@@ -173,27 +174,40 @@ class Job:
         name = settings.data or (trained.data if trained else None)
         if name is None:
             raise InvalidInput("which data? give --data a name or a file")
-        self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None))
-        split: Split = getattr(self.data, settings.split)
-        self.split = split.take(settings.limit)
+        own: Domain = "own" if settings.domain is None else None if settings.domain == "none" else settings.domain
+        self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own)
+        self.split = _chosen(self.data, settings)
         default_x, default_w = GRIDS.get(name, (None, None))
         columns, rows = settings.eps_x or default_x, settings.eps_w or default_w
         if columns is None or rows is None:
             raise InvalidInput(f"there is no default grid for '{name}'; give eps_x and eps_w, e.g. 0:0.1:11")
         radii = rows if isinstance(rows, dict) else None
         self.columns, self.rows = columns, axis(1.0, "eps_w") if isinstance(rows, dict) else rows
-        domain = None if settings.domain == "none" else settings.domain
-        self.unit = JointBall(1.0, 1.0 if radii is None else radii, domain, settings.moves, settings.relative)
-        check_inputs(self.model, self.split.x, self.split.y, self.unit)
+        self.unit = JointBall(1.0, 1.0 if radii is None else radii, self.data.domain, settings.moves, settings.relative)
+        self.doubts = check_inputs(self.model, self.split.x, self.split.y, self.unit, classes=len(self.data.classes))
         self.model_sha256 = hash_tensors(self.model.state_dict())
         self.data_sha256 = self.split.sha256()
-        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows})
+        domain = "none" if self.data.domain is None else self.data.domain
+        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows, "domain": domain})
         """The settings with every default filled in."""
 
     @property
     def hashes(self) -> dict[str, str]:
         """Of the model and of the examples, as surfaces record them."""
         return {"model_sha256": self.model_sha256, "data_sha256": self.data_sha256}
+
+
+def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Split:
+    """The rows of the split that settings name."""
+    split: Split = getattr(data, settings.split)
+    if not len(split):
+        held = ", ".join(
+            f"{name} ({len(s)})" for name, s in (("test", data.test), ("val", data.val), ("train", data.train)) if len(s)
+        )
+        raise InvalidInput(
+            f"{data.name} has no {settings.split} split; it holds {held}. Give --split, or put test into the names"
+        )
+    return (split if settings.indices is None else split.pick(settings.indices)).take(settings.limit)
 
 
 class Attacked(Job):
@@ -403,12 +417,16 @@ def _run(
     label, started, surroundings = job.settings.label, time.perf_counter(), environment()
     fronts: list[dict[str, Any]] = []
     with workplace as pool, claimed(out, job.settings):
+        warn(job.doubts)
         found = job.surface(label, out / EVENTS, pool, report)
         if isinstance(job, Certified) and job.settings.accuracy:
             front = job.front(pool, report)
             fronts = [front_dict(front, share) for share in job.settings.accuracy]
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
         results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
+        results["data"]["warnings"] = job.doubts
+        if job.settings.indices is not None:
+            results["data"]["indices"] = {"file": str(job.settings.indices), "sha256": index_file.sha256(job.settings.indices)}
         if fronts:
             results["models"][label]["fronts"] = fronts
         if isinstance(job, Attacked) and job.settings.masking:

@@ -22,6 +22,7 @@ from nonsingular.attacks.corners import corners
 from nonsingular.attacks.square import square
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs
+from nonsingular.data import as_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording, twin
 from nonsingular.margins import is_correct, margins, worst_margin
@@ -89,13 +90,14 @@ class Masking:
 
 
 def masking(
-    model: nn.Module, data: tuple[Tensor, Tensor], ball: JointBall, *, scope: Scope = "sample", attack: str | Attack = "paper",
+    model: nn.Module, data: Any, ball: JointBall, *, scope: Scope = "sample", attack: str | Attack = "paper",
     batch_size: int | None = None, limit: int | None = None, seed: int = 0,
 ) -> Masking:  # fmt: skip
     """Whether `attack` on `model` shows signs of masked gradients at `ball`.
 
-    data: x (N, *input) in ball.domain and y (N,) class indices.  limit: how many are used, drawn with `seed`; by default 256, and
-        64 in scope `sample`, where memory and time grow with B x parameters.
+    data: as in `evaluate`, x (N, *input) in ball.domain and y (N,) class indices.
+    limit: how many are used, drawn with `seed`; by default 256, and 64 in scope `sample`, where memory and time grow with
+        B x parameters.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.  attack: a name of the catalog, or a function.
     batch_size: in scope `batch`, how many share W'; by default all that are used.
     zero-gradient: the margin has no gradient with respect to the inputs or to a tensor of weights, or less than a
@@ -117,7 +119,7 @@ def masking(
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
-    x, y = (torch.as_tensor(t) for t in data)
+    x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
         check_inputs(model, x, y, ball)

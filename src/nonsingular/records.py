@@ -304,7 +304,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         whole = json.loads(line)
         if zlib.crc32(json.dumps(whole["entry"], sort_keys=True).encode()) == whole["crc"]:
             return whole["entry"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.certification import Prover
-from nonsingular.checks import check_inputs
-from nonsingular.data import hash_tensors
+from nonsingular.checks import check_inputs, warn
+from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct, worst_margin
@@ -66,7 +66,7 @@ Parts = Callable[[Sequence[Span], Callable[[Span], NDArray[np.float32] | None]],
 
 def certified_surface(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Any,
     *,
     eps_x: float | Sequence[float],
     eps_w: float | Sequence[float] | Mapping[str, Any],
@@ -78,16 +78,17 @@ def certified_surface(
 ) -> Surface:
     """Certified accuracy of `model` over a grid of input and weight radii: a lower bound of robust accuracy in every scope.
 
-    data: x (N, *input) in `domain` and y (N,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
+    data: as in `evaluate`, x (N, *input) in `domain` and y (N,) class indices.
+    model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w, domain, moves, relative, log: as in `evaluate`.  method: a sound bound of the catalog.
     Balls are nested, so what is certified at one point is certified at all smaller ones: an example is bounded at no more than
     rows + columns points, along the border of what can be certified.
     Guarantee: that of the bound, cell by cell.  Cost: up to rows + columns bounds of every example.
     """
-    x, y = (torch.as_tensor(t) for t in data)
+    x, y = as_tensors(data)
     radii = eps_w if isinstance(eps_w, Mapping) else None
     proof = Proof(method, JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative))
-    check_inputs(model, x, y, proof.unit)
+    warn(check_inputs(model, x, y, proof.unit))
     columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
     return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
 

@@ -165,10 +165,11 @@ class JointBall:
             if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:
                 guess = " (0-255 pixels? divide by 255)"
             elif self.domain == (0.0, 1.0) and lo < 0:
-                guess = " (normalised inputs? move the normalisation into the model)"
+                guess = " (normalised inputs? normalisation belongs to the model: ns.Normalized(model, mean, std))"
             raise InvalidInput(
                 f"inputs span [{lo:.4g}, {hi:.4g}], outside the domain {list(self.domain)}{guess}; "
-                "scale them, or give the range they live in as domain (None for no limits)"
+                "scale them, or give the range they live in as domain (None for no limits), e.g. --domain=-3,3 or --domain none; "
+                "radii are in the units of the inputs"
             )
 
     def input_box(self, x: Tensor) -> Interval:
