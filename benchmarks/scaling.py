@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import torch
 from timing import machine, options
 
 from nonsingular.config import EvaluateSettings, Network, TrainSettings, checked
 from nonsingular.experiment import evaluate_run, train_run
 from nonsingular.presets import training_defaults
-from nonsingular.runs import set_threads
 
 CONTENDERS = [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--scope", default="dataset", help="default: %(default)s")
     parser.add_argument("--data", default="mnist", help="default: %(default)s")
     args = parser.parse_args()
-    set_threads(1)
+    torch.set_num_threads(1)
     print(machine())
     contenders = [c for c in CONTENDERS if c[0] == "local" or find_spec("ray")]
     runs: dict[tuple[str, int], list[Run]] = {c: [] for c in contenders}

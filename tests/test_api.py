@@ -103,3 +103,27 @@ def test_errors_are_value_errors(setting):
 def test_load_gives_three_splits():
     data = ns.load("digits")
     assert [len(s) for s in (data.train, data.val, data.test)] == [1097, 200, 500]
+
+
+def test_threads_are_few_meanwhile_and_then_as_before():
+    seen = set()
+
+    class Noting(torch.nn.Linear):
+        def forward(self, input):
+            seen.add(torch.get_num_threads())
+            return super().forward(input)
+
+    model, x = Noting(4, 3).eval(), torch.rand(6, 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        y = torch.nn.functional.linear(x, model.weight, model.bias).argmax(1)
+        ns.evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.1], attack="paper")
+        assert seen == {1}
+        ns.evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.1], attack="paper", threads=2)
+        assert seen == {1, 2}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ns.InvalidInput, match="threads is 0"):
+        ns.evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.1], threads=0)

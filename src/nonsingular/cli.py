@@ -141,11 +141,9 @@ def train(
         return _print_config(settings)
     out = out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
     from nonsingular.experiment import train_run
-    from nonsingular.runs import set_threads
+    from nonsingular.graph import threads as use_threads
 
-    set_threads(threads)
-
-    with _progress(quiet or json, {"epochs": settings.recipe.epochs}) as report:
+    with use_threads(threads), _progress(quiet or json, {"epochs": settings.recipe.epochs}) as report:
         summary = train_run(settings, out, lambda epoch: report("epochs", 1))
     _say(
         f"{settings.recipe.method} on {settings.data}: validation accuracy {100 * summary['val_accuracy']:.1f} %, "
@@ -354,10 +352,10 @@ def replay(
 ) -> None:  # fmt: skip
     """Check a finished run from its stored perturbations alone: every ball, and every accuracy. No attack is run."""
     from nonsingular.experiment import replay_run
-    from nonsingular.runs import set_threads
+    from nonsingular.graph import threads as use_threads
 
-    set_threads(threads)
-    found = replay_run(run)
+    with use_threads(threads):
+        found = replay_run(run)
     if json:
         print(json_.dumps({
             "eps_x": found.columns, "eps_w": found.rows, "recorded": found.recorded.tolist(), "found": found.found.tolist(),
@@ -378,10 +376,10 @@ def verify(
 ) -> None:
     """Derive the headline of a finished run again: from its outcomes by example and stored perturbations. No attack is run."""
     from nonsingular.experiment import verify_run
-    from nonsingular.runs import set_threads
+    from nonsingular.graph import threads as use_threads
 
-    set_threads(threads)
-    said, wrong = verify_run(run)
+    with use_threads(threads):
+        said, wrong = verify_run(run)
     print("\n".join(said))
     if wrong:
         raise Unconfirmed(f"{run}: {'; '.join(wrong)}")

@@ -18,6 +18,7 @@ from nonsingular.checks import check_inputs, warn
 from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
+from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import Method, name_of
 from nonsingular.records import Cell, Surface, axis
@@ -71,6 +72,7 @@ def evaluate(
     batch_size: int = 128,
     certify: str | None = None,
     log: Path | None = None,
+    threads: int = 1,
 ) -> Surface:
     """Accuracy of `model` under attack over a grid of input and weight radii.
 
@@ -84,6 +86,8 @@ def evaluate(
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
         An attack given as a function is known there by its name and code, without the values that it closes over.
+    threads: of torch, meanwhile.  One gives the bits of the command line, and is often fastest: small matrices run far slower on
+        many threads where other processes are at work.  More pay for large layers on an idle machine.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
@@ -93,9 +97,10 @@ def evaluate(
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
-    warn(check_inputs(model, x, y, method.unit))
-    columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-    return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
+    with use_threads(threads):
+        warn(check_inputs(model, x, y, method.unit))
+        columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+        return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
 
 
 def surface(

@@ -51,6 +51,19 @@ def products(precision: Literal["medium", "highest"]) -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def threads(n: int) -> Generator[None]:
+    """So many threads of torch while it lasts.  Raises InvalidInput below 1."""
+    if n < 1:
+        raise InvalidInput(f"threads is {n}; give 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def duplicate(model: nn.Module) -> nn.Module:
     """A copy of `model`.  Raises UnsupportedModel if copy.deepcopy refuses it."""
     try:

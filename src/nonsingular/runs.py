@@ -112,16 +112,7 @@ def read_surface(run: Path) -> Surface:
     return Surface.from_dict(surfaces[0])
 
 
-# --- threads and surroundings ---------------------------------------------------------------------------------------------
-
-
-def set_threads(n: int) -> None:
-    """Threads of torch in this process.  Raises InvalidInput below 1."""
-    if n < 1:
-        raise InvalidInput(f"threads is {n}; give 1 or more")
-    import torch
-
-    torch.set_num_threads(n)
+# --- surroundings ---------------------------------------------------------------------------------------------------------
 
 
 def environment() -> dict[str, Any]:

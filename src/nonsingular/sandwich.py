@@ -25,6 +25,7 @@ from nonsingular.checks import check_inputs, warn
 from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
+from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
 from nonsingular.threat import JointBall, Moves, Perturbation
@@ -75,12 +76,13 @@ def certified_surface(
     moves: Moves = "weights",
     relative: bool = False,
     log: Path | None = None,
+    threads: int = 1,
 ) -> Surface:
     """Certified accuracy of `model` over a grid of input and weight radii: a lower bound of robust accuracy in every scope.
 
     data: as in `evaluate`, x (N, *input) in `domain` and y (N,) class indices.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.
-    eps_x, eps_w, domain, moves, relative, log: as in `evaluate`.  method: a sound bound of the catalog.
+    eps_x, eps_w, domain, moves, relative, log, threads: as in `evaluate`.  method: a sound bound of the catalog.
     Balls are nested, so what is certified at one point is certified at all smaller ones: an example is bounded at no more than
     rows + columns points, along the border of what can be certified.
     Guarantee: that of the bound, cell by cell.  Cost: up to rows + columns bounds of every example.
@@ -88,9 +90,10 @@ def certified_surface(
     x, y = as_tensors(data)
     radii = eps_w if isinstance(eps_w, Mapping) else None
     proof = Proof(method, JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative))
-    warn(check_inputs(model, x, y, proof.unit))
-    columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-    return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
+    with use_threads(threads):
+        warn(check_inputs(model, x, y, proof.unit))
+        columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+        return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
 
 
 @dataclass(frozen=True, eq=False)
