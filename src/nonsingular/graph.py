@@ -115,9 +115,10 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A network z -> rho(W^k z + b^k), k = 1..L, without rho on the last layer.  Weights and biases are the model's own, not copies.
+    """A network z -> rho(W^k z + b^k), k = 1..L, without rho on the last layer.
 
     The first z is the input, flat, after fixed scalings if the model begins with some.
+    Weights and biases are the model's own tensors, not copies.
     """
 
     weights: tuple[Tensor, ...]
@@ -128,7 +129,7 @@ class Dense:
     params: Mapping[str, Tensor]
     """All parameters of the module, by name."""
     scalings: tuple[Activation, ...] = ()
-    """What is done to the input before the first layer: fixed elementwise affine maps such as (x - mean) / std, and flattening."""
+    """What is done to the input before the first layer: fixed elementwise affine maps, as (x - mean) / std, and flattening."""
     stretch: float = 1.0
     """How much these widen a distance at most: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
 
@@ -243,7 +244,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         elif node.target in _SCALINGS and not layers and (constant := _constant(replica, args)) is not None:
             scalings.append(partial(_scaled, node.target, constant))
             stretch *= _stretch(node.target, constant)
-        elif node.target == "movedim" and not layers and args[1:] in ([1, -1], [-1, 1]):
+        elif node.target in ("movedim", torch.movedim) and not layers and args[1:] in ([1, -1], [-1, 1]):
             scalings.append(partial(_moved, cast("list[int]", args[1:])))
         elif node.target is F.dropout and not args[2]:
             pass
@@ -273,7 +274,7 @@ def _constant(replica: nn.Module, args: list[Any]) -> Tensor | float | None:
     if len(args) != 2:
         return None
     value = _attribute(replica, args[1].target) if isinstance(args[1], fx.Node) and args[1].op == "get_attr" else args[1]
-    if isinstance(value, nn.Parameter) or isinstance(value, bool) or not isinstance(value, Tensor | int | float):
+    if isinstance(value, nn.Parameter | bool) or not isinstance(value, Tensor | int | float):
         return None
     return value
 

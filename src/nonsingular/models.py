@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
 
-
 Numbers = float | Sequence[float] | Tensor
 
 
