@@ -175,12 +175,25 @@ def _max_pooling(f: Any) -> Callable[..., tuple[Any, ...]]:
     return rewrite
 
 
-def _method(name: str) -> Callable[..., tuple[Any, ...]]:
-    return lambda x, *args: (name, (x, *args))
-
-
 def _sizes(x: Any, sizes: Any) -> tuple[Any, ...]:
     return "reshape", (x, *sizes)
+
+
+def _size(x: Any, dim: int) -> tuple[Any, ...]:
+    return "size", (x, dim)
+
+
+def _turned(x: Any) -> tuple[Any, ...]:
+    return torch.transpose, (x, 0, 1)
+
+
+def _only(f: Any) -> Callable[..., tuple[Any, ...]]:
+    """The function of the first argument, without those that say how its memory is laid out."""
+
+    def rewrite(x: Any, *_: Any) -> tuple[Any, ...]:
+        return f, (x,)
+
+    return rewrite
 
 
 def _same(f: Any) -> Callable[..., tuple[Any, ...]]:
@@ -204,16 +217,16 @@ _REWRITES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "hardsigmoid": _same(F.hardsigmoid), "clamp": _same(torch.clamp), "log_sigmoid": _same(F.logsigmoid),
     "dropout": _same(F.dropout), "feature_dropout": _same(F.dropout2d), "flatten": _same(torch.flatten),
     "view": _sizes, "reshape": _sizes, "_unsafe_view": _sizes, "permute": _same(torch.permute),
-    "transpose": _same(torch.transpose), "movedim": _same(torch.movedim), "t": lambda x: (torch.transpose, (x, 0, 1)),
+    "transpose": _same(torch.transpose), "movedim": _same(torch.movedim), "t": _turned,
     "squeeze": _same(torch.squeeze), "unsqueeze": _same(torch.unsqueeze), "unflatten": _same(torch.unflatten),
-    "contiguous": lambda x, *_: ("contiguous", (x,)), "clone": lambda x, *_: (torch.clone, (x,)),
+    "contiguous": _only("contiguous"), "clone": _only(torch.clone),
     "cat": _same(torch.cat), "concat": _same(torch.cat), "stack": _same(torch.stack), "mean": _same(torch.mean),
     "sum": _same(torch.sum), "amax": _same(torch.amax), "abs": _same(torch.abs), "neg": _same(operator.neg),
     "add": _same(operator.add), "add_": _same(operator.add), "sub": _same(operator.sub), "sub_": _same(operator.sub),
     "mul": _same(operator.mul), "mul_": _same(operator.mul), "div": _same(operator.truediv), "div_": _same(operator.truediv),
     "maximum": _same(torch.maximum), "minimum": _same(torch.minimum), "pad": _same(F.pad), "constant_pad_nd": _padding,
     "pixel_shuffle": _same(F.pixel_shuffle), "pixel_unshuffle": _same(F.pixel_unshuffle),
-    "sym_size": lambda x, dim: ("size", (x, dim)),
+    "sym_size": _size,
 }  # fmt: skip
 """An aten operation -> (function or method, arguments[, keywords]).  In-place forms may be replaced: an exported graph is
 functional, and the last use of what they overwrite."""
@@ -271,7 +284,7 @@ def _rewrite(name: str, node: fx.Node, env: dict[fx.Node, fx.Node], graph: fx.Gr
     kwargs = {**kwargs, **(more[0] if more else {})}
     if target in (operator.add, operator.sub, operator.mul, operator.truediv) and (kwargs or len(new_args) != 2):
         return None
-    call = graph.call_method if isinstance(target, str) else graph.call_function
+    call: Any = graph.call_method if isinstance(target, str) else graph.call_function
     return call(target, new_args, kwargs)
 
 
@@ -289,13 +302,16 @@ def _try(module: nn.Module, unlifted: fx.GraphModule, path: Path) -> None:
     """Runs both on random inputs, where the shape is known.  Raises InvalidInput if the batch size is fixed in the graph."""
     (placeholder,) = (n for n in unlifted.graph.nodes if n.op == "placeholder")
     example = placeholder.meta.get("val")
-    if not isinstance(example, Tensor) or not all(isinstance(s, int) for s in example.shape[1:]):
+    if not isinstance(example, Tensor):
         return
-    if not example.dim() or not example.is_floating_point():
+    shape: list[Any] = list(example.shape)  # of numbers and symbols
+    if not all(isinstance(s, int) for s in shape[1:]):
+        return
+    if not shape or not example.is_floating_point():
         raise InvalidInput(f"{path} takes {example.dtype} inputs of shape {tuple(example.shape)}; export a model of float inputs")
-    static = isinstance(example.shape[0], int)
-    batch: int = example.shape[0] if static else 3
-    x = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0), dtype=example.dtype)
+    static = isinstance(shape[0], int)
+    batch: int = shape[0] if static else 3
+    x = torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=example.dtype)
     with torch.no_grad():
         want = unlifted(x)
         found = module(x)

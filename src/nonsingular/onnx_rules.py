@@ -381,15 +381,8 @@ def _prelu(node: Node) -> fx.Node:
     return node.scope.call(F.prelu, node.signal(), node.scope.parameter(node.inputs[1], slope.reshape(-1)))
 
 
-_AFTER = {
-    F.linear,
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv3d,
-    torch.conv_transpose1d,
-    torch.conv_transpose2d,
-    torch.conv_transpose3d,
-}
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_AFTER = {F.linear, torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED}
 
 
 def _binary(f: Any) -> Callable[[Node], fx.Node]:
@@ -419,23 +412,17 @@ def _biased(node: Node) -> fx.Node | None:
     i = 0 if node.is_signal(0) else 1
     if node.is_signal(0) and node.is_signal(1):
         return None
-    x, b = node.signal(i), node.constant(1 - i)
-    if b is None or x.target not in _AFTER or (len(x.args) > 2 and x.args[2] is not None):
+    layer, b = node.signal(i), node.constant(1 - i)
+    args: list[Any] = [*layer.args]
+    if b is None or layer.target not in _AFTER or (len(args) > 2 and args[2] is not None):
         return None
-    if node.scope.users.get(node.inputs[i]) != 1 or b.numel() < 2 or b.numel() != max(b.shape):
-        return None
-    weight: Any = x.args[1]
-    W = node.scope.root.get_parameter(str(weight.target))
-    transposed = x.target in (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-    channels = W.shape[1] if transposed else W.shape[0]
-    if b.numel() != channels or b.shape[-1 if x.target is F.linear else max(0, b.dim() - W.dim() + 1)] != channels:
-        return None
-    if x.target is not F.linear and b.dim() < W.dim() - 1:
+    W = node.scope.root.get_parameter(str(args[1].target))
+    channels = W.shape[1 if layer.target in _TRANSPOSED else 0]
+    spread = [1] * (W.dim() - 2)  # over the positions of a convolution
+    if list(b.shape) not in ([channels, *spread], [1, channels, *spread]) or node.scope.users[node.inputs[i]] != 1:
         return None
     bias = node.scope.parameter(node.inputs[1 - i], b.reshape(-1), "bias 1.0")
-    args = [*x.args, None, None][: max(3, len(x.args))]
-    args[2] = bias
-    return node.scope.call(x.target, *args)
+    return node.scope.call(layer.target, *args[:2], bias, *args[3:])
 
 
 def _silu(node: Node) -> fx.Node | None:

@@ -230,4 +230,4 @@ def _listed(names: list[str]) -> str:
 
 def classes_of(tensors: Mapping[str, Tensor]) -> int | None:
     """The number of classes that weights are for: the rows of their last matrix; None without one."""
-    return next((len(t) for t in reversed(tensors.values()) if t.dim() == 2), None)
+    return next((len(t) for t in reversed(list(tensors.values())) if t.dim() == 2), None)

@@ -43,7 +43,7 @@ class Writer:
         return module_of(self.root, self.graph, name)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        write = self.graph.call_method if isinstance(target, str) else self.graph.call_function
+        write: Any = self.graph.call_method if isinstance(target, str) else self.graph.call_function
         return write(target, args, kwargs)
 
     def parameter(self, name: str, value: Tensor, form: str = "") -> fx.Node:
