@@ -242,10 +242,10 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
                 raise refusal(node, "only a flattening of all but the first dimension is known")
             scalings.append(_flat)
         elif node.target in _SCALINGS and not layers and (constant := _constant(replica, args)) is not None:
-            scalings.append(partial(_scaled, node.target, constant))
+            scalings.append(partial(_applied, node.target, (constant,)))
             stretch *= _stretch(node.target, constant)
-        elif node.target in ("movedim", torch.movedim) and not layers and args[1:] in ([1, -1], [-1, 1]):
-            scalings.append(partial(_moved, cast("list[int]", args[1:])))
+        elif not layers and _permutes(node, args):
+            scalings.append(partial(_applied, node.target, tuple(args[1:])))
         elif node.target is F.dropout and not args[2]:
             pass
         else:
@@ -279,12 +279,18 @@ def _constant(replica: nn.Module, args: list[Any]) -> Tensor | float | None:
     return value
 
 
-def _scaled(apply: Callable[[Tensor, Any], Tensor], constant: Tensor | float, x: Tensor) -> Tensor:
-    return apply(x, constant)
+def _permutes(node: fx.Node, args: list[Any]) -> bool:
+    """Whether a node moves dimensions other than the batch, as `Normalized` does to bring channels to the end."""
+    if node.kwargs or len(args) < 2:
+        return False
+    if node.target in ("transpose", torch.transpose):
+        return all(isinstance(dim, int) and (dim == -1 or dim >= 1) for dim in args[1:])
+    order: Any = args[1] if len(args) == 2 else args[1:]
+    return node.target in ("permute", torch.permute) and isinstance(order, list | tuple) and order[0] == 0
 
 
-def _moved(dims: Sequence[int], x: Tensor) -> Tensor:
-    return x.movedim(dims[0], dims[1])
+def _applied(operation: Any, rest: tuple[Any, ...], x: Tensor) -> Tensor:
+    return getattr(x, operation)(*rest) if isinstance(operation, str) else operation(x, *rest)
 
 
 def _flat(x: Tensor) -> Tensor:

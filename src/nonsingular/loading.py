@@ -55,6 +55,8 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     Raises InvalidInput, which says what was given and what to do instead.
     """
     spec, weights = os.fspath(spec), None if weights is None else os.fspath(weights)
+    if not spec:
+        raise InvalidInput(f"the name of the model is empty; give {FORMS}")
     library, _, name = spec.partition(":")
     if not spec.startswith(hub.PREFIX) and _exists(Path(spec) / CONFIG):
         _alone(spec, weights)
@@ -175,6 +177,11 @@ def _user_model(spec: str) -> nn.Module:
         model = made()
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"{spec} returns {_article(model)}; it must return an nn.Module")
+    for parameter_name, p in model.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise InvalidInput(f"{parameter_name} of {spec} has no size yet; let it run the model once on an example")
+        if p.is_meta:
+            raise InvalidInput(f"{parameter_name} of {spec} is on the meta device and has no values; let it build on the CPU")
     return model
 
 

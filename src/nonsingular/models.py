@@ -47,7 +47,7 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._by_channel:
-            return self.model(((x.movedim(1, -1) - self.mean) / self.std).movedim(-1, 1))
+            return self.model(((x.transpose(1, -1) - self.mean) / self.std).transpose(1, -1))
         return self.model((x - self.mean) / self.std)
 
 

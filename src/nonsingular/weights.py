@@ -176,10 +176,6 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path | st
     The prefixes of DataParallel ("module.") and torch.compile ("_orig_mod.") are taken off where the model has none.
     Raises InvalidInput, which lists and counts them, if names, shapes or kinds of numbers differ; the model is then unchanged.
     """
-    if lazy := [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise InvalidInput(f"{lazy[0]} of the model has no size yet; run the model once on an example before it is returned")
-    if empty := [n for n, p in model.named_parameters() if p.is_meta]:
-        raise InvalidInput(f"{empty[0]} of the model is on the meta device and has no values; build the model on the CPU")
     own: dict[str, Any] = model.state_dict()
     given = _without_prefixes(tensors, own)
     held = {_place(own[k]) for k in given if k in own and isinstance(own[k], Tensor)}  # a tied tensor may be stored once
