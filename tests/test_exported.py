@@ -1,4 +1,4 @@
-"""torch.export files: the same logits, parameters, attacks and bounds as the module that was exported, and no code of the file."""
+"""torch.export files: the logits, parameters, attacks and bounds of the module that was exported, and no code of the file."""
 
 import io
 import json
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loading import Trap
 from torch import nn
 
 import nonsingular as ns
 from nonsingular.exported import _is_expression, load_exported
 from nonsingular.graph import dense_chain
 from nonsingular.models import conv, mlp, resnet
+from test_loading import Trap
 
 SHAPE = (2, 8, 8)
 X = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(3))
@@ -63,7 +63,7 @@ def test_it_is_the_module_that_was_exported(name, dynamic, tmp_path):
     model = make(name)
     path = export(model, tmp_path / "m.pt2", dynamic)
     if name == "mixed" and not dynamic:
-        with pytest.raises(ns.InvalidInput, match="batches of exactly 3.*dynamic_shapes"):
+        with pytest.raises(ns.InvalidInput, match=r"batches of exactly 3.*dynamic_shapes"):
             load_exported(path)
         return
     found = ns.load_model(path)
@@ -86,7 +86,9 @@ def test_bounds_and_attacks_give_what_they_give_on_the_module(name, tmp_path):
         torch.testing.assert_close(ns.certify(found, X, y, ball, method=method).margins, want)
     for scope in ("sample", "batch"):
         want = ns.evaluate(model, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope)
-        assert ns.evaluate(found, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope).accuracy.tolist() == want.accuracy.tolist()
+        assert (
+            ns.evaluate(found, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope).accuracy.tolist() == want.accuracy.tolist()
+        )
     if name in ("mlp", "normalised"):
         assert dense_chain(found).weight_names == dense_chain(model).weight_names
 

@@ -35,9 +35,14 @@ def load_onnx(path: Path) -> nn.Module:
     except Exception as e:  # protobuf, onnx and the system have errors of their own
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise InvalidInput(f"{path} cannot be read as ONNX ({why}); export the model again") from e
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    return _Reader(onnx, proto, path).read()
+    try:
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+        return _Reader(onnx, proto, path).read()
+    except InvalidInput:
+        raise
+    except Exception as e:  # a checked file may still be one that no exporter writes
+        raise InvalidInput(f"{path} cannot be read as a network ({type(e).__name__}: {e}); export the model again") from e
 
 
 def _onnx() -> Any:
