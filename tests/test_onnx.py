@@ -237,7 +237,10 @@ def test_an_exported_network_is_the_network(name, batch, tmp_path):
     y, ball = model(X).argmax(1), ns.JointBall(0.01, 0.003 * whole, domain=None)
     want = ns.certify(model, X, y, ball).margins
     torch.testing.assert_close(ns.certify(found, X, y, ball).margins, want, rtol=1e-4, atol=1e-4)
-    surfaces = [ns.evaluate(m, (X, y), eps_x=[0, 0.2], eps_w=[0, 0.05][: 1 + whole], domain=None).accuracy.tolist() for m in (model, found)]
+    surfaces = [
+        ns.evaluate(m, (X, y), eps_x=[0, 0.2], eps_w=[0, 0.05][: 1 + whole], domain=None).accuracy.tolist()
+        for m in (model, found)
+    ]
     assert surfaces[0] == surfaces[1]
     if name in ("mlp", "normalised"):
         assert len(dense_chain(found).weights) == 2
