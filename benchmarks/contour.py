@@ -30,8 +30,7 @@ from nonsingular.data import load
 from nonsingular.evaluation import evaluate
 from nonsingular.experiment import load_run, train_run
 from nonsingular.presets import GRIDS, REPRODUCTIONS
-from nonsingular.records import Cell, Log, Surface
-from nonsingular.runs import WEIGHTS
+from nonsingular.records import WEIGHTS, Cell, Log, Surface
 from nonsingular.train import accuracy
 
 TARGET, ABOVE, LOWER = 0.2, 0.5, 0.9999

@@ -18,7 +18,7 @@ from nonsingular.data import load
 from nonsingular.engine import engine
 from nonsingular.evaluation import evaluate
 from nonsingular.experiment import load_run
-from nonsingular.runs import CONFIG
+from nonsingular.records import CONFIG
 from nonsingular.threat import JointBall
 
 RADII = ((0.002, 0.0002), (0.005, 0.0005), (0.01, 0.001))

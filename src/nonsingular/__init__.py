@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from nonsingular.data import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation import evaluate
+    from nonsingular.loading import load_model
     from nonsingular.masks import Masking, masking
+    from nonsingular.models import Normalized
     from nonsingular.records import Surface
     from nonsingular.sandwich import certified_surface
     from nonsingular.threat import JointBall, Perturbation
@@ -35,7 +37,8 @@ _HOME = {
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
-    "load": "data", **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
+    "load": "data", "load_model": "loading", "Normalized": "models",
+    **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
@@ -46,6 +49,7 @@ __all__ = [
     "InvalidInput",
     "JointBall",
     "Masking",
+    "Normalized",
     "Perturbation",
     "SoundnessError",
     "Surface",
@@ -61,6 +65,7 @@ __all__ = [
     "evaluate",
     "joint_pgd",
     "load",
+    "load_model",
     "masking",
     "neuron_pgd",
     "strongest",

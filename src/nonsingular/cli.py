@@ -34,8 +34,19 @@ app = App(
 )  # fmt: skip
 
 Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
-Model = Annotated[str | None, Parameter(help="Output folder of 'train', or file.py:function that returns an nn.Module.")]
-Weights = Annotated[Path | None, Parameter(help="safetensors file for file.py:function.")]
+Model = Annotated[
+    str | None,
+    Parameter(
+        help="Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
+        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name."
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    Parameter(
+        help="For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. Never unpickled."
+    ),
+]
 Data = Annotated[
     str | None,
     Parameter(

@@ -145,8 +145,11 @@ class GridSettings(Settings):
 
     @property
     def label(self) -> str:
-        """What records call the model: the name of its folder or file."""
-        return Path(self.model.rpartition(":")[0] or self.model).stem
+        """What records call the model: the name of its folder, file or module, or in a library."""
+        source, _, name = self.model.rpartition(":")
+        if source in ("torchvision", "timm", "hf"):
+            return Path(name).stem
+        return Path(source or self.model).stem if source.endswith(".py") or not source else source.rpartition(".")[2]
 
 
 class EvaluateSettings(GridSettings):

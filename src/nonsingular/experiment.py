@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
@@ -19,7 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from nonsingular.catalog import ATTACKS, MODELS, OBJECTIVES, lookup
+from nonsingular import loading
+from nonsingular.catalog import ATTACKS, OBJECTIVES, lookup
 from nonsingular.certification import Front, certified_front
 from nonsingular.checks import check_inputs, warn
 from nonsingular.claims import judge
@@ -37,18 +36,32 @@ from nonsingular.data import Dataset, Domain, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
+from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
 from nonsingular.perturbations import FOLDER
 from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.readers import rows as index_file
-from nonsingular.records import FORMAT, Log, Surface, axis, volume, write_atomic, write_json
+from nonsingular.records import (
+    CONFIG,
+    EVENTS,
+    FORMAT,
+    RESULTS,
+    SUMMARY,
+    WEIGHTS,
+    Log,
+    Surface,
+    axis,
+    volume,
+    write_atomic,
+    write_json,
+)
 from nonsingular.replay import Replayed, replay
-from nonsingular.runs import CONFIG, EVENTS, RESULTS, SUMMARY, WEIGHTS, check_free, claimed, environment, finished, read_results
+from nonsingular.runs import check_free, claimed, environment, finished, read_results
 from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
 from nonsingular.threat import JointBall
-from nonsingular.train import CHECKPOINT, Epoch, accuracy, fit_weights, read_tensors, train
+from nonsingular.train import CHECKPOINT, Epoch, accuracy, train
 from nonsingular.work import TASKS
 
 Report = Callable[[str, int], None]
@@ -106,55 +119,11 @@ def objective_of(recipe: Recipe, data: Dataset) -> Objective:
     return lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
 
 
-def build(settings: TrainSettings, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """The untrained network, initialised from the seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        make = lookup(MODELS, settings.network.name, "model")
-        return make(input_shape, classes, hidden=settings.network.hidden, bias=settings.network.bias)
-
-
-def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
-    """The trained model of a run directory, in eval mode, and the settings that made it.  Needs no data."""
-    settings = checked(TrainSettings, read_config(run / CONFIG))
-    tensors, about = read_tensors(run / WEIGHTS)
-    try:
-        built_for = json.loads(about["built_for"])
-        model = build(settings, built_for["input_shape"], built_for["classes"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
-    fit_weights(model, tensors, run / WEIGHTS)
-    return model.eval(), settings
-
-
 def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSettings | None]:
-    """A run directory of `train`, or FILE.py:FUNCTION that returns an nn.Module, with `weights` for it."""
-    if (Path(spec) / CONFIG).exists():
-        if weights:
-            raise InvalidInput(f"{spec} has its own weights; give either it or file.py:function with --weights {weights}")
+    """The model that `spec` names, as in loading.py; and of a run directory of `train` the settings that made it."""
+    if (Path(spec) / CONFIG).exists() and weights is None:
         return load_run(Path(spec))
-    path, _, function = spec.rpartition(":")
-    if not path.endswith(".py"):
-        raise InvalidInput(
-            f"'{spec}' is no model; give the output folder of 'nonsingular train', or file.py:function that returns an nn.Module"
-        )
-    if not Path(path).is_file():
-        raise InvalidInput(f"there is no file {path}")
-    found = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(Path(path).parent.resolve()))
-    try:
-        found.loader.exec_module(module)
-        model = getattr(module, function)()
-    except (Exception, SystemExit) as e:
-        raise InvalidInput(f"{spec} failed: {type(e).__name__}: {e}") from e
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"{spec} returns {type(model).__name__}; it must return an nn.Module")
-    if weights:
-        fit_weights(model, read_tensors(weights)[0], weights)
-    return model.eval(), None
+    return loading.load_model(spec, weights), None
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------------

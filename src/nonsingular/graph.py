@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -139,7 +140,11 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A network z -> rho(W^k z + b^k), k = 1..L, without rho on the last layer.  Tensors are the model's own, not copies."""
+    """A network z -> rho(W^k z + b^k), k = 1..L, without rho on the last layer.
+
+    The first z is the input, flat, after fixed scalings if the model begins with some.
+    Weights and biases are the model's own tensors, not copies.
+    """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
@@ -148,9 +153,19 @@ class Dense:
     activation: Activation
     params: Mapping[str, Tensor]
     """All parameters of the module, by name."""
+    scalings: tuple[Activation, ...] = ()
+    """What is done to the input before the first layer: fixed elementwise affine maps, as (x - mean) / std, and flattening."""
+    stretch: float = 1.0
+    """How much these widen a distance at most: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """(B, d) what the first layer sees of the inputs (B, *input)."""
+        for scaling in self.scalings:
+            x = scaling(x)
+        return x.flatten(1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        z = x.flatten(1)
+        z = self.enter(x)
         for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             z = self.activation(F.linear(z, W, b))
         return F.linear(z, self.weights[-1], self.biases[-1])
@@ -167,6 +182,7 @@ _ACTIVATIONS: dict[Any, Activation] = {
     torch.sigmoid: torch.sigmoid, F.sigmoid: torch.sigmoid, "sigmoid": torch.sigmoid,
 }  # fmt: skip
 _RESHAPES = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+_SCALINGS = {operator.add, operator.sub, operator.mul, operator.truediv}
 _SIZES = {"size", getattr, len, operator.getitem}
 
 
@@ -193,7 +209,8 @@ def trace(model: nn.Module) -> fx.Graph:
 def dense_chain(model: nn.Module | Dense) -> Dense:
     """Reads a network of dense layers with one activation between them off `model`; a Dense is returned as it is.
 
-    Flatten, Identity and Dropout in eval mode are allowed on the way.  Costs one trace (milliseconds): keep the result in a loop.
+    Flatten, Identity and Dropout in eval mode are allowed on the way, and before the first layer sums, differences, products and
+    quotients with numbers and buffers (`Normalized`).  Costs one trace (milliseconds): keep the result in a loop.
     Raises UnsupportedModel, which names the node and the operation, for anything else.
     """
     if isinstance(model, Dense):
@@ -204,6 +221,8 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
     layers: list[tuple[str, str | None]] = []
     """Names of weight and bias."""
     activations: list[Activation] = []
+    scalings: list[Activation] = []
+    stretch = 1.0
     current: fx.Node | None = None  # the node that carries the signal
     after_linear = False
 
@@ -246,6 +265,12 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         elif node.target in _RESHAPES and not layers:
             if not _flattens(node, args):
                 raise refusal(node, "only a flattening of all but the first dimension is known")
+            scalings.append(_flat)
+        elif node.target in _SCALINGS and not layers and (constant := _constant(replica, args)) is not None:
+            scalings.append(partial(_applied, node.target, (constant,)))
+            stretch *= _stretch(node.target, constant)
+        elif not layers and _permutes(node, args):
+            scalings.append(partial(_applied, node.target, tuple(args[1:])))
         elif node.target is F.dropout and not args[2]:
             pass
         else:
@@ -264,7 +289,43 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         bias_names=tuple(b for _, b in layers),
         activation=activations[0] if activations else F.relu,
         params=params,
+        scalings=tuple(scalings),
+        stretch=stretch,
     )
+
+
+def _constant(replica: nn.Module, args: list[Any]) -> Tensor | float | None:
+    """The second operand, if it is a number or a buffer."""
+    if len(args) != 2:
+        return None
+    value = _attribute(replica, args[1].target) if isinstance(args[1], fx.Node) and args[1].op == "get_attr" else args[1]
+    if isinstance(value, nn.Parameter | bool) or not isinstance(value, Tensor | int | float):
+        return None
+    return value
+
+
+def _permutes(node: fx.Node, args: list[Any]) -> bool:
+    """Whether a node moves dimensions other than the batch, as `Normalized` does to bring channels to the end."""
+    if node.kwargs or len(args) < 2:
+        return False
+    if node.target in ("transpose", torch.transpose):
+        return all(isinstance(dim, int) and (dim == -1 or dim >= 1) for dim in args[1:])
+    order: Any = args[1] if len(args) == 2 else args[1:]
+    return node.target in ("permute", torch.permute) and isinstance(order, list | tuple) and order[0] == 0
+
+
+def _applied(operation: Any, rest: tuple[Any, ...], x: Tensor) -> Tensor:
+    return getattr(x, operation)(*rest) if isinstance(operation, str) else operation(x, *rest)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def _stretch(apply: Any, constant: Tensor | float) -> float:
+    """The largest factor of z -> apply(z, constant)."""
+    size = torch.as_tensor(constant).abs()
+    return float(size.amax()) if apply is operator.mul else float((1 / size).amax()) if apply is operator.truediv else 1.0
 
 
 def _arguments(node: fx.Node) -> list[Any]:

@@ -1,5 +1,5 @@
 """models.py - the networks that the project trains itself: the dense network of the theorem, a small convolutional one, and a
-small residual one with BatchNorm."""
+small residual one with BatchNorm; and normalisation as a part of any network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,54 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
+
+Numbers = float | Sequence[float] | Tensor
+
+
+class Normalized(nn.Module):
+    """`model` behind (x - mean) / std: inputs, and so their domain and radii, stay in the units of the data.
+
+    mean, std: a number; one number for each channel, which is dimension 1 of x; or a tensor of the shape of an example, or that
+        broadcasts to it.  They are buffers in the dtype and on the device of the model: no attack on weights moves them.
+    model: used, not copied.  Its parameters are called "model." and their name in it.
+    Raises InvalidInput if a std is not above 0, or if a number is not finite.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Numbers, std: Numbers) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"Normalized takes an nn.Module, a mean and a std, not {type(model).__name__}")
+        like = next((t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()), torch.empty(0))
+        self.model = model
+        self.register_buffer("mean", _numbers("mean", mean, like))
+        self.register_buffer("std", _numbers("std", std, like))
+        if not bool((self.std > 0).all()):
+            raise InvalidInput(f"std is {self.std.tolist()}; give numbers above 0")
+        sizes = {len(t) for t in (self.mean, self.std) if t.dim() == 1 and len(t) > 1}
+        if len(sizes) > 1:
+            raise InvalidInput(f"mean has {self.mean.numel()} numbers and std has {self.std.numel()}; give one for each channel")
+        if sizes and max(self.mean.dim(), self.std.dim()) > 1:
+            raise InvalidInput("one of mean and std has a number for each channel, the other a shape; give both in one form")
+        self._by_channel = bool(sizes)
+        self.training = model.training  # of this module alone: the model's own modes stay as they are
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._by_channel:
+            return self.model(((x.transpose(1, -1) - self.mean) / self.std).transpose(1, -1))
+        return self.model((x - self.mean) / self.std)
+
+
+def _numbers(name: str, given: Numbers, like: Tensor) -> Tensor:
+    try:
+        found = torch.as_tensor(given).detach().to(like).clone()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InvalidInput(f"{name} is {given!r}; give a number, or one for each channel") from e
+    if not found.numel() or not bool(torch.isfinite(found).all()):
+        raise InvalidInput(f"{name} is {found.tolist()}; give finite numbers")
+    return found
 
 
 def mlp(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (128, 64, 32), bias: bool = False) -> nn.Sequential:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 
+CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
+"""The files of a run directory."""
 POINTS = 11
 """Points of an axis that is given by its largest radius alone."""
 FORMAT = 1

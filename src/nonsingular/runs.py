@@ -22,9 +22,8 @@ from filelock import FileLock, Timeout
 
 from nonsingular.config import Settings, checked, read_config, to_yaml
 from nonsingular.errors import InvalidInput
-from nonsingular.records import FORMAT, Surface, write_atomic
+from nonsingular.records import CONFIG, FORMAT, RESULTS, Surface, write_atomic
 
-CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 LOCK = ".lock"
 PATIENCE = 5.0
 """Seconds to wait for another process: the workers of one that was killed need a moment to end."""

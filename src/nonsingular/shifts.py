@@ -26,7 +26,7 @@ class Shifts:
 
     net: the unperturbed network.  centre: the network at the centre of the weight boxes; `net` itself if all are symmetric.
     eps_w, eps_b: half the width of each layer's box, a number or of the tensor's shape; E |z| is eps ||z||_1 for a number.
-    positive: no input is negative, which saves a pass.
+    positive: the first layer sees nothing negative, which saves a pass.
     """
 
     net: Dense
@@ -41,7 +41,7 @@ class Shifts:
 
     def start(self, x: Tensor) -> list[Tensor]:
         """The shifts that stand for the unperturbed network at `x`: 0 where the box is symmetric."""
-        found, z = self.zeros(x), x.flatten(1)
+        found, z = self.zeros(x), self.net.enter(x)
         if self.centre is self.net:
             return found
         with torch.no_grad():
@@ -57,7 +57,7 @@ class Shifts:
 
     def of(self, point: Perturbation) -> list[Tensor]:
         """The shifts that give every layer what a point's own weights give: (W' - C) z + b' - c = s (E |z| + E_c)."""
-        net, found, z = self.net, list[Tensor](), point.x.flatten(1)
+        net, found, z = self.net, list[Tensor](), self.net.enter(point.x)
         for k, (name, bias) in enumerate(zip(net.weight_names, net.bias_names, strict=True)):
             if k:
                 z = net.activation(z)
@@ -70,7 +70,7 @@ class Shifts:
 
     def __call__(self, x: Tensor, s: list[Tensor]) -> Tensor:
         """(B, K) logits at inputs `x` under shifts `s`; differentiable in x, s and the weights."""
-        z = x.flatten(1)
+        z = self.net.enter(x)
         for k, (C, c) in enumerate(zip(self.centre.weights, self.centre.biases, strict=True)):
             if k:
                 z = self.net.activation(z)
@@ -90,7 +90,7 @@ class Shifts:
 
     def realise(self, x: Tensor, s: list[Tensor], ball: JointBall) -> dict[str, Tensor]:
         """The weights (B, *shape), inside their boxes, that these shifts stand for at `x`."""
-        net, boxes, found, z = self.net, ball.weight_boxes(self.net.params), dict[str, Tensor](), x.flatten(1)
+        net, boxes, found, z = self.net, ball.weight_boxes(self.net.params), dict[str, Tensor](), self.net.enter(x)
         for k, (C, c) in enumerate(zip(self.centre.weights, self.centre.biases, strict=True)):
             if k:
                 z = net.activation(z)

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.margins import is_correct
 from nonsingular.objectives import Objective
 from nonsingular.records import write_atomic
+from nonsingular.weights import fit_weights, read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -113,26 +112,3 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Adam, tag: str
             state.setdefault(int(i), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return int(about["epoch"])
-
-
-def fit_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes `tensors`, read from `path`, into the model.  Raises InvalidInput if names or shapes differ."""
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.  Raises InvalidInput if it is missing, truncated or something else."""
-    try:
-        with safe_open(path, framework="pt") as f:
-            file: Any = f
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError as e:
-        raise InvalidInput(f"there is no file {path}") from e
-    except (SafetensorError, OSError) as e:
-        raise InvalidInput(
-            f"{path} is not a whole safetensors file ({e}); delete it and train again, "
-            "or save weights with safetensors.torch.save_file"
-        ) from e

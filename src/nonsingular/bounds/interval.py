@@ -200,7 +200,7 @@ def hidden_upper_bounds(net: Dense, x: Tensor, eps_w: list[float], eps_b: list[f
     Cost: one forward pass for layer 1, two products a side for each further layer.
     """
     bounds: list[Tensor] = []
-    z = x.flatten(1)
+    z = net.enter(x)
     lo = hi = z
     for k, (W, b) in enumerate(zip(net.weights[:-1], net.biases[:-1], strict=True)):
         if k == 0:  # row lemma at a point: {(W + D) x : |D| <= eps} = W x +- eps ||x||_1, both ends attained

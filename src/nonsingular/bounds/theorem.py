@@ -27,7 +27,8 @@ from nonsingular.threat import JointBall, largest
 def tau(model: nn.Module | Dense, ball: JointBall) -> Tensor:
     """(K, K) what moving the input costs the margin of every class pair, eq. (2); differentiable in the weights.
 
-    tau_ij = eps_x (||W^L_i - W^L_j||_1 + 2 d_L eps_L) prod_{m<L} (||W^m||_inf + d_m eps_m); the diagonal is 0.
+    tau_ij = eps_x s (||W^L_i - W^L_j||_1 + 2 d_L eps_L) prod_{m<L} (||W^m||_inf + d_m eps_m); the diagonal is 0.
+    s is 1, or by how much a normalisation of the inputs widens distances: 1 / the smallest std.
     Raises UnsupportedModel for a model that is not dense with a non-negative, monotone, 1-Lipschitz activation.
     """
     net = dense_chain(model)
@@ -36,7 +37,7 @@ def tau(model: nn.Module | Dense, ball: JointBall) -> Tensor:
     gain = _gap(outer) + 2 * outer.shape[1] * eps[-1]
     for W, e in zip(net.weights[:-1], eps[:-1], strict=True):
         gain = gain * (_norm(W) + W.shape[1] * e)
-    return _off_diagonal(ball.eps_x * gain)
+    return _off_diagonal(ball.eps_x * net.stretch * gain)
 
 
 def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
@@ -47,14 +48,14 @@ def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
     net = dense_chain(model)
     eps_w, eps_b = _largest_radii(net, ball)
     upper = hidden_upper_bounds(net, x, eps_w, eps_b)
-    return _zeta(net, [x.flatten(1).abs().sum(1), *(u.sum(1) for u in upper)], eps_w, eps_b)
+    return _zeta(net, [net.enter(x).abs().sum(1), *(u.sum(1) for u in upper)], eps_w, eps_b)
 
 
 def zeta_printed(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
     """(B, K, K) eq. (3) as printed: for reproduction and training.  Not a bound for three layers or more."""
     net = dense_chain(model)
     eps_w, eps_b = _largest_radii(net, ball)
-    z = x.flatten(1)
+    z = net.enter(x)
     norms = [z.abs().sum(1)]
     for k, (W, b) in enumerate(zip(net.weights[:-1], net.biases[:-1], strict=True)):
         # W* z for W^1* = W^1 + eps_1 sgn(x)^T and W^m* = W^m + eps_m: both add eps * ||z||_1 to every row

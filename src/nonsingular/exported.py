@@ -1,0 +1,328 @@
+"""exported.py - a file of torch.export (.pt2) as a module that attacks and bounds can use.
+
+The file is data, but torch reads it with pickle, sympify and getattr, so that a crafted one could run code: it is looked through
+first, and what torch would unpickle or evaluate is refused.  The graph is then written again in the functions that operators.py
+knows, with the parameters under their own names.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import operator
+import os
+import re
+import zipfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.written import module_of
+
+_AGAIN = "export it again with torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
+
+
+def load_exported(path: Path) -> nn.Module:
+    """The module in a .pt2 file, in eval mode: (B, *input) -> (B, K), differentiable, with its parameters as nn.Parameter.
+
+    A graph exported for one batch size is used where it gives the same outputs for examples in other batches.
+    Raises InvalidInput for a damaged file, one that could run code, several inputs, train mode, or a batch size that cannot be
+    changed.  Operations without a counterpart among those of operators.py stay as they are: attacks work, bounds refuse them.
+    """
+    _look_through(path)
+    program = _read(path)
+    try:
+        unlifted = program.module(check_guards=False)
+    except TypeError:  # torch < 2.9
+        unlifted = program.module()
+    module = _rewritten(unlifted, path)
+    _try(module, unlifted, path)
+    return module
+
+
+def _read(path: Path) -> Any:
+    export: Any = importlib.import_module("torch.export")
+    try:
+        with path.open("rb") as f, _tensors_only():
+            return export.load(f)
+    except Exception as e:  # whatever the reader of a newer or older torch makes of it
+        why = (str(e).strip().splitlines() or [""])[0]
+        raise InvalidInput(
+            f"{path} cannot be read by torch {torch.__version__} ({type(e).__name__}: {why}); export it again with this version"
+        ) from e
+
+
+@contextmanager
+def _tensors_only() -> Generator[None]:
+    """torch.load reads tensors and nothing else, whatever its caller asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# --- is it safe to read ---------------------------------------------------------------------------------------------------
+
+_TARGET = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision)\.\w+\.\w+|torch\.sym_\w+|torch\._ops\.(aten|prims)\.\w+\.\w+|math\.\w+"
+    r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge)"
+)
+_CALLS = re.compile(r"[A-Z][A-Za-z]+")
+_SYMBOL = re.compile(r"[A-Za-z]\w{0,31}")
+
+
+def _look_through(path: Path) -> None:
+    """Raises InvalidInput if reading the archive would unpickle an object, load a library or evaluate a string of Python."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"{path} holds a file twice, which no export does; export it again")
+        for name in names:
+            if re.search(r"custom_obj_|opaque_obj_|aotinductor|\.so$", name):
+                raise InvalidInput(f"{path} holds '{name}', which is code or a pickled object; {_AGAIN}")
+        for name in names:
+            if name.endswith(".json"):
+                _look_at(path, archive, name)
+
+
+def _look_at(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    try:
+        found = json.loads(archive.read(name))
+    except (ValueError, RecursionError, zipfile.BadZipFile, OSError) as e:
+        raise InvalidInput(f"'{name}' in {path} is damaged ({e}); copy or download the file again") from e
+    for entry in _mappings(found):
+        target, text = entry.get("target"), entry.get("expr_str")
+        if "inputs" in entry and isinstance(target, str) and not _TARGET.fullmatch(target):
+            raise InvalidInput(f"{path} calls '{target}', which is no tensor operation of torch; export a plain nn.Module")
+        if text is not None and not _is_expression(text):
+            raise InvalidInput(f"{path} has the size {str(text)[:60]!r}, which is no expression of sizes; export it again")
+        if re.match(r"(custom|opaque)_obj_", str(entry.get("path_name", ""))) or entry.get("use_pickle"):
+            raise InvalidInput(f"{path} holds a pickled object; {_AGAIN}")
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    todo = [value]
+    while todo:
+        v = todo.pop()
+        if isinstance(v, dict):
+            yield v
+        todo.extend(v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
+
+
+def _is_expression(text: Any) -> bool:
+    """Sums and products of numbers and named sizes, and calls of sympy's classes: no attribute, index or underscore."""
+    try:
+        nodes = list(ast.walk(ast.parse(str(text), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    plain = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            good = isinstance(node.func, ast.Name) and bool(_CALLS.fullmatch(node.func.id))
+        elif isinstance(node, ast.Name):
+            good = bool(re.fullmatch(r"[a-z]{1,4}\d+|int_oo|oo|[A-Z][A-Za-z]+", node.id))
+        elif isinstance(node, ast.keyword):
+            good = node.arg is not None and isinstance(node.value, ast.Constant)
+        elif isinstance(node, ast.Constant):
+            good = isinstance(node.value, int | float) or (isinstance(node.value, str) and bool(_SYMBOL.fullmatch(node.value)))
+        else:
+            good = isinstance(node, (*plain, ast.Load))
+        if not good:
+            return False
+    return True
+
+
+# --- in functions that are known --------------------------------------------------------------------------------------------
+
+
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
+) -> tuple[Any, ...]:
+    return F.batch_norm, (x, mean, var, weight, bias, training, momentum, eps)
+
+
+def _convolution(name: str) -> Callable[..., tuple[Any, ...]]:
+    return lambda *args: (getattr(torch, name), args)
+
+
+def _pooling(f: Any) -> Callable[..., tuple[Any, ...]]:
+    """(x, kernel, stride, ...): an empty stride is the kernel."""
+
+    def rewrite(x: Any, kernel: Any, stride: Any = (), *rest: Any) -> tuple[Any, ...]:
+        return f, (x, kernel, stride or kernel, *rest)
+
+    return rewrite
+
+
+def _max_pooling(f: Any) -> Callable[..., tuple[Any, ...]]:
+    def rewrite(x: Any, kernel: Any, stride: Any = (), *rest: Any) -> tuple[Any, ...]:
+        names = ("padding", "dilation", "ceil_mode")
+        return f, (x, kernel, stride or kernel), dict(zip(names, rest, strict=False))
+
+    return rewrite
+
+
+def _sizes(x: Any, sizes: Any) -> tuple[Any, ...]:
+    return "reshape", (x, *sizes)
+
+
+def _size(x: Any, dim: int) -> tuple[Any, ...]:
+    return "size", (x, dim)
+
+
+def _turned(x: Any) -> tuple[Any, ...]:
+    return torch.transpose, (x, 0, 1)
+
+
+def _only(f: Any) -> Callable[..., tuple[Any, ...]]:
+    """The function of the first argument, without those that say how its memory is laid out."""
+
+    def rewrite(x: Any, *_: Any) -> tuple[Any, ...]:
+        return f, (x,)
+
+    return rewrite
+
+
+def _same(f: Any) -> Callable[..., tuple[Any, ...]]:
+    return lambda *args: (f, args)
+
+
+def _padding(x: Any, pad: Any, value: float = 0.0) -> tuple[Any, ...]:
+    return F.pad, (x, pad, "constant", value)
+
+
+_REWRITES: dict[str, Callable[..., tuple[Any, ...]]] = {
+    **{name: _convolution(name) for name in ("conv1d", "conv2d", "conv3d")},
+    **{f"conv_transpose{n}d": _same(getattr(torch, f"conv_transpose{n}d")) for n in (1, 2, 3)},
+    **{f"max_pool{n}d": _max_pooling(getattr(F, f"max_pool{n}d")) for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": _pooling(getattr(F, f"avg_pool{n}d")) for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d": _same(getattr(F, f"adaptive_avg_pool{n}d")) for n in (1, 2, 3)},
+    "linear": _same(F.linear), "batch_norm": _batch_norm, "relu": _same(F.relu), "relu_": _same(F.relu), "relu6": _same(F.relu6),
+    "leaky_relu": _same(F.leaky_relu), "sigmoid": _same(torch.sigmoid), "tanh": _same(torch.tanh), "silu": _same(F.silu),
+    "elu": _same(F.elu), "gelu": _same(F.gelu), "selu": _same(F.selu), "celu": _same(F.celu), "softplus": _same(F.softplus),
+    "hardtanh": _same(F.hardtanh), "hardtanh_": _same(F.hardtanh), "hardswish": _same(F.hardswish),
+    "hardsigmoid": _same(F.hardsigmoid), "clamp": _same(torch.clamp), "log_sigmoid": _same(F.logsigmoid),
+    "dropout": _same(F.dropout), "feature_dropout": _same(F.dropout2d), "flatten": _same(torch.flatten),
+    "view": _sizes, "reshape": _sizes, "_unsafe_view": _sizes, "permute": _same(torch.permute),
+    "transpose": _same(torch.transpose), "movedim": _same(torch.movedim), "t": _turned,
+    "squeeze": _same(torch.squeeze), "unsqueeze": _same(torch.unsqueeze), "unflatten": _same(torch.unflatten),
+    "contiguous": _only("contiguous"), "clone": _only(torch.clone),
+    "cat": _same(torch.cat), "concat": _same(torch.cat), "stack": _same(torch.stack), "mean": _same(torch.mean),
+    "sum": _same(torch.sum), "amax": _same(torch.amax), "abs": _same(torch.abs), "neg": _same(operator.neg),
+    "add": _same(operator.add), "add_": _same(operator.add), "sub": _same(operator.sub), "sub_": _same(operator.sub),
+    "mul": _same(operator.mul), "mul_": _same(operator.mul), "div": _same(operator.truediv), "div_": _same(operator.truediv),
+    "maximum": _same(torch.maximum), "minimum": _same(torch.minimum), "pad": _same(F.pad), "constant_pad_nd": _padding,
+    "pixel_shuffle": _same(F.pixel_shuffle), "pixel_unshuffle": _same(F.pixel_unshuffle),
+    "sym_size": _size,
+}  # fmt: skip
+"""An aten operation -> (function or method, arguments[, keywords]).  In-place forms may be replaced: an exported graph is
+functional, and the last use of what they overwrite."""
+
+
+def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
+    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    inputs = [n for n in unlifted.graph.nodes if n.op == "placeholder"]
+    if len(inputs) != 1:
+        raise InvalidInput(f"{path} takes {len(inputs)} inputs ({', '.join(map(str, inputs))}); export a model of one input")
+    for node in unlifted.graph.nodes:
+        if node.op == "call_module" or (node.op == "get_attr" and not node.users):
+            if node.users:
+                raise UnsupportedModel(f"{path} calls the module '{node.target}', which cannot be used; {_AGAIN}")
+            continue  # guards on shapes
+        name = _aten(node)
+        if node.op == "output":
+            (value,) = node.args
+            if isinstance(value, list | tuple):
+                if len(value) != 1:
+                    raise InvalidInput(f"{path} returns {len(value)} values; export a model that returns its logits alone")
+                (value,) = value
+            if not isinstance(value, fx.Node):
+                raise InvalidInput(f"{path} returns {value}; export a model that returns its logits")
+            graph.output(env[value])
+        elif name in _REWRITES:
+            new = _rewrite(name, node, env, graph)
+            if new is None:
+                new = graph.node_copy(node, lambda n: env[n])
+            env[node] = new
+        elif re.match(r"(batch_norm|native_batch_norm|_native_batch_norm)", name) or node.target == "copy_":
+            raise InvalidInput(f"{path} updates BatchNorm statistics: it was exported in train mode; {_AGAIN}")
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    _check_eval(graph, path)
+    return module_of(unlifted, graph, "Exported")
+
+
+def _aten(node: fx.Node) -> str:
+    """ "conv2d" for torch.ops.aten.conv2d.default; "" for anything else."""
+    target = str(node.target)
+    return target.split(".")[1] if node.op == "call_function" and target.startswith("aten.") else ""
+
+
+def _rewrite(name: str, node: fx.Node, env: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node | None:
+    """The node in a known function; None where its arguments have another form than the one that is known."""
+    args = fx.map_arg(node.args, lambda n: env[n])
+    kwargs: dict[str, Any] = dict(fx.map_arg(node.kwargs, lambda n: env[n]))
+    if name in ("clone", "contiguous"):
+        kwargs = {}
+    try:
+        target, new_args, *more = _REWRITES[name](*args)
+    except TypeError:
+        return None
+    kwargs = {**kwargs, **(more[0] if more else {})}
+    if target in (operator.add, operator.sub, operator.mul, operator.truediv) and (kwargs or len(new_args) != 2):
+        return None
+    call: Any = graph.call_method if isinstance(target, str) else graph.call_function
+    return call(target, new_args, kwargs)
+
+
+def _check_eval(graph: fx.Graph, path: Path) -> None:
+    for node in graph.nodes:
+        mode = {F.batch_norm: 5, F.dropout: 2, F.dropout2d: 2}.get(node.target)
+        if mode is not None and len(node.args) > mode and node.args[mode]:
+            raise InvalidInput(f"{path} was exported in train mode ('{node}' is {node.target.__name__}); {_AGAIN}")
+
+
+# --- does it do what the file does ------------------------------------------------------------------------------------------
+
+
+def _try(module: nn.Module, unlifted: fx.GraphModule, path: Path) -> None:
+    """Runs both on random inputs, where the shape is known.  Raises InvalidInput if the batch size is fixed in the graph."""
+    (placeholder,) = (n for n in unlifted.graph.nodes if n.op == "placeholder")
+    example = placeholder.meta.get("val")
+    if not isinstance(example, Tensor):
+        return
+    shape: list[Any] = list(example.shape)  # of numbers and symbols
+    if not all(isinstance(s, int) for s in shape[1:]):
+        return
+    if not shape or not example.is_floating_point():
+        raise InvalidInput(f"{path} takes {example.dtype} inputs of shape {tuple(example.shape)}; export a model of float inputs")
+    static = isinstance(shape[0], int)
+    batch: int = shape[0] if static else 3
+    x = torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=example.dtype)
+    with torch.no_grad():
+        want = unlifted(x)
+        found = module(x)
+        if not torch.allclose(found, want, rtol=1e-3, atol=1e-4 * float(want.abs().amax() + 1)):
+            raise UnsupportedModel(f"{path} read into modules gives other outputs than the file itself; please report it")
+        if static:
+            try:
+                one_more = module(torch.cat([x, x[:1]]))
+                alone = module(x[:1])
+            except RuntimeError:
+                one_more = alone = want.new_empty(0)
+            again = torch.cat([alone, one_more[1:batch]])
+            if again.shape != want.shape or not torch.allclose(again, want, rtol=1e-3, atol=1e-4):
+                raise InvalidInput(f"{path} was exported for batches of exactly {batch}, and its graph needs it; {_AGAIN}")

@@ -1,0 +1,229 @@
+"""weights.py - files of weights: what a file is, its tensors, and how they get into a network.  No code of a file is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nonsingular.errors import InvalidInput
+
+SHOWN = 3
+"""Names that an error lists of a kind."""
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
+"""Under which keys checkpoints keep a state dict, the likeliest first."""
+_SAVE = "save its weights with safetensors.torch.save_file or torch.save(model.state_dict(), ...)"
+_EXPORT = "export it with torch.export.save and give the .pt2 file as the model, or " + _SAVE
+
+# --- what a file is -------------------------------------------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> str:
+    """What a file is: "safetensors", "torch", "pt2", "onnx", a key of REFUSED; by its first bytes and the names in a zip archive.
+
+    Raises InvalidInput for what is no file, and for what stands in a file's place: a web page, a pointer.
+    """
+    try:
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder; give a file in it")
+        with path.open("rb") as f:
+            head = f.read(1024)
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no file {path}") from None
+    except OSError as e:
+        raise InvalidInput(f"{path} cannot be read: {e.strerror or e}") from e
+    if not head:
+        raise InvalidInput(f"{path} is empty; copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InvalidInput(f"{path} is a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository")
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise InvalidInput(f"{path} is an HTML page, not a model file; download the raw file again")
+    if head.startswith(b"PK"):
+        return _kind_of_archive(path)
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    if len(head) > 8 and int.from_bytes(head[:8], "little") < 2**40 and head[8:9] == b"{":
+        return "safetensors"
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return "torch" if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in head[:32] else "pickle"  # the number that torch.save began with
+    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", head):
+        return "onnx"
+    if text.startswith((b"{", b"[")):
+        return "index" if b"weight_map" in head or b'"metadata"' in head else "json"
+    return "text" if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head) else "unknown"
+
+
+_MAGIC = {
+    b"\x89HDF": "hdf5", b"\x93NUMPY": "numpy", b"GGUF": "gguf", b"\x1f\x8b": "compressed", b"BZh": "compressed",
+    b"\xfd7zXZ": "compressed", b"Rar!": "compressed", b"7z\xbc\xaf": "compressed", b"\x18\x00\x00\x00TFL3": "tflite",
+    b"\x1c\x00\x00\x00TFL3": "tflite", b" \x00\x00\x00TFL3": "tflite",
+}  # fmt: skip
+
+
+def _kind_of_archive(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
+        raise InvalidInput(f"{path} is a torn or damaged zip archive ({e}); copy or download it again") from e
+    if any(n.endswith(("archive_format", "serialized_exported_program.json", "models/model.json")) for n in names):
+        return "pt2"
+    if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
+        return "torchscript"
+    if any(n.endswith("data.pkl") for n in names):
+        return "torch"
+    if names and all(n.endswith(".npy") for n in names):
+        return "npz"
+    return "keras" if any(n.endswith((".weights.h5", "saved_model.pb")) for n in names) else "zip"
+
+
+REFUSED = {
+    "torchscript": f"is a TorchScript archive, which is a program; in the code that made it, {_EXPORT}",
+    "pickle": f"is a pickle, and reading one can run any code; in the code that made it, {_SAVE}",
+    "npz": f"is a NumPy archive (.npz): data, or arrays without a network; {_SAVE}",
+    "numpy": f"is a NumPy array (.npy), not a set of named weights; {_SAVE}",
+    "hdf5": "is an HDF5 file (Keras?); convert the network to ONNX (tf2onnx) and give the .onnx file as the model",
+    "keras": "is a Keras or TensorFlow model; convert it to ONNX (tf2onnx) and give the .onnx file as the model",
+    "tflite": "is a TensorFlow Lite model; convert it to ONNX (tf2onnx) and give the .onnx file as the model",
+    "gguf": "is a GGUF file of a language model; nonsingular takes classifiers",
+    "compressed": "is compressed; unpack it and give a file in it",
+    "zip": "is a zip archive of other files; unpack it and give a file in it",
+    "index": "is the index of weights in several files; merge them into one safetensors file",
+    "json": f"is a JSON file, not weights; {_SAVE}",
+    "text": f"is a text file, not weights; {_SAVE}",
+    "unknown": f"is no file of weights that nonsingular knows; {_SAVE}",
+}
+"""Kinds that hold no usable weights -> what they are, and what to do."""
+
+# --- the tensors of a file ------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file or of a torch state dict (.pt, .pth), on the CPU.
+
+    A state dict may lie in a checkpoint ({"state_dict": ...}, {"model": ...}).  Never unpickles anything but tensors.
+    Raises InvalidInput for every other kind of file, which it names, and for a damaged one.
+    """
+    kind = kind_of(path)
+    if kind in ("onnx", "pt2"):
+        raise InvalidInput(f"{path} holds a whole model; give it as the model, without --weights")
+    if kind in REFUSED:
+        raise InvalidInput(f"{path} {REFUSED[kind]}")
+    return read_tensors(path)[0] if kind == "safetensors" else _read_torch(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.  Raises InvalidInput if it is missing, truncated or something else."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            file: Any = f
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError as e:
+        raise InvalidInput(f"there is no file {path}") from e
+    except (SafetensorError, OSError) as e:
+        raise InvalidInput(
+            f"{path} is not a whole safetensors file ({e}); delete it and train again, "
+            "or save weights with safetensors.torch.save_file"
+        ) from e
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        named = re.search(r"(?:GLOBAL|Unsupported global:) *(?:GLOBAL)? *([\w.]+)", str(e))
+        what = f"objects ({named.group(1)})" if named else "more than tensors"
+        whole = "a whole pickled model" if named and not named.group(1).startswith(("numpy", "argparse")) else "a checkpoint"
+        raise InvalidInput(
+            f"{path} is {whole} with {what}, and reading these can run any code; in the code that made it, {_SAVE}"
+        ) from e
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise InvalidInput(f"{path} is a torn or damaged file of weights ({why}); copy or download it again") from e
+    tensors = _state_dict(found)
+    if tensors is None:
+        holds = f"the keys {_listed(sorted(map(str, found)))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise InvalidInput(f"{path} has no state dict: it holds {holds}; save torch.save(model.state_dict(), ...)")
+    return tensors
+
+
+def _state_dict(found: Any, depth: int = 2) -> dict[str, Tensor] | None:
+    """The mapping of names to tensors in a checkpoint."""
+    if not isinstance(found, Mapping) or not found:
+        return None
+    values = cast("Mapping[Any, Any]", found)
+    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items()):
+        return dict(values)
+    inner = (_state_dict(values[key], depth - 1) for key in _NESTS if depth and key in values)
+    return next((tensors for tensors in inner if tensors is not None), None)
+
+
+# --- into a network -------------------------------------------------------------------------------------------------------
+
+
+def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Writes `tensors`, read from `path`, into the model.
+
+    The prefixes of DataParallel ("module.") and torch.compile ("_orig_mod.") are taken off where the model has none.
+    Raises InvalidInput, which lists and counts them, if names, shapes or kinds of numbers differ; the model is then unchanged.
+    """
+    own: dict[str, Any] = model.state_dict()
+    given = _without_prefixes(tensors, own)
+    held = {_place(own[k]) for k in given if k in own and isinstance(own[k], Tensor)}  # a tied tensor may be stored once
+    missing = [
+        k for k, v in own.items()
+        if k not in given and not (isinstance(v, Tensor) and v.numel() and _place(v) in held)
+        and not k.endswith("num_batches_tracked")
+    ]  # fmt: skip
+    unexpected = [k for k in given if k not in own]
+    wrong = [
+        f"{k} {_form(given[k])} instead of {_form(own[k])}"
+        for k in given
+        if k in own and isinstance(own[k], Tensor) and _form(given[k]) != _form(own[k])
+    ]
+    if missing or unexpected or wrong:
+        found = [
+            f"{len(names)} {what}: {_listed(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another form", wrong)) if names
+        ]  # fmt: skip
+        raise InvalidInput(f"{path} does not fit the model ({'; '.join(found)}); give the weights of this very network")
+    try:
+        model.load_state_dict(given, strict=False)
+    except RuntimeError as e:
+        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    given = dict(tensors)
+    if not any("_orig_mod." in k for k in own):
+        given = {k.replace("_orig_mod.", ""): v for k, v in given.items()}
+    while given and all(k.startswith("module.") for k in given) and not any(k.startswith("module.") for k in own):
+        given = {k.removeprefix("module."): v for k, v in given.items()}
+    return given
+
+
+def _place(t: Tensor) -> tuple[int, tuple[int, ...]]:
+    return t.data_ptr(), tuple(t.shape)
+
+
+def _form(t: Tensor) -> str:
+    """Shape, and what is no floating-point number."""
+    return f"{tuple(t.shape)}" + ("" if t.is_floating_point() else " of whole numbers" if not t.is_complex() else " complex")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def classes_of(tensors: Mapping[str, Tensor]) -> int | None:
+    """The number of classes that weights are for: the rows of their last matrix; None without one."""
+    return next((len(t) for t in reversed(list(tensors.values())) if t.dim() == 2), None)

@@ -1,0 +1,248 @@
+"""torch.export files: the logits, parameters, attacks and bounds of the module that was exported, and no code of the file."""
+
+import io
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nonsingular as ns
+from nonsingular.exported import _is_expression, load_exported
+from nonsingular.graph import dense_chain
+from nonsingular.models import conv, mlp, resnet
+from test_loading import Trap
+
+SHAPE = (2, 8, 8)
+X = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(3))
+
+
+class Mixed(nn.Module):
+    """Operations that export as something else than what was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up = nn.Conv2d(2, 4, 3, padding=1), nn.ConvTranspose2d(4, 3, 2, stride=2)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.Linear(3 * 4 * 4, 5)
+        self.norm.running_mean += 0.1
+        self.drop, self.scale = nn.Dropout(0.5), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        y = F.max_pool2d(F.leaky_relu(self.norm(self.stem(x)), 0.1), 2)
+        y = torch.cat([F.avg_pool2d(y[:, :2], 1), y[:, 2:]], 1)
+        y = F.avg_pool2d(F.gelu(self.up(y)), 2) * self.scale
+        return self.last(self.drop(y.view(y.shape[0], -1))).clamp(-50, 50)
+
+
+def make(name):
+    torch.manual_seed(0)
+    nets = {
+        "mlp": lambda: mlp(SHAPE, 5, hidden=(8,), bias=True), "conv": lambda: conv(SHAPE, 5, hidden=(4,)),
+        "resnet": lambda: resnet(SHAPE, 5, hidden=(4, 6)), "mixed": Mixed,
+        "normalised": lambda: ns.Normalized(mlp(SHAPE, 5, hidden=(8,)), [0.4, 0.5], [0.2, 0.3]),
+    }  # fmt: skip
+    return nets[name]().eval()
+
+
+def export(model, path, dynamic=True, x=X[:3]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+        torch.export.save(torch.export.export(model, (x,), dynamic_shapes=sizes), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet", "mixed", "normalised"])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_it_is_the_module_that_was_exported(name, dynamic, tmp_path):
+    model = make(name)
+    path = export(model, tmp_path / "m.pt2", dynamic)
+    if name == "mixed" and not dynamic:
+        with pytest.raises(ns.InvalidInput, match=r"batches of exactly 3.*dynamic_shapes"):
+            load_exported(path)
+        return
+    found = ns.load_model(path)
+    assert not found.training
+    assert {n: p.shape for n, p in found.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    torch.testing.assert_close(found(X), model(X))
+    y = model(X).argmax(1)
+    gradients = (torch.autograd.grad(F.cross_entropy(m(X), y), list(m.parameters())) for m in (found, model))
+    for (name_, _), g, h in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(g, h, msg=name_)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet", "normalised"])
+def test_bounds_and_attacks_give_what_they_give_on_the_module(name, tmp_path):
+    model = make(name)
+    found = load_exported(export(model, tmp_path / "m.pt2"))
+    y, ball = model(X).argmax(1), ns.JointBall(0.01, 0.003)
+    for method in ("interval", "crown"):
+        want = ns.certify(model, X, y, ball, method=method).margins
+        torch.testing.assert_close(ns.certify(found, X, y, ball, method=method).margins, want)
+    for scope in ("sample", "batch"):
+        want = ns.evaluate(model, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope)
+        assert (
+            ns.evaluate(found, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope).accuracy.tolist() == want.accuracy.tolist()
+        )
+    if name in ("mlp", "normalised"):
+        assert dense_chain(found).weight_names == dense_chain(model).weight_names
+
+
+def test_an_operation_without_a_rule_can_be_attacked_and_is_refused_by_bounds(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(128, 4)
+
+        def forward(self, x):
+            return self.last(torch.sin(x.flatten(1)))
+
+    model = Odd().eval()
+    found = load_exported(export(model, tmp_path / "m.pt2"))
+    y = model(X).argmax(1)
+    with pytest.raises(ns.UnsupportedModel, match="sin"):
+        ns.certify(found, X, y, ns.JointBall(0.01, 0.01))
+    assert ns.evaluate(found, (X, y), eps_x=[0, 0.5], eps_w=[0, 0.5]).accuracy[-1, -1] < 1
+
+
+def test_a_model_exported_in_train_mode_is_refused(tmp_path):
+    with pytest.raises(ns.InvalidInput, match="train mode"):
+        load_exported(export(make("resnet").train(), tmp_path / "m.pt2"))
+    with pytest.raises(ns.InvalidInput, match="train mode"):
+        load_exported(export(nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(128, 3)), tmp_path / "d.pt2"))
+
+
+def test_two_inputs_or_outputs_are_refused(tmp_path):
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x + 1
+
+    torch.export.save(torch.export.export(Two(), (X, X)), tmp_path / "two.pt2")
+    with pytest.raises(ns.InvalidInput, match="2 inputs"):
+        load_exported(tmp_path / "two.pt2")
+    with pytest.raises(ns.InvalidInput, match="2 values"):
+        load_exported(export(Pair(), tmp_path / "pair.pt2", dynamic=False))
+    with pytest.raises(ns.InvalidInput, match="int64"):
+        load_exported(export(nn.Embedding(4, 3), tmp_path / "words.pt2", dynamic=False, x=torch.zeros(2, dtype=torch.long)))
+
+
+def test_it_has_its_own_weights(tmp_path):
+    path = export(make("mlp"), tmp_path / "m.pt2")
+    with pytest.raises(ns.InvalidInput, match="its own weights"):
+        ns.load_model(path, "w.safetensors")
+
+
+# --- a crafted file runs no code ----------------------------------------------------------------------------------------------
+
+
+def changed(source, target, change):
+    """A copy of an archive in which `change(name, bytes)` gives the bytes of a file, None to leave it out; or new files."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        root = old.namelist()[0].partition("/")[0]
+        for name in old.namelist():
+            data = change(name, old.read(name))
+            if data is not None:
+                new.writestr(name, data)
+        for name, data in (change(None, b"") or {}).items():
+            new.writestr(f"{root}/{name}", data)
+    return target
+
+
+def in_model(edit):
+    def change(name, data):
+        if name and name.endswith("models/model.json"):
+            found = json.loads(data)
+            edit(found)
+            return json.dumps(found).encode()
+        return data or None
+
+    return change
+
+
+def a_call(found):
+    found["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.mkdir"
+
+
+def a_size(found):
+    text = json.dumps(found).replace("Symbol('s", "__import__('os').mkdir('UNPICKLED') or Symbol('s")
+    found.clear()
+    found.update(json.loads(text))
+
+
+def a_guard(found):
+    found["guards_code"] = ["__import__('os').mkdir('UNPICKLED') or True"]
+
+
+def trapped(folder):
+    def change(name, data):
+        if name and f"/{folder}/" in name and not name.endswith(".json"):
+            stream = io.BytesIO()
+            torch.save({"args": Trap()}, stream)
+            return stream.getvalue()
+        if name and folder == "data/weights" and name.endswith("weights_config.json"):
+            return data.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return data or None
+
+    return change
+
+
+def an_object(name, data):
+    return {"data/constants/opaque_obj_0": pickle.dumps(Trap())} if name is None else data
+
+
+CRAFTED = {
+    "a function of torch": in_model(a_call), "a size": in_model(a_size), "an example input": trapped("data/sample_inputs"),
+    "weights": trapped("data/weights"), "an object": an_object,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_crafted_file_is_refused_before_it_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(make("mlp"), Path("m.pt2"))
+    changed("m.pt2", "crafted.pt2", CRAFTED[name])
+    with pytest.raises(ns.InvalidInput):
+        load_exported(Path("crafted.pt2"))
+    assert not Path("UNPICKLED").exists()
+
+
+def test_the_code_of_guards_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make("mlp")
+    export(model, Path("m.pt2"))
+    changed("m.pt2", "crafted.pt2", in_model(a_guard))
+    torch.testing.assert_close(load_exported(Path("crafted.pt2"))(X), model(X))
+    assert not Path("UNPICKLED").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_crafted_size_does_run_where_torch_reads_it(tmp_path, monkeypatch):
+    """So that the test above tests something."""
+    monkeypatch.chdir(tmp_path)
+    export(make("mlp"), Path("m.pt2"))
+    changed("m.pt2", "crafted.pt2", in_model(a_size))
+    try:
+        torch.export.load("crafted.pt2")
+    except Exception as e:
+        print(e)
+    assert Path("UNPICKLED").exists()
+
+
+@pytest.mark.parametrize(
+    "text, good",
+    [("Symbol('s77', positive=True, integer=True)", True), ("s0", True), ("2*s0 + 3", True), ("Max(1, s1)", True),
+     ("Mul(Integer(2), Symbol('s77', integer=True))", True), ("FloorDiv(u0, 4)", True), ("open('x')", False),
+     ("().__class__", False), ("Symbol('__import__(1)')", False), ("[1][0]", False), ("lambda: 1", False), ("eval(s0)", False),
+     ("Symbol(f'{s0}')", False), ("s0.name", False), ("1 +", False), ("S('exec(1)')", False)],
+)  # fmt: skip
+def test_sizes_are_sums_and_products(text, good):
+    assert _is_expression(text) is good
