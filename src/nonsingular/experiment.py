@@ -46,6 +46,7 @@ from nonsingular.data import Dataset, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
+from nonsingular.examples import examples
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
 from nonsingular.presets import GRIDS, TITLES
@@ -222,6 +223,11 @@ class Attacked(Job):
             parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
+    def examples(self, log: Path) -> dict[str, Any]:
+        """What became of single examples, from the log of the finished surface and what lies beside it."""
+        y = self.split.y.long()
+        return examples(self.model, self.split.x, y, self.method, self.columns, self.rows, log)
+
     def masking(self) -> dict[str, Any]:
         """Signs of masked gradients at half the largest radii."""
         ball = self.unit.scaled(self.columns[-1] / 2, self.rows[-1] / 2)
@@ -359,8 +365,11 @@ def _run(
     results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
     if fronts:
         results["models"][label]["fronts"] = fronts
-    if isinstance(job, Attacked) and job.settings.masking:
-        results["models"][label]["masking"] = job.masking()
+    if isinstance(job, Attacked):
+        if known := job.examples(out / EVENTS):
+            results["models"][label]["examples"] = known
+        if job.settings.masking:
+            results["models"][label]["masking"] = job.masking()
     write_json(out / RESULTS, results)
     return results
 
