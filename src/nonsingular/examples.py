@@ -84,8 +84,8 @@ def by_class(
 ) -> dict[str, Any]:
     """How many examples of each true class are right: undisturbed, and at some points of the grid.
 
-    right, y: (N,).  The points: the middle of each axis with the other radius at its smallest, and the diagonal of the grid at its
-    end, its middle, and half of that until nothing is left.
+    right, y: (N,).  The points: the middle of each axis with the other radius at its smallest, and the diagonal at its end, its
+    middle, and half of that until nothing is left.
     """
 
     def count(chosen: Any) -> list[int]:
