@@ -162,7 +162,7 @@ def _pair(axes: Sequence[str], shown: Sequence[tuple[str, Seeds, int]], key: str
     for axis in axes:
         at = np.s_[0, :] if axis == "x" else np.s_[:, 0]
         radii, fixed = (grid.eps_x, grid.eps_w[0]) if axis == "x" else (grid.eps_w, grid.eps_x[0])
-        drawn = [Line(name, runs.accuracy[at], *(end[at] for end in runs.interval), look) for name, runs, look in shown]
+        drawn = [Line(name, runs.accuracy[at], runs.interval[0][at], runs.interval[1][at], look) for name, runs, look in shown]
         figures.append(f'<figure class="curve">{lines(radii, drawn, axis=axis, fixed=fixed, band=band)}</figure>')
     key_to = legend([(name, look) for name, _, look in shown])
     return f'<div data-curves="{key}"><h3>{words(title)}</h3>{key_to}<div class="curves">{"".join(figures)}</div></div>'
