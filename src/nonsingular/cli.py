@@ -475,7 +475,7 @@ def _show(results: Mapping[str, Any], out: Path) -> None:
         _print(claims_table(results))
     for model in results["models"].values():
         for line in masking_lines(model):
-            print(line)
+            print(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
     _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
 
 

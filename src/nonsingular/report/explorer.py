@@ -18,6 +18,11 @@ NAMES = {"attacked": "Attacked: at most", "certified": "Certified: at least", "g
 """Kind of a map -> what the switch calls it."""
 BANDS = 4
 """Models of one picture of lines from which on it has no bands: they would lie over each other."""
+HINT = (
+    "Each cell: % of the examples that are right with every input value within ε_x and every weight within ε_w of what it was. "
+)
+HINT += "Lines join equal accuracy."
+POINT = "Point at a cell, tap it, or reach it with the keyboard (Tab, then arrows) for its interval."
 READOUT = '<aside class="readout" aria-live="polite" aria-label="The cell that is pointed at"></aside>'
 
 
@@ -33,7 +38,7 @@ def explorer(models: Sequence[Model], number: int = 0) -> str:
         for p in palettes
     )
     surfaces = section(
-        title, note(_hint(models)), _controls(models, kinds, number),
+        title, note(HINT), f'<p class="quiet screen">{POINT}</p>', _controls(models, kinds, number),
         f'<div class="stage"><div class="maps">{maps}</div>{READOUT}</div>',
         f'<div class="bars">{bars}</div>', *(note(line) for line in _legend(models)),
     )  # fmt: skip
@@ -85,18 +90,9 @@ def _controls(models: Sequence[Model], kinds: Sequence[str], number: int) -> str
     if len(models) > 1:
         options = "".join(f'<option value="{k}">{escape(m.title)}</option>' for k, m in enumerate(models))
         parts.append(
-            f'<label>Model <select name="model"><option value="all" selected>All {len(models)} side by side</option>{options}'
-            "</select></label>"
+            f'<label>Model <select name="model"><option value="all" selected>All side by side</option>{options}</select></label>'
         )
     return f'<form class="controls" autocomplete="off" aria-label="What is shown, {number + 1}">{"".join(parts)}</form>'
-
-
-def _hint(models: Sequence[Model]) -> str:
-    text = "Each cell: % of the examples that are right with every input value within ε_x and every weight within ε_w. "
-    text += (
-        "Lines join equal accuracy. Point at a cell, tap it, or reach it with the keyboard (Tab, then arrows) for its interval."
-    )
-    return text
 
 
 def _legend(models: Sequence[Model]) -> list[str]:

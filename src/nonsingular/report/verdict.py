@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from nonsingular.report.summary import Model, kinds_of, mean_spread, middle, telling, weight_unit
+from nonsingular.report.summary import Model, mean_spread, middle, telling, weight_unit
+
+WEIGHTS = {
+    "sample": "Each example meets its own worst weights.",
+    "batch": "The examples of a batch share their worst weights.",
+    "dataset": "All examples share one set of worst weights.",
+}
+"""Scope -> who shares W', in plain words."""
 
 
 def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
@@ -64,13 +71,13 @@ def areas(models: Sequence[Model]) -> str:
 
 
 def remarks(models: Sequence[Model]) -> str:
-    """What a reader of the verdict must know: whether it speaks of another point than the middle, and what a proof is."""
+    """What a reader of the verdict must know: whether it speaks of another point than the middle, and who shares W'."""
     at, grid = telling(models), models[0].runs.surfaces[0]
     centre, parts = middle(grid), list[str]()
     if at != centre:
         where = f"ε_x = {grid.eps_x[centre[1]]:g}, ε_w = {grid.eps_w[centre[0]]:g}"
         most = max(100 * m.runs.accuracy[centre] for m in models)
         parts.append(f"In the middle of the grid, at {where}, next to nothing is left: {most:.1f} %.")
-    if "certified" in kinds_of(m.runs for m in models):
-        parts.append("What is proven holds whatever the attack, in exact arithmetic.")
+    scopes = dict.fromkeys(s.scope for m in models for s in m.runs.surfaces if s.kind == "attacked")
+    parts += [WEIGHTS[scope] for scope in scopes if scope in WEIGHTS]
     return " ".join(parts)
