@@ -776,7 +776,7 @@ def test_classes_and_first_to_break_are_told() -> None:
     ]  # fmt: skip
     told = "".join(page.words)
     assert "The class of which least is left over these columns is “1”" in told
-    assert "Example 7: “1” becomes “0”" in told and "margin 1.25 to -0.5" in told
+    assert "Example 7: “1” becomes “0”" in told and "margin 1.25 to −0.5" in told
     assert page.tables["moved"][1] == [HOSTILE, " 25", "100"]
     text = report.markdown(with_examples(one_model()))
     assert "| 1 | 60 | 95 | 10 |" in text and "## By class, Standard" in text

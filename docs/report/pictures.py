@@ -1,6 +1,7 @@
-"""The pictures of this folder: pages of runs, as Chromium shows and prints them.  Needs playwright, Chromium, and pdftoppm.
+"""The pictures of this folder: pages of runs, as Chromium shows and prints them.
 
 python docs/report/pictures.py RUN COMPARISON: folders with a report.html, the first of one model, the second of several runs.
+Needs playwright, Chromium, pillow and pdftoppm.
 """
 
 import shutil
@@ -9,10 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
-DESKTOP = {"viewport": {"width": 1120, "height": 1020}}
+DESKTOP = {"viewport": {"width": 1120, "height": 1330}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1}
 
 
@@ -52,6 +54,10 @@ def main(run: str, comparison: str) -> None:
             )
             shutil.copy(next(Path(folder).glob("p-*.png")), HERE / "print.png")
         browser.close()
+    for picture in HERE.glob("*.png"):  # 256 colours are enough, and half the bytes
+        Image.open(picture).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            picture, optimize=True
+        )
 
 
 if __name__ == "__main__":

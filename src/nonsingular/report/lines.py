@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonsingular.report.maps import axis_name
+from nonsingular.report.maps import axis_name, positions
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 440, 280, 44, 10, 428, 226
 LOOKS = 8
@@ -84,8 +84,8 @@ def _up(share: float) -> float:
 
 
 def _positions(radii: Sequence[float]) -> NDArray[Any]:
-    """Of the radii, to scale."""
-    values = np.asarray(radii, dtype=float)
+    """Of the radii in the picture, to scale where the maps are."""
+    values = positions(radii)
     span = values[-1] - values[0]
     share = (values - values[0]) / span if span > 0 else np.full(len(values), 0.5)
     return LEFT + 8 + share * (RIGHT - LEFT - 16)

@@ -53,7 +53,7 @@ def surface_map(
     label: what a reader who does not see is told.  marked: cells whose number has a star.
     """
     percent = np.clip(100 * accuracy, 0.0, 100.0)
-    x, y = _edges(eps_x, LEFT, RIGHT), _edges(eps_w, BOTTOM, TOP)
+    x, y = (np.round(_edges(*axis), 2) for axis in ((eps_x, LEFT, RIGHT), (eps_w, BOTTOM, TOP)))  # neighbours share their edge
     numbered = max(percent.shape) <= NUMBERED
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
@@ -64,7 +64,7 @@ def surface_map(
         parts.append("<g>")
         for j, p in enumerate(row):
             parts.append(
-                f'<rect class="c" x="{x[j]:.1f}" y="{top:.1f}" width="{x[j + 1] - x[j]:.1f}" height="{height:.1f}" '
+                f'<rect class="c" x="{x[j]:.2f}" y="{top:.2f}" width="{x[j + 1] - x[j]:.2f}" height="{height:.2f}" '
                 f'fill="{colour(p, palette)}"/>'
             )
         parts.append("</g>")
@@ -98,15 +98,17 @@ def _whole(percent: float) -> str:
 
 def _edges(radii: Sequence[float], start: float, stop: float) -> NDArray[Any]:
     """(len + 1,) positions of the edges of the cells, in the middle between two radii; the outer ones as far out."""
-    values = np.asarray(radii, dtype=float)
+    values = positions(radii)
     if len(values) == 1:
         return np.array([start, stop], dtype=float)
-    steps = np.diff(values)
-    if steps.min() < EVEN * steps.mean():
-        values = np.arange(len(values), dtype=float)
     middle = (values[1:] + values[:-1]) / 2
     edges = np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
     return start + (edges - edges[0]) / (edges[-1] - edges[0]) * (stop - start)
+
+
+def positions(radii: Sequence[float]) -> NDArray[Any]:
+    """Where the radii lie on an axis: to scale, or at equal steps."""
+    return np.asarray(radii, dtype=float) if to_scale(radii) else np.arange(len(radii), dtype=float)
 
 
 def to_scale(radii: Sequence[float]) -> bool:

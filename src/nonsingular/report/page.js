@@ -137,9 +137,10 @@
       };
       const low = m.certified ? parseFloat(m.certified.a[i][j]) : 0;
       const high = m.attacked ? parseFloat(m.attacked.a[i][j]) : 100;
-      if (m.attacked) line("Attacked: at most", "", ...share(m, "attacked", i, j));
+      if (m.attacked) line("Attacked: at most", m.certified ? "" : "open", ...share(m, "attacked", i, j));
       if (m.certified) line("Certified: at least", "proven", ...share(m, "certified", i, j));
       if (m.gap) line("Gap: not known", "open", `${m.gap[i][j]}\u00a0%`, "");
+      if (!m.attacked) line("Not certified", "open", `${(100 - low).toFixed(1)}\u00a0%`, "");
       if (m.attacked) line("Broken", "broken", `${m.broken[i][j]}\u00a0%`, "");
       const bar = make("div", "sandwich");
       bar.setAttribute("aria-hidden", "true");

@@ -111,7 +111,7 @@ def _example(found: Mapping[str, Any], classes: Sequence[str]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.3g}"
+    return "not a number" if value is None else f"{value:.3g}".replace("-", "−")
 
 
 def _pictures(given: Mapping[str, Any], was: str, now: str) -> str:
