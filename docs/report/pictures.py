@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
-DESKTOP = {"viewport": {"width": 1120, "height": 1330}}
+DESKTOP = {"viewport": {"width": 1020, "height": 1120}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1}
 
 
@@ -30,7 +30,7 @@ def section(page: Page, title: str, name: str) -> None:
 
 def main(run: str, comparison: str) -> None:
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-lcd-text"])
         light = opened(browser, run, **DESKTOP)
         light.locator(".map:visible .c").nth(3 * 11 + 4).hover()
         light.screenshot(path=HERE / "light.png")
@@ -54,10 +54,8 @@ def main(run: str, comparison: str) -> None:
             )
             shutil.copy(next(Path(folder).glob("p-*.png")), HERE / "print.png")
         browser.close()
-    for picture in HERE.glob("*.png"):  # 256 colours are enough, and half the bytes
-        Image.open(picture).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            picture, optimize=True
-        )
+    for picture in HERE.glob("*.png"):
+        Image.open(picture).convert("RGB").save(picture, optimize=True)
 
 
 if __name__ == "__main__":

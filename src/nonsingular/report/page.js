@@ -54,7 +54,7 @@
       for (const name of ["mark under", "mark"]) {
         const mark = document.createElementNS("http://www.w3.org/2000/svg", "rect");
         mark.setAttribute("class", name);
-        svg.append(mark);
+        svg.insertBefore(mark, svg.querySelector(".kl"));
       }
       svg.querySelectorAll(".cells > g").forEach((g) => g.setAttribute("role", "row"));
       cells.get(f).forEach((c, k) => {
