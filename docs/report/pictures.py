@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
-DESKTOP = {"viewport": {"width": 1020, "height": 1120}}
+DESKTOP = {"viewport": {"width": 1020, "height": 1110}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1}
 
 
