@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import csv
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -21,12 +24,16 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from nonsingular import report
+from nonsingular.catalog import ATTACKS, BOUNDS
 from nonsingular.errors import InvalidInput
 from nonsingular.records import Surface
+from nonsingular.report import cards
 from nonsingular.report.figure import contours, render
+from nonsingular.report.maps import PALETTES, colour, ink, surface_map
 from nonsingular.report.meaning import meaning
+from nonsingular.report.png import address, png, signed
 from nonsingular.report.radii import fronts
-from nonsingular.report.summary import middle, read
+from nonsingular.report.summary import middle, read, telling
 
 EPS_X, EPS_W = (0.0, 0.05, 0.1, 0.15, 0.2), (0.0, 0.0025, 0.005, 0.0075, 0.01)
 HOSTILE = "<img src=x onerror=alert(1)>\"'&$\\frac{ [bold] | `x`"
@@ -114,9 +121,8 @@ def with_fronts() -> dict[str, Any]:
 
 
 def page_of(r: dict[str, Any]) -> str:
-    figure = contours({m.title: m.runs.surfaces for m in read(r)})
     radii = render(fronts(read(r)), "svg").decode() if any(m.fronts for m in read(r)) else ""
-    return report.page(r, render(figure, "svg").decode(), radii)
+    return report.page([r], [radii])
 
 
 def words_of(r: dict[str, Any]) -> str:
@@ -156,6 +162,8 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if {"script", "style"} & set(self.open):
+            return
         self.words.append(data)
         if {"td", "th"} & set(self.open):
             self.tables[self.kind][-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
@@ -184,7 +192,13 @@ class Reader(HTMLParser):
 def test_page_is_well_nested_and_loads_nothing(made: dict[str, Any]) -> None:
     text = page_of(made)
     page = Reader(text)
-    assert not {tag for tag, _ in page.elements} & {"script", "img", "link", "iframe", "object", "embed", "base", "image"}
+    assert not {tag for tag, _ in page.elements} & {"link", "iframe", "object", "embed", "base", "image"}
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json"}, {}]  # what the surfaces know, and the one that is in the policy by its hash
+    script = text.rsplit("<script>", 1)[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     for tag, attributes in page.elements:
         for name, value in attributes.items():
             if name in {"src", "href", "xlink:href", "data", "action", "poster", "srcset"} and tag != "a":
@@ -223,7 +237,7 @@ def test_numbers_of_the_page_are_those_of_the_results() -> None:
             f"{mean(at):.1f} ± {stdev(at):.1f}",
             str(sum(len(s["rises"]) for s in m["surfaces"])),
         ]
-    heat = page.tables["heat"][1:6]  # the first model, below the heading
+    heat = page.tables["heat"][1:6]  # of the first model, below the heading
     expected = 100 * np.mean([s["accuracy"] for s in made["models"]["m0"]["surfaces"]], axis=0)
     assert [row[1:] for row in heat] == [[f"{a:.1f}" for a in row] for row in expected]
     assert [row[0] for row in heat] == ["0", "0.0025", "0.005", "0.0075", "0.01"]
@@ -235,18 +249,19 @@ def test_verdict_by_hand() -> None:
     made["models"]["m0"] |= {"surfaces": [flat.to_dict()], "clean": [0.75], "title": "Plain"}
     made["data"]["n"] = 10
     # Wilson, 5 of 10, z = 1.96: (0.5 + 1.92 / 10 -+ 1.96 sqrt(.025 + .96 / 100)) / 1.384 = 0.5 -+ 0.263
-    told = "".join(Reader(report.page(made, "<svg></svg>")).words).replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "With every input value off by up to 0.1 and every weight off by up to 0.005 at once, the model “Plain” is still right "
-        "on 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %). Undisturbed: 75.0 %."
-    ) in told
+        "With every input value off by up to 0.1 and every weight off by up to 0.005 at once, at most 50.0 % of 10 test examples "
+        "(95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”."
+    ) in words_of(made)
+    assert "75.0 %undisturbed" in words_of(made) and "0.500AUC attacked" in words_of(made)
+    assert "AUC, the mean over the grid, 0.500 attacked" in report.markdown(made)
 
 
 def test_verdict_names_the_first_model_and_the_best() -> None:
     told = page_of(results(("a", "c", "b")))
-    assert "the model “a” is" in told and "the best of 3 models, “b”, on" in told
-    assert "With every weight off by up to 0.005, the" in page_of(results(eps_x=(0.0,)))
-    assert "With nothing moved, the" in page_of(results(eps_x=(0.0,), eps_w=(0.0,)))
+    assert "by the model “a”; by the best of 3 models, “b”, at most" in told
+    assert "With every weight off by up to 0.005, at most" in words_of(results(eps_x=(0.0,)))
+    assert "With nothing moved, at most" in words_of(results(eps_x=(0.0,), eps_w=(0.0,)))
     made = results(("best", "same"))
     made["models"]["m1"] = made["models"]["m0"] | {"title": "same"}
     assert "none of the other 1 does better" in page_of(made)
@@ -255,7 +270,7 @@ def test_verdict_names_the_first_model_and_the_best() -> None:
 def test_what_multiplies_the_weight_radius_is_said() -> None:
     made = one_model()
     made["models"]["m0"]["surfaces"][0]["about"]["relative"] = True
-    assert "every weight off by up to 0.005 times the largest value in its tensor at once" in page_of(made)
+    assert "every weight off by up to 0.0025 times the largest value in its tensor at once" in page_of(made)
     assert "A weight moves by up to ε_w times the largest value in its tensor." in report.markdown(made)
     assert "largest" not in report.markdown(one_model())
     assert "ε_w times" in " ".join(contours({"a": read(made)[0].runs.surfaces}).get_supxlabel().split())
@@ -284,7 +299,7 @@ def test_page_says_how_to_do_it_again() -> None:
     told = "".join(Reader(page_of(results())).words)
     for needed in (
         "nonsingular demo --seeds 3 && echo '<done>'",
-        '"steps": 100',
+        "config.steps: 100",
         '"torch": "2.9.0"',
         "9f86d081",
         "ab12",
@@ -327,24 +342,27 @@ def test_verdict_on_both_by_hand() -> None:
     made["data"]["n"] = 10
     # Wilson, 0 of 10: upper end (1.92 / 10 + 1.96 sqrt(.96 / 100)) / 1.384 = 0.278
     assert (
-        "the model “Plain” is still right on 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %), at least 0.0 % "
-        "(0.0 to 27.8 %) proven. What is proven holds whatever the attack, in exact arithmetic. Undisturbed: 75.0 %."
+        "at most 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”; "
+        "0.0 % (0.0 to 27.8 %) are proven to be."
     ) in words_of(made)
+    assert "All examples share one set of worst weights." in words_of(made)
+    assert "whatever the attack, in exact arithmetic." in words_of(made)
 
 
 def test_verdict_names_the_model_of_which_most_is_proven() -> None:
     made = with_certificates(results(("a", "b", "c")), only=("m0", "m1"))
     told = words_of(made)
     proven = mean(s["certified"]["accuracy"][2][2] for s in made["models"]["m1"]["surfaces"])
-    assert "the best of 3 models, “c”, on" in told and f"; most is proven of “b”, {100 * proven:.1f} %." in told
+    assert "the best of 3 models, “c”, at most" in told and f"; most is proven of “b”, {100 * proven:.1f} %." in told
     assert "most is proven" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
 
 
 def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
     made = certified_only(one_model())
     told = words_of(made)
-    share = made["models"]["m0"]["surfaces"][0]["accuracy"][2][2]
-    assert f"the model “Standard” is proven right on {100 * share:.1f} % of 1,000 test examples (95 % interval" in told
+    share = made["models"]["m0"]["surfaces"][0]["accuracy"][1][1]  # next to nothing is left in the middle
+    assert f"at least {100 * share:.1f} % of 1,000 test examples (95 % interval" in told
+    assert "are proven to be classified right by the model “Standard”." in told
     assert "Certified by crown, in every scope." in told and "bound: " in told and "No rise: certified accuracy" in told
     for text in (told, report.markdown(made), shown(report.model_table(made)), contours_of(made).get_supxlabel()):
         assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"the attack"}  # "whatever the attack"
@@ -501,9 +519,9 @@ def test_tables_of_radii() -> None:
 def test_write_adds_the_picture_of_the_radii_and_twice_the_same(tmp_path: Path) -> None:
     made = json.loads(json.dumps(with_fronts()))
     first = {name: path.read_bytes() for name, path in report.write(made, tmp_path).items()}
-    assert set(first) == {"figure1.png", "figure1.svg", "radii.png", "radii.svg", "report.html", "report.md"}
+    assert set(first) == {"figure1.png", "figure1.svg", "radii.png", "radii.svg", "report.html", "report.md", "cells.csv"}
     assert {name: p.read_bytes() for name, p in report.write(made, tmp_path).items()} == first
-    assert first["report.html"].count(b"<svg") == 2
+    assert first["report.html"].count(b'<figure class="card"') == 1  # the figure of the radii is on it, and no other
 
 
 # -------------------------------------------------------------------------------------------------- figure
@@ -661,13 +679,13 @@ def test_markdown_is_well_formed() -> None:
 # --------------------------------------------------------------------------------------------------- whole
 
 
-def test_write_leaves_four_files_and_twice_the_same(tmp_path: Path) -> None:
+def test_write_leaves_five_files_and_twice_the_same(tmp_path: Path) -> None:
     made = json.loads(json.dumps(results()))  # as it comes from results.json
     before = copy.deepcopy(made)
     paths = report.write(made, tmp_path / "new" / "out")
     first = {name: path.read_bytes() for name, path in paths.items()}
     assert set(first) == {p.name for p in (tmp_path / "new" / "out").iterdir()}
-    assert set(first) == {"figure1.png", "figure1.svg", "report.html", "report.md"}
+    assert set(first) == {"figure1.png", "figure1.svg", "report.html", "report.md", "cells.csv"}
     assert {name: p.read_bytes() for name, p in report.write(made, tmp_path / "new" / "out").items()} == first
     assert made == before
 
@@ -690,3 +708,210 @@ def test_equal_titles_are_told_apart() -> None:
 def test_middle_of_the_grid() -> None:
     assert middle(surface()) == (2, 2)
     assert middle(surface(eps_x=(0.0, 0.1), eps_w=(0.0,))) == (0, 1)
+
+
+def test_the_verdict_moves_toward_0_until_something_is_left() -> None:
+    made = one_model()
+    at = {(10, 10): 0.0, (5, 5): 0.0, (2, 2): 0.05, (1, 1): 0.3}
+    radii = tuple(k / 100 for k in range(11))
+    accuracy = np.zeros((11, 11))
+    for point, a in at.items():
+        accuracy[point] = a
+    s = Surface(radii, radii, accuracy, 100, "sample", "apgd", "m")
+    made["models"]["m0"] |= {"surfaces": [s.to_dict()], "clean": [0.9]}
+    made["grid"] = {"eps_x": list(radii), "eps_w": list(radii)}
+    assert telling(read(made)) == (1, 1)  # 5 % are less than a tenth of 90 %
+    made["models"]["m0"]["clean"] = [0.5]
+    assert telling(read(made)) == (2, 2)  # but not less than a tenth of 50 %
+    told = words_of(made)
+    assert "In the middle of the grid, at εx = 0.05, εw = 0.05, next to nothing is left: 0.0 %." in told
+    assert "% at (εx 0.02, εw 0.02)" in told
+
+
+# ------------------------------------------------------------------------------------------ single examples
+
+
+def with_examples(made: dict[str, Any], x: Any = None) -> dict[str, Any]:
+    """The first model with counts of two classes, and one example: of 2 x 3 pixels, or a row of numbers."""
+    raw = {name: base64.b64encode(bytes(v)).decode() for name, v in PIXELS.items()}
+    given = {"shape": [2, 3, 1], "factor": 1, **raw} if x is None else x
+    first = {
+        "example": 7, "label": 1, "predicted": 0, "eps_x": 0.05, "eps_w": 0.0025, "margin_undisturbed": 1.25, "margin": -0.5,
+        "input": given, "weights": [{"tensor": HOSTILE, "largest": 1.0, "mean": 0.25}],
+    }  # fmt: skip
+    counts = {"n": [40, 60], "undisturbed": [40, 57], "cells": [{"eps_x": 0.05, "eps_w": 0.0025, "right": [20, 6]}]}
+    made["models"]["m0"]["examples"] = {"by_class": counts, "first": [first]}
+    return made
+
+
+PIXELS = {"x": [0, 50, 100, 150, 200, 255], "moved": [5, 45, 100, 155, 195, 250], "change": [128, 1, 255, 128, 64, 192]}
+
+
+def test_a_picture_is_the_pixels_that_were_stored() -> None:
+    image = pytest.importorskip("PIL.Image")
+    page = Reader(page_of(with_examples(one_model())))
+    drawn = [a for tag, a in page.elements if tag == "img"]
+    x, moved, change = (image.open(io.BytesIO(base64.b64decode(str(a["src"]).split(",")[1]))) for a in drawn)
+    assert (x.size, x.mode, change.mode) == ((3, 2), "L", "RGB")
+    assert [np.asarray(p).ravel().tolist() for p in (x, moved)] == [PIXELS["x"], PIXELS["moved"]]
+    colours = [tuple(c) for c in np.asarray(change).reshape(-1, 3).tolist()]
+    assert colours[0] == colours[3] == (255, 255, 255)
+    assert colours[1] == (5, 90, 180) and colours[2] == (190, 85, 0)  # the ends: -127 and 127
+    assert [a["alt"] for a in drawn] == ["the input, “1”", "the moved input, taken for “0”", "what changed"]
+
+
+def test_png_of_colours_and_the_strongest_channel() -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    np.testing.assert_array_equal(np.asarray(image.open(io.BytesIO(png(pixels)))), pixels)
+    assert address(pixels).startswith("data:image/png;base64,")
+    mixed = signed(np.array([[[100, 255, 128]], [[1, 200, 128]]], dtype=np.uint8))
+    assert mixed.tolist() == [[[190, 85, 0]], [[5, 90, 180]]]
+
+
+def test_classes_and_first_to_break_are_told() -> None:
+    page = Reader(page_of(with_examples(one_model())))
+    assert page.tables["heat classes"] == [
+        ["Class", "n", "undisturbed", "0.05, 0.0025"], ["0", "40", "100", "50"], ["1", "60", "95", "10"],
+    ]  # fmt: skip
+    told = "".join(page.words)
+    assert "The class of which least is left over these columns is “1”" in told
+    assert "Example 7: “1” becomes “0”" in told and "margin 1.25 to −0.5" in told
+    assert page.tables["moved"][1] == [HOSTILE, " 25", "100"]
+    text = report.markdown(with_examples(one_model()))
+    assert "| 1 | 60 | 95 | 10 |" in text and "## By class, Standard" in text
+    assert "By class" not in report.markdown(one_model()) and "The first to break" not in page_of(one_model())
+
+
+def test_inputs_that_are_no_pictures_are_told_as_numbers() -> None:
+    made = with_examples(one_model(), {"numbers": [{"at": [3], "x": 0.5, "moved": None}]})
+    page = Reader(page_of(made))
+    assert page.tables["inputs"] == [["input", "x", "x'"], ["3", "0.5", "not a number"]]
+    assert not [a for tag, a in page.elements if tag == "img"]
+
+
+def test_masking_is_told_beside_the_verdict_in_the_page_and_in_markdown() -> None:
+    made = one_model()
+    made["models"]["m0"]["masking"] = {
+        "attack": "paper", "scope": "sample", "examples": 64, "flags": {"saturation": "gradients are 0 | <b>"}, "numbers": {},
+    }  # fmt: skip
+    assert "Signs of masked gradients in “Standard” (saturation): its accuracy under attack may be far above" in words_of(made)
+    assert "- saturation: gradients are 0 \\| &lt;b&gt;" in report.markdown(made)
+    made["models"]["m0"]["masking"]["flags"] = {}
+    assert "far above" not in words_of(made) and "No sign of masked gradients" in report.markdown(made)
+
+
+# ------------------------------------------------------------------------------------------ maps and methods
+
+
+def test_every_attack_and_bound_of_the_catalog_has_a_card() -> None:
+    assert set(cards.ATTACKS) == set(ATTACKS) and set(cards.BOUNDS) == set(BOUNDS)
+    found = cards.cards(["apgd+square", "mine"], ["crown"])
+    assert list(found) == ["apgd", "square", "apgd+square", "mine", "crown"]
+    assert found["mine"] == cards.OTHER and "Lower bound" in found["crown"].means
+    told = words_of(with_certificates(one_model()))
+    assert "arXiv:2102.11935, section 4.1." in told and "Zhang et al., arXiv:1811.00866" in told
+
+
+def luminance(rgb: Any) -> float:
+    """WCAG 2."""
+    return float(np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]))
+
+
+def test_colours_are_ordered_by_lightness_and_numbers_on_them_can_be_read() -> None:
+    for name, palette in PALETTES.items():
+        light = [luminance(c[:3]) for c in palette]
+        assert (np.diff(light) > 0).all() if name == "accuracy" else (np.diff(light) < 0).all()
+        for percent, on in enumerate(light):
+            text = {"#000": 0.0, "#fff": 1.0}[ink(percent, name)]
+            assert (max(on, text) + 0.05) / (min(on, text) + 0.05) >= 4.5
+    assert colour(-3.0) == colour(0.0) and colour(120.0) == colour(100.0)
+
+
+@pytest.mark.parametrize("eps_x", [(0.0, 0.1, 0.2), (0.0, 0.001, 1.0), (0.05,)])
+def test_cells_of_a_map_tile_the_plot_in_the_order_of_the_array(eps_x: tuple[float, ...]) -> None:
+    s = surface(eps_x=eps_x)
+    page = Reader(surface_map(s.accuracy, s.eps_x, s.eps_w, label=HOSTILE))
+    cells = [{k: float(a[k]) for k in ("x", "y", "width", "height")} for tag, a in page.elements if a.get("class") == "c"]
+    assert len(cells) == s.accuracy.size and sum(c["width"] * c["height"] for c in cells) == pytest.approx(406 * 344, rel=0.01)
+    xs, ys = ([c[k] for c in cells] for k in ("x", "y"))
+    assert xs[: len(eps_x)] == sorted(xs[: len(eps_x)]) and ys[0] > ys[-1]  # the first row, the smallest eps_w, is the lowest
+    assert min(c["width"] for c in cells) > 30  # also where the steps are very unequal
+    fills = [a["fill"] for _, a in page.elements if a.get("class") == "c"]
+    assert fills == [colour(100 * a) for a in s.accuracy.ravel()]
+
+
+def test_numbers_of_a_map_round_nothing_to_none_or_all() -> None:
+    accuracy = np.array([[1.0, 0.999], [0.004, 0.0]])
+    page = Reader(surface_map(accuracy, (0.0, 0.1), (0.0, 0.1), label="", marked=frozenset({(0, 1)})))
+    assert [w for w in page.words if w][:4] == ["100", ">99*", "<1", "0"]
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+def other(title: str, **change: Any) -> dict[str, Any]:
+    made = one_model()
+    made["models"]["m0"]["title"] = title
+    made["models"]["m0"]["surfaces"][0]["about"] |= change.pop("about", {})
+    return made | change
+
+
+def test_runs_on_the_same_examples_and_grid_become_one() -> None:
+    first, second = other("a"), other("a", attack="apgd", command="nonsingular evaluate b")
+    (group,) = report.together({"one": first, "two": second})
+    assert [m.title for m in read(group)] == ["a (one)", "a (two)"]
+    assert list(group["models"]) == ["one/m0", "two/m0"] and report.statement([group]) == []
+    told = words_of(group)
+    assert (
+        "none of the other 1 does better" in told and "nonsingular evaluate b" in told and "two: {" in told.replace("config.", "")
+    )
+    (both,) = report.together({"one": first, "two": certified_only(other("b"))})  # a certificate holds in every scope
+    assert "Robust accuracy lies between the two" in words_of(both)
+    assert [m.title for m in read(report.together({"one": first, "two": other("b")})[0])] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"data": {**one_model()["data"], "sha256": "0000"}}, "data: 1,000 test examples of mnist (sha256 9f86d081) and"),
+        ({"data": {**one_model()["data"], "n": 500}}, "examples: 1,000 test examples"),
+        ({"grid": {"eps_x": [0.0, 0.1], "eps_w": list(EPS_W)}}, "eps_x: 0 to 0.2 in 5 points and 0 to 0.1 in 2 points"),
+        ({"scope": "sample"}, "scope, that is who shares W': dataset and sample"),
+        ({"about": {"relative": True}}, "radii relative to the tensor: None and True"),
+        ({"about": {"domain": [-1.0, 1.0]}}, "range of the inputs: None and"),
+    ],
+)
+def test_runs_that_do_not_compare_stand_apart_and_the_page_says_why(change: dict[str, Any], says: str) -> None:
+    runs = {"one": other("a"), "two": other("b", **change), "three": other("c")}
+    groups = report.together(runs)
+    assert [list(g["models"]) for g in groups] == [["one/m0", "three/m0"], ["m0"]]
+    (why,) = report.statement(groups)
+    assert why.startswith("The numbers of two do not compare with those of one, three. They differ in") and says in why
+    text = report.page(groups)
+    page = Reader(text)
+    assert says in "".join(page.words).replace("\N{NO-BREAK SPACE}", " ") and text.count('class="verdict"') == 2
+    assert text.count("none of the other 1 does better") == 1  # of one and three; two is not held against them
+    assert says.replace("|", "\\|") in report.markdown(*groups)
+
+
+def test_csv_has_every_cell_of_every_seed(tmp_path: Path) -> None:
+    made = with_certificates(results(), only=("m1",))
+    made["models"]["m0"]["surfaces"][0] = with_rise().to_dict()
+    path = report.write(made, tmp_path)["cells.csv"]
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(rows) == 25 * (3 + 3 + 3)
+    for row in rows:
+        key = "m0" if row["model"] == "Standard" else "m1"
+        s = made["models"][key]["surfaces"][int(row["seed"])]
+        s = s["certified"] if row["kind"] == "certified" else s
+        i, j = s["eps_w"].index(float(row["eps_w"])), s["eps_x"].index(float(row["eps_x"]))
+        expected = s["accuracy"][i][j], s["interval"]["low"][i][j], s["interval"]["high"][i][j]
+        assert [float(row[k]) for k in ("accuracy", "low", "high")] == pytest.approx(expected, abs=1e-6)
+        assert int(row["n"]) == 1000
+    assert [r["flags"] for r in rows if r["flags"]] == ["one-class rise"]
+
+
+def test_two_groups_have_figures_of_their_own(tmp_path: Path) -> None:
+    groups = report.together({"one": other("a"), "two": other("b", scope="sample")})
+    assert {"figure1.png", "figure1-2.png", "report.html", "report.md", "cells.csv"} <= set(report.write_all(groups, tmp_path))

@@ -347,14 +347,38 @@ def reproduce(
 
 
 @app.command
-def report(run: Annotated[Path, Parameter(help="Run directory of demo, evaluate, certify or reproduce.")], /) -> None:
-    """Draw the pictures and the page of a finished run again, from its records."""
-    from nonsingular.report import write
+def report(
+    *runs: Annotated[Path, Parameter(help="Run directories of demo, evaluate, certify or reproduce; several are compared.")],
+    out: Annotated[
+        Path | None, Parameter(help="Folder of the report. Default: the run itself; for several, runs/report-NAMES.")
+    ] = None,
+    schema: Annotated[bool, Parameter(negative="", help="Print the JSON schema of results.json and stop.")] = False,
+) -> None:
+    """Draw the pictures and the page of finished runs again, from their records.
+
+    Runs with the same data, grid, scope and kind of radii are compared on one page; others stand side by side, and the page says
+    in what they differ.
+    """
+    from nonsingular.report import results_schema, statement, together, write_all
     from nonsingular.runs import read_results
 
-    results = read_results(run)
-    write(results, run)
-    _show(results, run)
+    if schema:
+        print(results_schema(), end="")
+        return
+    if not runs:
+        raise InvalidInput("which run? give one or more run directories")
+    folders = {run.resolve(): run for run in runs}
+    if len(folders) < len(runs):
+        raise InvalidInput(f"a run is given twice: {', '.join(map(str, runs))}; give each once")
+    plain = len({path.name for path in folders}) == len(runs)
+    found = {path.name if plain else str(run): read_results(run) for path, run in folders.items()}
+    groups = together(found) if len(runs) > 1 else list(found.values())
+    out = out or (runs[0] if len(runs) == 1 else Path("runs") / ("report-" + "-".join(path.name for path in folders))[:100])
+    write_all(groups, out)
+    for line in statement(groups):
+        _say(line)
+    for results in groups:
+        _show(results, out)
 
 
 @app.command
@@ -573,11 +597,14 @@ def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str
 
 
 def _show(results: Mapping[str, Any], out: Path) -> None:
-    from nonsingular.report import claims_table, model_table
+    from nonsingular.report import claims_table, masking_lines, model_table
 
     _print(model_table(results))
     if "claims" in results:
         _print(claims_table(results))
+    for model in results["models"].values():
+        for line in masking_lines(model):
+            print(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
     _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
 
 

@@ -36,6 +36,7 @@ from nonsingular.data import Dataset, Domain, Split, hash_tensors, load
 from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
+from nonsingular.examples import examples
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
@@ -211,6 +212,11 @@ class Attacked(Job):
             parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
         )  # fmt: skip
 
+    def examples(self, log: Path) -> dict[str, Any]:
+        """What became of single examples, from the log of the finished surface and what lies beside it."""
+        y = self.split.y.long()
+        return examples(self.model, self.split.x, y, self.method, self.columns, self.rows, log)
+
     def preflight(self, workers: int) -> Preflight:
         """What the run is going to be."""
         return preflight(
@@ -350,10 +356,8 @@ def verify_run(run: Path) -> tuple[list[str], list[str]]:
     Raises InvalidInput if the run is not finished, a line of its log is damaged, or its model or data have changed.
     """
     results = read_results(run)
-    said, wrong = (
-        [f"{sum(1 for _ in Log(run / EVENTS))} lines of {EVENTS} have the checksums they were written with"],
-        list[str](),
-    )
+    lines = sum(1 for _ in Log(run / EVENTS))
+    said, wrong = [f"{lines} lines of {EVENTS} have the checksums they were written with"], list[str]()
     attacked = [(name, Surface.from_dict(s)) for name, model in results["models"].items() for s in model["surfaces"]]
     for name, found in [*attacked, *((name, s.certified) for name, s in attacked if s.certified)]:
         what = f"{name}: {found.kind} AUC {found.auc:.4f} of {found.n} examples"
@@ -398,8 +402,11 @@ def _run(
             results["data"]["indices"] = {"file": str(job.settings.indices), "sha256": index_file.sha256(job.settings.indices)}
         if fronts:
             results["models"][label]["fronts"] = fronts
-        if isinstance(job, Attacked) and job.settings.masking:
-            results["models"][label]["masking"] = job.masking()
+        if isinstance(job, Attacked):
+            if known := job.examples(out / EVENTS):
+                results["models"][label]["examples"] = known
+            if job.settings.masking:
+                results["models"][label]["masking"] = job.masking()
         write_json(out / RESULTS, results)
     return results
 

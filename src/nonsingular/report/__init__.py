@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nonsingular.records import write_atomic
+from nonsingular.report.cells import cells_csv
+from nonsingular.report.compare import differences, statement, together
 from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
 from nonsingular.report.paired import comparison_table
@@ -15,34 +18,54 @@ from nonsingular.report.summary import read
 from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
 
 __all__ = [
+    "cells_csv",
     "claims_table",
     "comparison_table",
     "contours",
+    "differences",
     "fronts_table",
     "markdown",
     "masking_lines",
     "model_table",
     "page",
+    "results_schema",
+    "statement",
     "surface_table",
+    "together",
     "write",
+    "write_all",
 ]
 
 
 def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
-    """Write figure1.png, figure1.svg, report.html and report.md into the folder `out`; name -> path.
+    """Write figure1.png, figure1.svg, report.html, report.md and cells.csv into the folder `out`; name -> path.
 
     With fronts of certified radii also radii.png and radii.svg.
     Each file is written whole or not at all, and the same results give the same bytes.
     Raises InvalidInput for results that cannot be shown; then nothing is written.
     """
-    models = read(results)
-    figures = {"figure1": contours({m.title: m.runs.surfaces for m in models})}
-    if any(m.fronts for m in models):
-        figures["radii"] = fronts(models)
-    files: dict[str, str | bytes] = {f"{name}.{kind}": render(f, kind) for name, f in figures.items() for kind in ("png", "svg")}
-    drawn = {name: bytes(cast(bytes, files[f"{name}.svg"])).decode() for name in figures}
-    files |= {"report.html": page(results, drawn["figure1"], drawn.get("radii", "")), "report.md": markdown(results)}
+    return write_all([results], out)
+
+
+def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]:
+    """`write` for several results that do not compare, as `together` groups them, on one page.  Later figures are numbered."""
+    made: dict[str, str | bytes] = {}
+    radii: list[str] = []
+    for k, results in enumerate(groups):
+        models, number = read(results), f"-{k + 1}" if k else ""
+        figures = {f"figure1{number}": contours({m.title: m.runs.surfaces for m in models})}
+        if any(m.fronts for m in models):
+            figures[f"radii{number}"] = fronts(models)
+        drawn = {f"{name}.{kind}": render(f, kind) for name, f in figures.items() for kind in ("png", "svg")}
+        radii.append(drawn.get(f"radii{number}.svg", b"").decode())
+        made |= drawn
+    made |= {"report.html": page(groups, radii), "report.md": markdown(*groups), "cells.csv": cells_csv(groups)}
     out.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
+    for name, data in made.items():
         write_atomic(out / name, data)
-    return {name: out / name for name in files}
+    return {name: out / name for name in made}
+
+
+def results_schema() -> str:
+    """The JSON schema of results.json, as text."""
+    return (files("nonsingular") / "assets" / "results.schema.json").read_text(encoding="utf-8")

@@ -1,19 +1,35 @@
-"""html.py - the results as one page that needs nothing else: no request leaves it, and it prints."""
+"""html.py - the results as one page that needs nothing else: no request leaves it, it prints, and it reads without its script."""
 
 from __future__ import annotations
 
-import json
-import re
+import base64
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from nonsingular.records import Surface
+from nonsingular.report.cards import cards
+from nonsingular.report.compare import statement
+from nonsingular.report.explorer import explorer
+from nonsingular.report.markup import NUMBER, card, columns, items, note, records, row, section, table, terms, words
 from nonsingular.report.meaning import meaning
-from nonsingular.report.summary import BOUNDS, Model, Seeds, between, kinds_of, middle, read, seed_count, weight_unit
+from nonsingular.report.single import by_class, first_to_break
+from nonsingular.report.summary import (
+    BOUNDS,
+    Model,
+    Seeds,
+    between,
+    every_surface,
+    kinds_of,
+    read,
+    seed_count,
+    telling,
+)
 from nonsingular.report.table import (
     CLAIM_HEADER,
     NOWHERE,
@@ -25,227 +41,151 @@ from nonsingular.report.table import (
     model_rows,
     setting,
 )
+from nonsingular.report.verdict import areas, remarks, verdict
 
 MOST_RISES = 10
 """Rises listed per model, the largest first; the others are in results.json."""
 
 MARKS = {"reproduced": "✓", "holds": "✓", "not reproduced": "✗", "does not hold": "✗", "undecided": "?"}
 
-NUMBER = ' class="number"'
 
-STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1b1e23; --quiet: #596069; --line: #d9dde2; --back: #fff; --tint: #f4f6f8; --heat: 33 113 181;
-  --gap: 214 126 10; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --quiet: #a4abb3; --line: #3a4047; --back: #15181c; --tint: #1f2429; --heat: 72 149 224;
-    --gap: 226 148 44; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 76rem; background: var(--back); color: var(--ink);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.15rem; font-weight: 600; color: var(--quiet); margin: 0; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .6rem; }
-p, dl, ul { max-width: 48rem; }
-sub { line-height: 0; }
-.verdict { font-size: clamp(1.2rem, 1rem + 1vw, 1.6rem); line-height: 1.4; margin: .6rem 0; max-width: 62rem; }
-.quiet { color: var(--quiet); font-size: .92rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .35rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { color: var(--quiet); font-weight: 600; vertical-align: bottom; }
-.number { text-align: right; white-space: nowrap; }
-.models { min-width: 50rem; }
-th[scope=row] { position: sticky; left: 0; background: var(--back); }
-.claims td:nth-child(3) { white-space: nowrap; font-weight: 600; }
-.claims td:nth-child(2), .claims td:nth-child(4) { min-width: 14rem; }
-.heat { font-size: .82rem; }
-.heat th, .heat td { padding: .25rem .45rem; text-align: right; border: 1px solid var(--back); }
-.heat td { background: rgb(var(--heat) / calc(var(--a) * .6)); cursor: help;
-  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-.heat.gap td { background: rgb(var(--gap) / calc(var(--a) * .6)); }
-.heats { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: .4rem 0; }
-.heats > div { min-width: 0; max-width: 100%; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; margin: 0; overflow-x: auto; }
-.card svg { display: block; height: auto; max-width: 100%; margin: 0 auto; }
-.card.wide svg { min-width: 46rem; }
-details { border-top: 1px solid var(--line); padding: .5rem 0; }
-details:last-of-type { border-bottom: 1px solid var(--line); }
-summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--tint); padding: .7rem .9rem; border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: .84rem/1.45 ui-monospace, monospace; }
-dt { font-weight: 600; margin-top: .5rem; }
-dd { margin: 0; }
-@media (max-width: 44rem) {
-  .claims thead { display: none; }
-  .claims tr, .claims th, .claims td { display: block; border: 0; padding: .1rem 0; }
-  .claims tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
-}
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  .card { border: 0; padding: 0; } .card.wide svg { min-width: 0; }
-  table { font-size: 8.5pt; } th, td { padding: .2rem .35rem; } thead .number { white-space: normal; }
-  .models { min-width: 0; } .claims td:nth-child(n) { min-width: 0; }
-  .heats { display: block; }
-  tr, .card { break-inside: avoid; } h2, h3, dt { break-after: avoid; }
-}
-"""
+def page(groups: Sequence[Mapping[str, Any]], radii_svg: Sequence[str] = ()) -> str:
+    """One self-contained HTML page: verdict, surfaces, models, claims, every number, and what is needed to do it again.
 
-
-def page(results: Mapping[str, Any], figure_svg: str, radii_svg: str = "") -> str:
-    """One self-contained HTML page: verdict, models, figures, claims, every surface, and what is needed to do it again.
-
-    figure_svg, radii_svg: the figures as `render` wrote them; the second shows fronts, and may be empty.
+    groups: results, one after the other; within each the numbers compare.  radii_svg: for each, the figure of its fronts as
+    `render` wrote it, or "".
     """
-    models = read(results)
-    kinds = kinds_of(m.runs for m in models)
-    name = escape(f"Robustness to inputs and weights: {results['data']['name']}")
-    notes = [*setting(results), BOUNDS[kinds]]
-    if any(len(m.seeds) > 1 for m in models):
-        notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
-    body = "\n".join([
-        f"<header><h1>{name}</h1>", f'<p class="verdict">{_text(verdict(results, models))}</p>',
-        f'<p class="quiet">{_text(" ".join(notes))}</p></header>', "<main>", _models(models), _figure(figure_svg, models),
-        _fronts(models, radii_svg), _masking(results), _claims(results), _surfaces(models), _meaning(models), _again(results),
-        "</main>",
-    ])  # fmt: skip
+    apart = len(groups) > 1
+    names = ", ".join(dict.fromkeys(str(g["data"]["name"]) for g in groups))
+    name = escape(f"Robustness to inputs and weights: {names}")
+    head = [f"<h1>{name}</h1>", *(f'<p class="warn">{words(line)}</p>' for line in statement(groups))]
+    parts: list[str] = []
+    for k, (results, svg) in enumerate(zip(groups, radii_svg or [""] * len(groups), strict=True)):
+        if apart:
+            parts.append(f'<h2 class="run">{words(str(results.get("run", k + 1)))}</h2>')
+        parts += _group(results, svg, k)
+    body = "\n".join(["<header>", *head, "</header>", "<main>", *parts, "</main>"])
+    style, script = ((files("nonsingular.report") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{name}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 {body}
+<script>{script}</script>
 </body>
 </html>
 """
 
 
-def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
-    """What the middle of the grid says, in plain words: the first model, and the best if it is another."""
-    grid = models[0].runs.surfaces[0]
-    row, column = at = middle(grid)
-    radii = (("input value", grid.eps_x[column], ""), ("weight", grid.eps_w[row], weight_unit(grid.about)))
-    moved = [f"every {what} off by up to {radius:g}{unit}" for what, radius, unit in radii if radius > 0]
-    first = models[0]
-    rivals = [m for m in models if m.runs.surfaces[0].kind == grid.kind]
-    best = max(rivals, key=lambda m: m.runs.accuracy[at])
-    told = [first] if best is first else [first, best]
-    n, split = results["data"]["n"], results["data"]["split"]
-
-    def share(m: Model, examples: str = "") -> str:
-        """On A % (interval), and how much of it is proven."""
-        low, high = (f"{100 * end[at]:.1f}" for end in m.runs.interval)
-        interval = f"({'95 % interval ' if examples else ''}{low} to {high} %)"
-        words = f"on {100 * m.runs.accuracy[at]:.1f} %{examples} {interval}"
-        if not (m.runs.attacked and m.runs.certified):
-            return words
-        low, high = (f"{100 * end[at]:.1f}" for end in m.runs.certified.interval)
-        return f"{words}, at least {100 * m.runs.certified.accuracy[at]:.1f} % ({low} to {high} %) proven"
-
-    proven = grid.kind == "certified"
-    text = f"With {' and '.join(moved) or 'nothing moved'}{' at once' if len(moved) > 1 else ''}, the model “{first.title}” is "
-    text += f"{'proven' if proven else 'still'} right {share(first, f' of {n:,} {split} examples')}"
-    if len(told) > 1:
-        text += f"; the best of {len(rivals)} models, “{best.title}”, {share(best)}"
-    elif len(rivals) > 1:
-        text += f"; none of the other {len(rivals) - 1} does better"
-    if not proven:
-        sure = [(m, m.runs.certified.accuracy[at]) for m in models if m.runs.certified]
-        most, most_share = max(sure, key=lambda item: item[1], default=(first, 0.0))
-        if most not in told and most_share > max((a for m, a in sure if m in told), default=0.0):
-            text += f"; most is proven of “{most.title}”, {100 * most_share:.1f} %"
-    if "certified" in kinds_of(m.runs for m in models):
-        text += ". What is proven holds whatever the attack, in exact arithmetic"
-    return f"{text}. Undisturbed: {' and '.join(f'{100 * fmean(m.clean):.1f} %' for m in told)}."
+def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> list[str]:
+    """The sections of results whose numbers compare."""
+    models = read(results)
+    entries = list(zip([m.title for m in models], results["models"].values(), strict=True))
+    classes = results["data"].get("classes", ())
+    kinds = kinds_of(m.runs for m in models)
+    notes = [*setting(results), BOUNDS[kinds]]
+    if any(len(m.seeds) > 1 for m in models):
+        notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
+    return [
+        f'<p class="verdict">{words(verdict(results, models))}</p>', _tiles(models), _also(models), *_warnings(entries),
+        note(" ".join(notes)),
+        explorer(models, number), _models(models), _claims(results), _fronts(models, radii_svg, number),
+        by_class(entries, classes), first_to_break(entries, classes), _masking(entries), _surfaces(models),
+        _methods(models), _meaning(models), _again(results),
+    ]  # fmt: skip
 
 
-def _section(title: str, *parts: str) -> str:
-    return "\n".join([f"<section><h2>{escape(title)}</h2>", *parts, "</section>"])
+# --- beside the verdict -------------------------------------------------------------------------------------------------
 
 
-def _table(kind: str, header: Sequence[str], rows: Iterable[str], words: int = 1) -> str:
-    """A table that scrolls sideways where it is too wide.  rows: the cells of each as HTML.  words: columns without numbers."""
-    head = "".join(f"<th{NUMBER if k >= words else ''}>{_text(h)}</th>" for k, h in enumerate(header))
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+def _tiles(models: Sequence[Model]) -> str:
+    """The numbers of the verdict for a single model, large."""
+    if len(models) > 1:
+        return ""
+    (m,), at = models, telling(models)
+    grid = m.runs.surfaces[0]
+    where = f"at ({grid.eps_x[at[1]]:g}, {grid.eps_w[at[0]]:g})"
+    tiles = [(f"{100 * fmean(m.clean):.1f} %", "undisturbed")]
+    for kind, runs in m.runs.kinds.items():
+        side = "attacked, at most" if kind == "attacked" else "certified, at least"
+        tiles.append((f"{100 * runs.accuracy[at]:.1f} %", f"{side}, {where}"))
+    tiles += [(f"{fmean([s.auc for s in runs.surfaces]):.3f}", f"AUC {kind}") for kind, runs in m.runs.kinds.items()]
+    return f'<ul class="tiles">{"".join(f"<li><b>{words(a)}</b><span>{words(b)}</span></li>" for a, b in tiles)}</ul>'
 
 
-def _row(first: str, cells: Iterable[str], attributes: str = "") -> str:
-    return f'<th scope="row">{_text(first)}</th>' + _cells(cells, attributes)
+def _also(models: Sequence[Model]) -> str:
+    text = f"{areas(models) if len(models) > 1 else ''} {remarks(models)}".strip()
+    return f'<p class="also">{words(text)}</p>' if text else ""
 
 
-def _cells(cells: Iterable[str], attributes: str = "") -> str:
-    return "".join(f"<td{attributes}>{_text(c)}</td>" for c in cells)
+def _warnings(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Signs of masked gradients stand beside the verdict: they say that its number may be far too high."""
+    signs = [(title, ", ".join(e["masking"]["flags"])) for title, e in entries if e.get("masking", {}).get("flags")]
+    told = "Signs of masked gradients in “{}” ({}): its accuracy under attack may be far above the truth."
+    return [f'<p class="warn">{words(told.format(title, flags))}</p>' for title, flags in signs]
+
+
+# --- models, radii, masking, claims ---------------------------------------------------------------------------------------
 
 
 def _models(models: Sequence[Model]) -> str:
     header = model_header(models)
-    words = len(header) - 6  # the model, and where something is certified, which accuracy it is
-    rows = (_row(m, cells[: words - 1]) + _cells(cells[words - 1 :], NUMBER) for m, *cells in model_rows(models))
-    return _section("Models", _table("models", header, rows, words))
+    first = len(header) - 6  # the model, and where something is certified, which accuracy it is
+    rows = (row(m, cells[: first - 1]) + columns(cells[first - 1 :], NUMBER) for m, *cells in model_rows(models))
+    return section("Models and areas", table("models", header, rows, first))
 
 
-def _figure(svg: str, models: Sequence[Model]) -> str:
-    kinds = kinds_of(m.runs for m in models)
-    what = "Accuracy" if kinds == ("attacked",) else f"{' and '.join(kinds).capitalize()} accuracy"
-    card = _card(svg, f"{what} over input and weight radius for {', '.join(m.title for m in models)}")
-    return _section(f"{what} over both radii", card)
+def _masking(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    parts: list[str] = []
+    for title, entry in entries:
+        if told := masking_lines(entry):
+            name = f"{title}: " if len(entries) > 1 else ""
+            parts.append(f"<p>{words(name + told[0])}</p>" + (items(told[1:]) if told[1:] else ""))
+    return section("Masked gradients", *parts) if parts else ""
 
 
-def _masking(results: Mapping[str, Any]) -> str:
-    lines = [line for model in results["models"].values() for line in masking_lines(model)]
-    return _section("Masked gradients", *(f"<p>{_text(line)}</p>" for line in lines)) if lines else ""
-
-
-def _fronts(models: Sequence[Model], svg: str) -> str:
+def _fronts(models: Sequence[Model], svg: str, number: int) -> str:
     shown = [m for m in models if m.fronts]
     if not shown:
         return ""
-    parts = [_card(svg, f"Largest certified weight radius over input radius for {', '.join(m.title for m in shown)}", "radii-")]
+    label = f"Largest certified weight radius over input radius for {', '.join(m.title for m in shown)}"
+    parts = [card(svg, label, f"radii-{number}-")]
     for m in shown:
         title = f"<h3>{escape(m.title)}</h3>" if len(shown) > 1 else ""
-        rows = (_row(x, radii, NUMBER) for x, *radii in front_rows(m.fronts))
-        parts.append(title + _table("fronts", front_header(m.fronts), rows))
+        rows = (row(x, radii, NUMBER) for x, *radii in front_rows(m.fronts))
+        parts.append(title + table("fronts", front_header(m.fronts), rows))
     if any(r is None for m in shown for f in m.fronts for r in f.eps_w):
-        parts.append(f'<p class="quiet">{_text(NOWHERE)}.</p>')
-    hint = "The largest ε_w with which a share of the examples is certified at each ε_x."
-    return _section("Certified radii", f'<p class="quiet">{_text(hint)}</p>', *parts)
-
-
-def _card(svg: str, label: str, prefix: str = "") -> str:
-    """A figure on its card.  prefix: keeps the names in it apart from those of the page's other figure."""
-    if not svg:
-        return ""
-    svg = svg[svg.index("<svg") :]
-    if prefix:
-        svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}", svg)
-    width = re.search(r'viewBox="0 0 ([0-9.]+)', svg)
-    kind = "card wide" if width and float(width[1]) > 500 else "card"
-    return f'<figure class="{kind}" role="img" aria-label="{escape(label)}" tabindex="0">{svg}</figure>'
+        parts.append(note(f"{NOWHERE}."))
+    return section(
+        "Certified radii", note("The largest ε_w with which a share of the examples is certified at each ε_x."), *parts
+    )
 
 
 def _claims(results: Mapping[str, Any]) -> str:
     rows = [
-        _row(name, [statement, f"{MARKS.get(found, '')} {found}", evidence])
-        for name, statement, found, evidence in claim_rows(results)
+        row(name, [statement_, f"{MARKS.get(found, '')} {found}", evidence])
+        for name, statement_, found, evidence in claim_rows(results)
     ]
-    return _section("Claims", _table("claims", CLAIM_HEADER, rows, len(CLAIM_HEADER))) if rows else ""
+    return section("Claims", table("claims", CLAIM_HEADER, rows, len(CLAIM_HEADER))) if rows else ""
+
+
+# --- every number ---------------------------------------------------------------------------------------------------------
 
 
 def _surfaces(models: Sequence[Model]) -> str:
-    hint = "Accuracy in %, the mean if there are several seeds. Hover over a number for its interval and radii."
+    hint = "Accuracy in %, the mean if there are several seeds. Hover over a number for its interval and radii; "
+    hint += "cells.csv has them all."
     if len(kinds_of(m.runs for m in models)) > 1:
         hint += " Not known: the share that the attack did not break and that is not certified."
-    return _section("Every number", f'<p class="quiet">{_text(hint)}</p>', *(_surface(m) for m in models))
+    return section("Every number", note(hint), *(_surface(m) for m in models))
 
 
 def _surface(m: Model) -> str:
@@ -256,8 +196,8 @@ def _surface(m: Model) -> str:
         for kind, runs in kinds.items() for seed, s in zip(m.seeds, runs.surfaces, strict=True)
     }  # fmt: skip
     return "\n".join([
-        f"<details><summary>{escape(m.title)}</summary>", f'<p class="quiet">Settings: {escape(settings)}.</p>',
-        _heats(m), *(_rises(m, kind, runs) for kind, runs in kinds.items()), _flags(m), f"<pre>{_lines(about)}</pre>",
+        f"<details open><summary>{escape(m.title)}</summary>", f'<p class="quiet">Settings: {escape(settings)}.</p>',
+        _heats(m), *(_rises(m, kind, runs) for kind, runs in kinds.items()), _flags(m), f"<pre>{records(about)}</pre>",
         "</details>",
     ])  # fmt: skip
 
@@ -297,9 +237,9 @@ def _gaps(m: Model, attacked: Seeds, certified: Seeds) -> str:
 
 
 def _grid(grid: Surface, cell: Callable[[int, int], str], kind: str) -> str:
-    columns = range(len(grid.eps_x))
-    rows = (_row(f"{w:g}", []) + "".join(cell(i, j) for j in columns) for i, w in enumerate(grid.eps_w))
-    return _table(kind, ["ε_w, ε_x", *(f"{x:g}" for x in grid.eps_x)], rows)
+    across = range(len(grid.eps_x))
+    rows = (row(f"{w:g}", []) + "".join(cell(i, j) for j in across) for i, w in enumerate(grid.eps_w))
+    return table(kind, ["ε_w, ε_x", *(f"{x:g}" for x in grid.eps_x)], rows)
 
 
 def _told(m: Model, i: int, j: int) -> str:
@@ -332,7 +272,7 @@ def _rises(m: Model, kind: str, runs: Seeds) -> str:
         "attacked": "Rises (↑), where the attack missed something",
         "certified": "Rises of certified accuracy (↑), where the bound was looser at the smaller radius",
     }[kind]
-    return f"<p>{what}: {len(rises)} in {seed_count(len(m.seeds))}.</p>{_list(lines)}{more}"
+    return f"<p>{what}: {len(rises)} in {seed_count(len(m.seeds))}.</p>{items(lines)}{more}"
 
 
 def _flags(m: Model) -> str:
@@ -342,11 +282,7 @@ def _flags(m: Model) -> str:
         for seed, s in zip(m.seeds, runs.surfaces, strict=True)
         for line in _flagged(seed, s)
     ]
-    return f"<p>Flags:</p>{_list(lines)}" if lines else ""
-
-
-def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+    return f"<p>Flags:</p>{items(lines)}" if lines else ""
 
 
 def _flagged(seed: int, s: Surface) -> Iterable[str]:
@@ -356,24 +292,34 @@ def _flagged(seed: int, s: Surface) -> Iterable[str]:
         yield f"{name} (seed {seed}) at (ε_x, ε_w) = {', '.join(at)}"
 
 
+# --- methods, meaning, doing it again -------------------------------------------------------------------------------------
+
+
+def _methods(models: Sequence[Model]) -> str:
+    surfaces = every_surface(m.runs for m in models)
+    names = [dict.fromkeys(s.attack for s in surfaces if s.kind == kind) for kind in ("attacked", "certified")]
+    articles = "".join(
+        f"<article><h3>{escape(name)}</h3>"
+        + terms({"What it does": c.does, "Who shares W'": c.shares, "Its number": c.means, "Source": c.source})
+        + "</article>"
+        for name, c in cards(*names).items()
+    )
+    return section("Methods", f'<div class="methods">{articles}</div>')
+
+
 def _meaning(models: Sequence[Model]) -> str:
-    says = meaning(kinds_of(m.runs for m in models), fronts=any(m.fronts for m in models))
-    items = "".join(f"<dt>{escape(what)}</dt><dd>{_text(words)}</dd>" for what, words in says.items())
-    return _section("What these numbers mean", f"<dl>{items}</dl>")
+    return section(
+        "What these numbers mean", terms(meaning(kinds_of(m.runs for m in models), fronts=any(m.fronts for m in models)))
+    )
 
 
 def _again(results: Mapping[str, Any]) -> str:
-    record = {k: results.get(k) for k in ("data", "grid", "attack", "scope", "config", "environment")}
+    record = {k: results.get(k) for k in ("data", "grid", "attack", "scope")}
     if results.get("kind") == "certified":  # there is no attack, and every scope is covered
         record = {"bound" if k == "attack" else k: v for k, v in record.items() if k != "scope"}
-    return _section("Do it again", f"<pre>{escape(str(results.get('command', '')))}</pre>", f"<pre>{_lines(record)}</pre>")
-
-
-def _lines(record: Mapping[str, Any]) -> str:
-    """One line of JSON per entry."""
-    return escape("\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items()))
-
-
-def _text(words: str) -> str:
-    """Escaped, with the indices of ε set low."""
-    return re.sub("ε_([xw])", r"ε<sub>\1</sub>", escape(words).replace(" %", "\N{NO-BREAK SPACE}%"))
+    for part in ("environment", "config"):
+        record |= {f"{part}.{k}": v for k, v in (results.get(part) or {}).items()}
+    hint = "The command and the state of what it ran with. Hashes of each model and its seconds are with every number, above."
+    return section(
+        "Do it again", note(hint), f"<pre>{escape(str(results.get('command', '')))}</pre>", f"<pre>{records(record)}</pre>"
+    )

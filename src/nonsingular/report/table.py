@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nonsingular.records import Surface
+from nonsingular.report.compare import statement
+from nonsingular.report.single import class_rows
 from nonsingular.report.summary import (
     BOUNDS,
     Model,
@@ -22,28 +24,29 @@ from nonsingular.report.summary import (
     how,
     kinds_of,
     mean_spread,
-    middle,
     percent,
     read,
+    telling,
     weight_unit,
 )
+from nonsingular.report.verdict import areas, remarks, verdict
 
 
 def model_header(models: Sequence[Model]) -> list[str]:
     """Headings of `model_rows`."""
     grid = models[0].runs.surfaces[0]
-    row, column = middle(grid)
+    row, column = telling(models)
     at = f"(ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
     return ["Model", *_kind(models, "Accuracy"), "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", f"% at {at}", "Rises"]
 
 
 def model_rows(models: Sequence[Model]) -> Iterator[list[str]]:
-    """Title, clean accuracy, the three AUCs, accuracy in the middle of the grid, number of rises.
+    """Title, clean accuracy, the three AUCs, accuracy at the point of the verdict, number of rises.
 
     One row per model; where something is certified, one for each of "attacked" and "certified", which the second cell then names.
     """
+    at = telling(models)
     for m in models:
-        at = middle(m.runs.surfaces[0])
         for kind, runs in m.runs.kinds.items():
             areas = ([getattr(s, name) for s in runs.surfaces] for name in ("auc", "auc_x", "auc_w"))
             yield [
@@ -154,16 +157,44 @@ def setting(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """Models, claims and command as Markdown, to be kept with the documentation."""
+def markdown(*groups: Mapping[str, Any]) -> str:
+    """Verdict, models, claims, classes and command as Markdown, to be kept with the documentation.
+
+    groups: results, one after the other; within each the numbers compare.
+    """
+    lines = ["# Results", ""]
+    for reason in statement(groups):
+        lines += [_cell(reason), ""]
+    for k, results in enumerate(groups):
+        if len(groups) > 1:
+            lines += [f"# {_cell(str(results.get('run', k + 1)))}", ""]
+        lines += _group(results)
+    return "\n".join(lines)
+
+
+def _group(results: Mapping[str, Any]) -> list[str]:
     models = read(results)
-    lines = ["# Results", "", *map(_cell, setting(results)), ""]
+    lines = [
+        f"**{_cell(verdict(results, models))}**",
+        "",
+        _cell(f"{areas(models)} {remarks(models)}"),
+        "",
+        *map(_cell, setting(results)),
+        "",
+    ]
     lines += _pipes(model_header(models), model_rows(models), numbers=6)
     if "certified" in (kinds := kinds_of(m.runs for m in models)):
         lines += ["", BOUNDS[kinds]]
     if any(len(m.seeds) > 1 for m in models):
         lines += ["", "± is the sample standard deviation over the seeds."]
-    for m in models:
+    for m, entry in zip(models, results["models"].values(), strict=True):
+        if told := masking_lines(entry):
+            lines += ["", f"## {_cell(f'Masked gradients, {m.title}')}", "", _cell(told[0])]
+            lines += ["", *(f"- {_cell(line)}" for line in told[1:])] if told[1:] else []
+        if "by_class" in entry.get("examples", {}):
+            header, rows, _ = class_rows(entry["examples"]["by_class"], results["data"].get("classes", ()))
+            lines += ["", f"## {_cell(f'By class, {m.title}')}", "", "% right at (ε_x, ε_w), by true class."]
+            lines += ["", *_pipes(header, rows, numbers=len(header) - 1)]
         if m.fronts:
             title = _cell(f"Largest certified ε_w, {m.title}")
             lines += ["", f"## {title}", "", *_pipes(front_header(m.fronts), front_rows(m.fronts), numbers=len(m.fronts))]
@@ -171,8 +202,8 @@ def markdown(results: Mapping[str, Any]) -> str:
                 lines += ["", NOWHERE]
     if claims := list(claim_rows(results)):
         lines += ["", "## Claims", "", *_pipes(CLAIM_HEADER, claims)]
-    command = " ".join(str(results.get("command", "")).split())
-    return "\n".join([*lines, "", "## Command", "", f"    {command}", ""])
+    commands = [" ".join(line.split()) for line in str(results.get("command", "")).splitlines()]
+    return [*lines, "", "## Command", "", *(f"    {line}" for line in commands), ""]
 
 
 def _span(name: str, radii: Sequence[float]) -> str:

@@ -1,0 +1,201 @@
+"""explorer.py - the surfaces of the page: maps and lines that stand by themselves, and the data with which the script answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonsingular.report.lines import Line, legend, lines
+from nonsingular.report.maps import NUMBERED, colour_bar, surface_map, to_scale
+from nonsingular.report.markup import data, note, section, words
+from nonsingular.report.summary import Model, Seeds, kinds_of, mean_spread, telling, weight_unit
+
+NAMES = {"attacked": "Attacked: at most", "certified": "Certified: at least", "gap": "Gap: not known"}
+"""Kind of a map -> what the switch calls it."""
+BANDS = 4
+"""Models of one picture of lines from which on it has no bands: they would lie over each other."""
+HINT = (
+    "Each cell: % of the examples that are right with every input value within ε_x and every weight within ε_w of what it was. "
+)
+HINT += "Lines join equal accuracy."
+POINT = "Point at a cell, tap it, or reach it with the keyboard (Tab, then arrows) for its interval."
+READOUT = '<aside class="readout" aria-live="polite" aria-label="The cell that is pointed at"></aside>'
+
+
+def explorer(models: Sequence[Model], number: int = 0) -> str:
+    """The maps and lines of some models on one grid, with the switches between them.  number: of the group on the page."""
+    kinds = shown_kinds(models)
+    title = {1: f"{kinds[0].capitalize()} accuracy over both radii"}.get(len(kinds), "Accuracy over both radii")
+    maps = "".join(_map(k, m, kind) for kind in kinds for k, m in enumerate(models) if kind in _accuracies(m))
+    palettes = ["accuracy", *(["gap"] if "gap" in kinds else [])]
+    bars = "".join(
+        f'<div data-palette="{p}"><span class="quiet">{"accuracy" if p == "accuracy" else "not known"}, % of the examples</span>'
+        f"{colour_bar(p)}</div>"
+        for p in palettes
+    )
+    surfaces = section(
+        title, note(HINT), f'<p class="quiet screen">{POINT}</p>', _controls(models, kinds, number),
+        f'<div class="stage"><div class="maps">{maps}</div>{READOUT}</div>',
+        f'<div class="bars">{bars}</div>', *(note(line) for line in _legend(models)),
+    )  # fmt: skip
+    state = "many" if len(models) > 1 else "one"
+    return f'<div class="explorer {state}">{surfaces}\n{_curves(models)}\n{data(_data(models, kinds))}</div>'
+
+
+def shown_kinds(models: Sequence[Model]) -> tuple[str, ...]:
+    """Of "attacked", "certified" and "gap", those that some model has."""
+    found = {kind for m in models for kind in _accuracies(m)}
+    return tuple(kind for kind in NAMES if kind in found)
+
+
+def _accuracies(m: Model) -> dict[str, NDArray[Any]]:
+    found = {kind: runs.accuracy for kind, runs in m.runs.kinds.items()}
+    if len(found) == 2:
+        found["gap"] = np.maximum(found["attacked"] - found["certified"], 0.0)
+    return found
+
+
+def _map(number: int, m: Model, kind: str) -> str:
+    grid, accuracy = m.runs.surfaces[0], _accuracies(m)[kind]
+    runs = m.runs.kinds.get(kind)
+    areas = f"AUC {mean_spread([s.auc for s in runs.surfaces])}" if runs else f"mean {_gap(m)}"
+    what = f"{m.title}, {kind}, {areas}"
+    svg = surface_map(
+        accuracy, grid.eps_x, grid.eps_w, label=f"{what}. Every number is in the tables below.",
+        palette="gap" if kind == "gap" else "accuracy", marked=frozenset(_notes(m, runs)) if runs else frozenset(),
+    )  # fmt: skip
+    of = "" if list(m.runs.kinds) == ["attacked"] else f"{kind}, "
+    caption = f"<b>{escape(m.title)}</b> {of}{areas}"
+    return f'<figure class="map" data-model="{number}" data-kind="{kind}"><figcaption>{caption}</figcaption>{svg}</figure>'
+
+
+def _gap(m: Model) -> str:
+    """The mean of the gap over the grid."""
+    pairs = zip(m.runs.kinds["attacked"].surfaces, m.runs.kinds["certified"].surfaces, strict=True)
+    return mean_spread([a.auc - c.auc for a, c in pairs])
+
+
+def _controls(models: Sequence[Model], kinds: Sequence[str], number: int) -> str:
+    parts: list[str] = []
+    if len(kinds) > 1:
+        options = "".join(
+            f'<label><input type="radio" name="kind" value="{kind}"{check}><span>{NAMES[kind]}</span></label>'
+            for kind, check in zip(kinds, (" checked", "", ""), strict=False)
+        )
+        parts.append(f"<fieldset><legend>Which accuracy</legend>{options}</fieldset>")
+    if len(models) > 1:
+        options = "".join(f'<option value="{k}">{escape(m.title)}</option>' for k, m in enumerate(models))
+        parts.append(
+            f'<label>Model <select name="model"><option value="all" selected>All side by side</option>{options}</select></label>'
+        )
+    return f'<form class="controls" autocomplete="off" aria-label="What is shown, {number + 1}">{"".join(parts)}</form>'
+
+
+def _legend(models: Sequence[Model]) -> list[str]:
+    grid, told = models[0].runs.surfaces[0], list[str]()
+    if any(_notes(m, runs) for m in models for runs in m.runs.kinds.values()):
+        told.append(
+            "* a cell with a remark: its flags, or a rise of accuracy; the remark is told with the cell and in the tables."
+        )
+    if not (to_scale(grid.eps_x) and to_scale(grid.eps_w)):
+        told.append("An axis whose steps are very unequal is drawn with equal steps.")
+    if max(grid.accuracy.shape) > NUMBERED:
+        told.append("The grid is too fine for numbers in its cells; the tables have them.")
+    return told
+
+
+def _notes(m: Model, runs: Seeds) -> dict[tuple[int, int], list[str]]:
+    """(row, column) -> what a reader should know of that cell."""
+    told: dict[tuple[int, int], list[str]] = {}
+    several = len(m.seeds) > 1
+    for seed, s in zip(m.seeds, runs.surfaces, strict=True):
+        of = f" (seed {seed})" if several else ""
+        for at, flags in s.flags.items():
+            told.setdefault(at, []).extend(f"{FLAGS.get(flag, flag)}{of}" for flag in flags)
+    kind = runs.surfaces[0].kind
+    why = "the attack missed something" if kind == "attacked" else "the bound was looser before it"
+    for at in runs.risen:
+        told.setdefault(at, []).append(f"{kind} accuracy rises to this point: {why}")
+    return told
+
+
+FLAGS = {
+    "one-class": "one-class: every prediction under the attack is the same class",
+    "moving": "moving: the last round of the attack still lowered the accuracy; more would lower it further",
+}
+
+
+# --- lines ----------------------------------------------------------------------------------------------------------------
+
+
+def _curves(models: Sequence[Model]) -> str:
+    """Accuracy along each radius with the other at its smallest: for each model, and for all of them in one picture."""
+    grid = models[0].runs.surfaces[0]
+    axes = [a for a, radii in (("x", grid.eps_x), ("w", grid.eps_w)) if len(radii) > 1]
+    if not axes:
+        return ""
+    parts: list[str] = []
+    if len(models) > 1:
+        kind = "attacked" if "attacked" in kinds_of(m.runs for m in models) else "certified"
+        of = [(k, m) for k, m in enumerate(models) if kind in m.runs.kinds]
+        shown = [(m.title, m.runs.kinds[kind], k) for k, m in of]
+        parts.append(_pair(axes, shown, "all", f"All models, {kind}", band=len(of) < BANDS))
+    for k, m in enumerate(models):
+        parts.append(_pair(axes, [(kind, runs, i) for i, (kind, runs) in enumerate(m.runs.kinds.items())], str(k), m.title))
+    text = "Along one radius, with the other at its smallest. Bands: 95 % interval"
+    text += ", the lowest to the highest end of the seeds" if any(len(m.seeds) > 1 for m in models) else ""
+    text += f"; none where {BANDS} or more models share a picture." if len(models) >= BANDS else "."
+    return section("Inputs alone, weights alone", note(text), *parts)
+
+
+def _pair(axes: Sequence[str], shown: Sequence[tuple[str, Seeds, int]], key: str, title: str, *, band: bool = True) -> str:
+    grid = shown[0][1].surfaces[0]
+    figures: list[str] = []
+    for axis in axes:
+        at = np.s_[0, :] if axis == "x" else np.s_[:, 0]
+        radii, fixed = (grid.eps_x, grid.eps_w[0]) if axis == "x" else (grid.eps_w, grid.eps_x[0])
+        drawn = [Line(name, runs.accuracy[at], runs.interval[0][at], runs.interval[1][at], look) for name, runs, look in shown]
+        figures.append(f'<figure class="curve">{lines(radii, drawn, axis=axis, fixed=fixed, band=band)}</figure>')
+    key_to = legend([(name, look) for name, _, look in shown])
+    return f'<div data-curves="{key}"><h3>{words(title)}</h3>{key_to}<div class="curves">{"".join(figures)}</div></div>'
+
+
+# --- what the script knows ------------------------------------------------------------------------------------------------
+
+
+def _data(models: Sequence[Model], kinds: Sequence[str]) -> Mapping[str, Any]:
+    """All numbers as texts, as the tables have them."""
+    grid = models[0].runs.surfaces[0]
+    several = any(len(m.seeds) > 1 for m in models)
+    interval = "the lowest and the highest end of the seeds' 95 % intervals." if several else "95 % interval."
+    return {
+        "x": [f"{x:g}" for x in grid.eps_x], "w": [f"{w:g}" for w in grid.eps_w], "kinds": list(kinds),
+        "at": list(telling(models)), "unit": weight_unit(grid.about), "interval": f"To the right: {interval}",
+        "models": [_model(m) for m in models],
+    }  # fmt: skip
+
+
+def _model(m: Model) -> dict[str, Any]:
+    told: dict[str, Any] = {"title": m.title, "seeds": list(m.seeds)}
+    notes: dict[str, list[str]] = {}
+    for kind, runs in m.runs.kinds.items():
+        low, high = runs.interval
+        told[kind] = {"a": _texts(runs.accuracy), "low": _texts(low), "high": _texts(high)}
+        if len(m.seeds) > 1:
+            told[kind]["by"] = [_texts(s.accuracy) for s in runs.surfaces]
+        for (i, j), lines_of in sorted(_notes(m, runs).items()):
+            notes.setdefault(f"{i},{j}", []).extend(lines_of)
+    found = _accuracies(m)
+    if "gap" in found:
+        told["gap"] = _texts(found["gap"])
+    if "attacked" in found:
+        told["broken"] = _texts(1 - found["attacked"])
+    return told | {"notes": notes}
+
+
+def _texts(shares: Iterable[Iterable[Any]]) -> list[list[str]]:
+    return [[f"{100 * a:.1f}" for a in row] for row in shares]
