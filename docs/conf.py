@@ -19,7 +19,7 @@ myst_enable_extensions = ["dollarmath"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-nitpicky = False
+suppress_warnings = ["myst.header"]  # pages that are generated in parts begin at a lower level
 
 CODE = re.compile(r"`+([^`]+)`+")
 SPECIAL = re.compile(r"([\\*|_])")
@@ -40,5 +40,20 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = shown
 
 
+def method_cards(app: Any, docname: str, source: list[str]) -> None:
+    """The page `methods`, from the cards that reports show."""
+    if docname != "methods":
+        return
+    from nonsingular.report import cards
+
+    for title, table in (("Attacks", cards.ATTACKS), ("Bounds", cards.BOUNDS)):
+        source[0] += f"## {title}\n\n"
+        for name, card in table.items():
+            source[0] += (
+                f"### {name}\n\n{card.does}\n\n- W' is shared by: {card.shares}\n- {card.means}\n- Source: {card.source}\n\n"
+            )
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", method_cards)
     app.connect("autodoc-process-docstring", as_written)
