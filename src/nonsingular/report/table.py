@@ -235,6 +235,8 @@ def masking_lines(model: Mapping[str, Any]) -> list[str]:
         return []
     found = model["masking"]
     asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples at half the largest radii"
+    if not found["flags"] and found.get("inconclusive"):
+        return [f"Nothing can be said about masked gradients, for every example is broken: {asked}. Choose smaller radii."]
     if not found["flags"]:
         return [f"No sign of masked gradients: {asked}."]
     return [f"Signs of masked gradients ({asked}):", *(f"{name}: {why}" for name, why in found["flags"].items())]
