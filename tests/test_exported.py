@@ -76,6 +76,11 @@ def test_it_is_the_module_that_was_exported(name, dynamic, tmp_path):
         torch.testing.assert_close(g, h, msg=name_)
 
 
+def test_one_example_is_enough_to_export(tmp_path):
+    model = make("resnet")
+    torch.testing.assert_close(load_exported(export(model, tmp_path / "m.pt2", dynamic=False, x=X[:1]))(X), model(X))
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv", "resnet", "normalised"])
 def test_bounds_and_attacks_give_what_they_give_on_the_module(name, tmp_path):
     model = make(name)

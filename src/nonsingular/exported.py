@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import json
 import operator
 import os
 import re
 import zipfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,26 @@ def load_exported(path: Path) -> nn.Module:
     _look_through(path)
     program = _read(path)
     try:
-        unlifted = program.module(check_guards=False)
-    except TypeError:  # torch < 2.9
-        unlifted = program.module()
-    module = _rewritten(unlifted, path)
-    _try(module, unlifted, path)
+        with redirect_stderr(io.StringIO()):  # an fx.GraphModule prints its own tracebacks
+            unlifted = _unlifted(program)
+            module = _rewritten(unlifted, path)
+            _try(module, unlifted, path)
+    except InvalidInput:
+        raise
+    except Exception as e:  # a graph that no export writes
+        raise InvalidInput(f"{path} cannot be run ({type(e).__name__}: {_first_line(e)}); {_AGAIN}") from e
     return module
+
+
+def _unlifted(program: Any) -> fx.GraphModule:
+    try:
+        return program.module(check_guards=False)
+    except TypeError:  # older versions of torch know no such argument
+        return program.module()
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [""])[0]
 
 
 def _read(path: Path) -> Any:
@@ -53,9 +68,9 @@ def _read(path: Path) -> Any:
         with path.open("rb") as f, _tensors_only():
             return export.load(f)
     except Exception as e:  # whatever the reader of a newer or older torch makes of it
-        why = (str(e).strip().splitlines() or [""])[0]
         raise InvalidInput(
-            f"{path} cannot be read by torch {torch.__version__} ({type(e).__name__}: {why}); export it again with this version"
+            f"{path} cannot be read by torch {torch.__version__} ({type(e).__name__}: {_first_line(e)}); "
+            "export it again with this version"
         ) from e
 
 
@@ -314,15 +329,22 @@ def _try(module: nn.Module, unlifted: fx.GraphModule, path: Path) -> None:
     x = torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=example.dtype)
     with torch.no_grad():
         want = unlifted(x)
-        found = module(x)
-        if not torch.allclose(found, want, rtol=1e-3, atol=1e-4 * float(want.abs().amax() + 1)):
+        if not _close(module(x), want):
             raise UnsupportedModel(f"{path} read into modules gives other outputs than the file itself; please report it")
-        if static:
-            try:
-                one_more = module(torch.cat([x, x[:1]]))
-                alone = module(x[:1])
-            except RuntimeError:
-                one_more = alone = want.new_empty(0)
-            again = torch.cat([alone, one_more[1:batch]])
-            if again.shape != want.shape or not torch.allclose(again, want, rtol=1e-3, atol=1e-4):
-                raise InvalidInput(f"{path} was exported for batches of exactly {batch}, and its graph needs it; {_AGAIN}")
+        if static and not _any_batch(module, x, want):
+            raise InvalidInput(f"{path} was exported for batches of exactly {batch}, and its graph needs it; {_AGAIN}")
+
+
+def _any_batch(module: nn.Module, x: Tensor, want: Tensor) -> bool:
+    """Whether an example has the same outputs in a larger batch and alone."""
+    try:
+        more, alone = module(torch.cat([x, x[:1]])), module(x[:1])
+    except RuntimeError:
+        return False
+    return _close(more, torch.cat([want, want[:1]])) and _close(alone, want[:1])
+
+
+def _close(found: Tensor, want: Tensor) -> bool:
+    """Equal but for rounding."""
+    scale = want.nan_to_num(0, 0, 0).abs().amax() + 1
+    return found.shape == want.shape and torch.allclose(found / scale, want / scale, rtol=1e-3, atol=1e-4, equal_nan=True)
