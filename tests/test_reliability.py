@@ -32,7 +32,7 @@ def evaluate(scope, out, *more):
 def told(results):
     """The part of results that does not depend on the clock."""
     if isinstance(results, dict):
-        return {k: told(v) for k, v in results.items() if k not in ("seconds", "wall_seconds", "command")}
+        return {k: told(v) for k, v in results.items() if k not in ("seconds", "environment", "command")}
     return [told(v) for v in results] if isinstance(results, list) else results
 
 
