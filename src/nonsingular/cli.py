@@ -188,7 +188,7 @@ def evaluate(
     certify: Annotated[
         str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
     ] = None,
-    masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, in the middle of the grid.")] = None,
+    masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, where about half is left.")] = None,
     preflight: Annotated[
         bool, Parameter(negative="", help="Say how long it will take, what moves and what can be certified, and stop.")
     ] = False,

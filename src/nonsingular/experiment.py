@@ -37,6 +37,7 @@ from nonsingular.engine import engine as start
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.examples import examples
+from nonsingular.graph import threads
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
@@ -224,16 +225,19 @@ class Attacked(Job):
             workers=workers,
         )  # fmt: skip
 
-    def masking(self) -> dict[str, Any]:
-        """Signs of masked gradients at half the largest radii, which are recorded with them."""
-        eps_x, eps_w = self.columns[-1] / 2, self.rows[-1] / 2
+    def masking(self, found: Surface) -> dict[str, Any]:
+        """Signs of masked gradients where about half of what is right undisturbed is left, both radii as large as they can be."""
+        away = np.abs(found.accuracy - found.about["clean_accuracy"] / 2)
+        size = np.minimum.outer(np.linspace(0, 1, len(self.rows)), np.linspace(0, 1, len(self.columns)))
+        i, j = np.unravel_index(np.lexsort((-size.ravel(), np.round(away.ravel(), 1)))[0], away.shape)
+        eps_x, eps_w = self.columns[j], self.rows[i]
         ball = self.unit.scaled(eps_x, eps_w)
         attack = self.method.name if self.method.name in ATTACKS else self.method.attack
-        found = masking(
+        signs = masking(
             self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=attack,
             batch_size=self.method.batch_size,
         )  # fmt: skip
-        return {"eps_x": eps_x, "eps_w": eps_w, **found.to_dict()}
+        return {"eps_x": eps_x, "eps_w": eps_w, **signs.to_dict()}
 
 
 class Certified(Job):
@@ -320,19 +324,24 @@ def evaluate_run(
     workers, engine, address: where the work is done, as in engine.py.  The results do not depend on them.
     announce: given what the run is going to be, before it begins.
     """
-    job = Attacked(settings)
-    rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    if announce and check_free(out, job.settings):
-        announce(job.preflight(workers))
-    return _run(job, out, start(engine, workers, address), report, command)
+    with threads(1):  # as where the work is done
+        job = _rehearsed(settings)
+        if announce and check_free(out, job.settings):
+            announce(job.preflight(workers))
+        return _run(job, out, start(engine, workers, address), report, command)
 
 
 def preflight_run(settings: EvaluateSettings, workers: int) -> Preflight:
     """What `evaluate_run` of these settings is going to be.  Writes nothing."""
+    with threads(1):
+        return _rehearsed(settings).preflight(workers)
+
+
+def _rehearsed(settings: EvaluateSettings) -> Attacked:
+    """The job, after one example was attacked in the largest ball."""
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    with start("local", 1):  # one thread, as in the run
-        return job.preflight(workers)
+    return job
 
 
 def replay_run(run: Path) -> Replayed:
@@ -378,7 +387,8 @@ def certify_run(
     *, engine: str = "local", address: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
-    return _run(Certified(settings), out, start(engine, workers, address), report, command)
+    with threads(1):
+        return _run(Certified(settings), out, start(engine, workers, address), report, command)
 
 
 def _run(
@@ -406,7 +416,7 @@ def _run(
             if known := job.examples(out / EVENTS):
                 results["models"][label]["examples"] = known
             if job.settings.masking:
-                results["models"][label]["masking"] = job.masking()
+                results["models"][label]["masking"] = job.masking(found)
         write_json(out / RESULTS, results)
     return results
 

@@ -234,7 +234,8 @@ def masking_lines(model: Mapping[str, Any]) -> list[str]:
     if "masking" not in model:
         return []
     found = model["masking"]
-    asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples at half the largest radii"
+    where = f" at ({found['eps_x']:g}, {found['eps_w']:g})" if "eps_x" in found else ""
+    asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples{where}"
     if not found["flags"] and found.get("inconclusive"):
         return [f"Nothing can be said about masked gradients, for every example is broken: {asked}. Choose smaller radii."]
     if not found["flags"]:
