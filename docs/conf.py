@@ -19,7 +19,6 @@ myst_enable_extensions = ["dollarmath"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-suppress_warnings = ["myst.header"]  # pages that are generated in parts begin at a lower level
 
 CODE = re.compile(r"`+([^`]+)`+")
 SPECIAL = re.compile(r"([\\*|_])")

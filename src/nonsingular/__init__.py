@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.branch import Verdicts
     from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
+    from nonsingular.comparison import Comparison, compare
     from nonsingular.data import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation import evaluate
@@ -37,7 +38,7 @@ _HOME = {
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
-    "load": "data", "load_model": "loading", "Normalized": "models",
+    "Comparison": "comparison", "compare": "comparison", "load": "data", "load_model": "loading", "Normalized": "models",
     **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
@@ -45,6 +46,7 @@ _HOME = {
 
 __all__ = [
     "Certificate",
+    "Comparison",
     "Front",
     "InvalidInput",
     "JointBall",
@@ -61,6 +63,7 @@ __all__ = [
     "certified_radius",
     "certified_surface",
     "certify",
+    "compare",
     "ensemble",
     "evaluate",
     "joint_pgd",
