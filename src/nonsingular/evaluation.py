@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs, warn
-from nonsingular.data import as_tensors, hash_tensors
+from nonsingular.data import as_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import Method, name_of
 from nonsingular.records import Cell, Surface, axis
-from nonsingular.sandwich import Parts, Proof, margins_of, prove, rehearse_proof
+from nonsingular.sandwich import Parts, Proof, identity, margins_of, prove, rehearse_proof
 from nonsingular.threat import Attack, JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
 from nonsingular.work import Submit, Work, cell_alone, key_of
 
@@ -116,15 +116,15 @@ def surface(
     proof = None if certify is None else Proof(certify, method.unit)
     if proof:
         rehearse_proof(model, x, y, proof)
-    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
-    with torch.no_grad():  # weights alone do not tell ReLU from tanh
+    with torch.no_grad():
         clean = logits_at(model, Perturbation(x))
+    made_of = identity(model, x, y, clean)
     proven = None
     proving = partial(prove, model, x, y, columns=columns, rows=rows, log=log, parts=parts, on_part=on_part)
     spared = method.nested and method.scope == "sample"  # what is certified is not attacked
     if proof and spared:
         proven = proving(proof=proof)
-    work = Work(model, x, y, method, tuple(columns), tuple(rows), key_of(model, x, y, method, clean), log, keep)
+    work = Work(model, x, y, method, tuple(columns), tuple(rows), key_of(method, made_of), log, keep)
     cells: list[Cell] = []
     try:
         cells = work.cells(submit, proof, None if proven is None else proven.held, on_cell)
@@ -133,7 +133,7 @@ def surface(
     except SoundnessError as e:
         raise _saved(e, model, x, y, method, cells, log) from None
     about = {
-        **method.describe(), **hashes, "clean_accuracy": is_correct(clean, y).double().mean().item(),
+        **method.describe(), **made_of[0], "clean_accuracy": is_correct(clean, y).double().mean().item(),
         "moved_at_largest_eps_w": moved_at(model, method.unit.scaled(columns[-1], rows[-1])),
         "passes": {"forward": sum(c.passes[0] for c in cells), "backward": sum(c.passes[1] for c in cells)},
         "dtype": str(x.dtype), "device": x.device.type,

@@ -23,6 +23,7 @@ from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import Method, Radii
 from nonsingular.perturbations import FOLDER, Found
 from nonsingular.records import Cell, Log
+from nonsingular.sandwich import identity
 from nonsingular.threat import JointBall, Perturbation
 from nonsingular.work import key_of
 
@@ -47,7 +48,7 @@ def examples(
     """
     with torch.no_grad():
         clean = logits_at(model, Perturbation(x))
-        key = key_of(model, x, y, method, clean)
+        key = key_of(method, identity(model, x, y, clean))
         cells = finished(log, key, method, len(x), columns, rows, set(method.groups(model, len(x))))
         if not cells:
             return {}

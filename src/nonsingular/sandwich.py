@@ -125,6 +125,12 @@ class Proven:
         return replace(self, held=self.held & (margins > 0))
 
 
+def identity(model: nn.Module, x: Tensor, y: Tensor, clean: Tensor) -> tuple[dict[str, str], list[str]]:
+    """Hashes of model and data, and of what the model does: weights alone do not tell ReLU from tanh.  clean: its logits at x."""
+    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
+    return hashes, [str(model), hash_tensors({"predictions": clean.argmax(1)})]
+
+
 def prove(
     model: nn.Module, x: Tensor, y: Tensor, proof: Proof, columns: Sequence[float], rows: Sequence[float], *,
     attacked: Sequence[Cell] | None = None, log: Path | None = None, parts: Parts | None = None,
@@ -136,11 +142,10 @@ def prove(
     the run fails with SoundnessError.
     """
     n = len(x)
-    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
-    about = {**proof.describe(), **hashes, "versions": {"nonsingular": version("nonsingular"), "torch": torch.__version__}}
-    with torch.no_grad():  # weights alone do not tell ReLU from tanh
+    with torch.no_grad():
         clean = logits_at(model, Perturbation(x))
-    function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
+    hashes, function = identity(model, x, y, clean)
+    about = {**proof.describe(), **hashes, "versions": {"nonsingular": version("nonsingular"), "torch": torch.__version__}}
     asked = [FORMAT, proof.describe(), hashes, function, list(columns), list(rows)]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     journal = Log(log) if log else None

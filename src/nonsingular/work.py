@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nonsingular.certification import Prover
-from nonsingular.data import hash_tensors
 from nonsingular.errors import SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.margins import margins, worst_margin
@@ -105,11 +104,9 @@ TASKS = {"cell_alone": cell_alone, "cell_nested": cell_nested, "span_nested": sp
 """What workers can be asked to do."""
 
 
-def key_of(model: nn.Module, x: Tensor, y: Tensor, method: Method, clean: Tensor) -> str:
-    """What the cells of a log must have been made of to be taken from it.  clean: the model's logits at x."""
-    hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
-    function = [str(model), hash_tensors({"predictions": clean.argmax(1)})]
-    return hashlib.sha256(json.dumps([FORMAT, method.describe(), hashes, function], sort_keys=True).encode()).hexdigest()
+def key_of(method: Method, made_of: tuple[dict[str, str], list[str]]) -> str:
+    """What the cells of a log must have been made of to be taken from it.  made_of: `identity` of the model and the data."""
+    return hashlib.sha256(json.dumps([FORMAT, method.describe(), *made_of], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
