@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from fractions import Fraction
 
 import pytest
 import torch
@@ -400,9 +401,11 @@ def test_a_perturbation_unpacks():
 def test_check_returns_a_point_of_the_ball(model):
     x, ball = torch.full((3, 2), 0.5), JointBall(0.25, 0.5)
     corner = Perturbation(x + 0.25, {"0.weight": model[0].weight.detach() - 0.5})
-    assert corner.check(model, x, ball) is corner
+    inside = corner.check(model, x, ball)
+    assert torch.equal(inside.x, corner.x)
+    assert torch.equal(inside.weights["0.weight"], corner.weights["0.weight"])
     each = Perturbation(x, {"0.weight": (model[0].weight.detach() + 0.5).expand(3, 2, 2)}, "sample")
-    assert each.check(model, x, ball) is each
+    assert torch.equal(each.check(model, x, ball).weights["0.weight"], each.weights["0.weight"])
 
 
 @pytest.mark.parametrize(
@@ -439,3 +442,45 @@ def test_check_finds_wrong_shapes(model, tamper):
     ball = JointBall(0.25, 10.0)
     with pytest.raises(AssertionError):
         tamper(x, model[0].weight.detach()).check(model, x, ball)
+
+
+# --- rounding -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("radius", [0.0, 1e-9, 1e-3, 0.1, 0.5, 3.0])
+def test_ends_of_boxes_are_the_nearest_numbers_on_their_side(dtype, radius):
+    """Against exact rational arithmetic: inward ends lie in the ball and their outer neighbours do not; outward ends cover it."""
+    numbers = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = torch.cat([numbers * 1e-3, numbers, numbers * 100, torch.zeros(1), torch.ones(1)]).to(dtype)
+    ball, params = JointBall(0.0, {"p": radius}), {"p": p}
+    inner, outer = (ball.weight_boxes(params, outward=flag).get("p", Interval(p, p)) for flag in (False, True))
+    far = torch.tensor(torch.inf, dtype=torch.float64)
+    for i, at in enumerate(p.tolist()):
+        low, high = Fraction(at) - Fraction(radius), Fraction(at) + Fraction(radius)
+        ends = [Fraction(t[i].item()) for t in (outer.lo, inner.lo, inner.hi, outer.hi)]
+        assert ends[0] <= low <= ends[1] <= ends[2] <= high <= ends[3]
+        if dtype is torch.float64 and radius:
+            steps = [Fraction(torch.nextafter(t[i], s * far).item()) for t, s in ((inner.lo, -1), (inner.hi, 1))]
+            assert steps[0] < low
+            assert high < steps[1]
+
+
+def test_a_box_smaller_than_the_numbers_leave_room_for_is_a_point_for_attacks_and_covered_by_bounds():
+    p = torch.full((3,), 1e6)  # its neighbours are 0.0625 away
+    ball = JointBall(0.0, {"p": 0.03})
+    inner, outer = ball.weight_boxes({"p": p}), ball.weight_boxes({"p": p}, outward=True)
+    assert torch.equal(inner["p"].lo, p)
+    assert torch.equal(inner["p"].hi, p)
+    assert (outer["p"].lo == 1e6 - 0.0625).all()
+    assert (outer["p"].hi == 1e6 + 0.0625).all()
+
+
+def test_what_is_outside_by_rounding_alone_is_put_onto_the_box():
+    model = nn.Linear(2, 2).eval()
+    x, ball = torch.tensor([[0.3, 0.7]]), JointBall(0.1, 0.0)
+    rounded = Perturbation(x + 0.1)
+    assert not ball.input_box(x).contains(rounded.x)  # 0.3 + 0.1 in float32 is above the real sum
+    assert ball.input_box(x).contains(rounded.check(model, x, ball).x)
+    with pytest.raises(AssertionError, match="left the input ball"):
+        Perturbation(x + 0.1001).check(model, x, ball)

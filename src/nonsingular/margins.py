@@ -34,6 +34,17 @@ def is_correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
 
 
+def attained(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) smallest margin that these logits attain, above 0 exactly where they are correct.
+
+    A tie in favour of y is the smallest positive normal number; what is not finite is -infinity.
+    """
+    margin = worst_margin(margins(logits, y), y)
+    least = max(torch.finfo(logits.dtype).tiny, torch.finfo(torch.float32).tiny)  # records keep float32
+    margin = torch.where(is_correct(logits, y), margin.clamp(min=least), margin)
+    return torch.where(torch.isfinite(logits).all(1), margin, -torch.inf)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy, summed over the batch."""
     return F.cross_entropy(logits, y, reduction="sum")

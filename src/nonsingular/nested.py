@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nonsingular.catalog import ATTACKS
 from nonsingular.graph import logits_at
-from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.margins import attained, is_correct
 from nonsingular.memory import halving
 from nonsingular.passes import so_far
 from nonsingular.perturbations import Radii
@@ -213,8 +213,7 @@ def _together(
     def attempt(start: Perturbation | None) -> Reached:
         point, logits = _attack(model, x, y, method, radii, start)
         flags = ("one-class",) if n > 1 and len(logits.argmax(1).unique()) == 1 else ()
-        margin = worst_margin(margins(logits, y), y)
-        return Reached(*radii, is_correct(logits, y), margin, everyone, point, radii, flags)
+        return Reached(*radii, is_correct(logits, y), attained(logits, y), everyone, point, radii, flags)
 
     best = attempt(start)
     for _ in range(1, ROUNDS if method.nested else 1):
@@ -236,7 +235,7 @@ def _each(
         margin = torch.stack([s.margins for s in smaller]).amin(0)
     else:
         logits = logits_at(model, Perturbation(x))
-        correct, margin = is_correct(logits, y), worst_margin(margins(logits, y), y)
+        correct, margin = is_correct(logits, y), attained(logits, y)
         flags = ("one-class",) if len(x) > 1 and len(logits.argmax(1).unique()) == 1 else ()
     rows = (correct if proven is None else correct & ~proven).nonzero().flatten()
     if not len(rows) or not any(radii):
@@ -245,7 +244,7 @@ def _each(
     start = _grown(model, x, rows, smaller, method, radii) if smaller else None
     point, logits = _attack(model, x[rows], y[rows], method, radii, start)
     correct[rows] &= is_correct(logits, y[rows])
-    margin[rows] = torch.minimum(margin[rows], worst_margin(margins(logits, y[rows]), y[rows]))
+    margin[rows] = torch.minimum(margin[rows], attained(logits, y[rows]))
     return Reached(*radii, correct, margin, rows, point, radii, flags)
 
 

@@ -24,14 +24,14 @@ from nonsingular.certification import Prover
 from nonsingular.checks import check_inputs, warn
 from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
-from nonsingular.graph import logits_at
+from nonsingular.graph import logits_at, trace_graph, twin
 from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, worst_margin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
 from nonsingular.threat import JointBall, Moves, Perturbation
 
-SLACK = 1e-4
-"""How far an attacked margin may lie below a certified one, relative to 1 + the two: attacks run in the model's own precision."""
+SLACK = 100
+"""How far rounding may move a margin, in units of the last place of the largest logit; attacks run in the model's precision."""
 TOGETHER = 50
 """Examples whose certificates are one piece of work."""
 
@@ -105,6 +105,8 @@ class Proven:
     rows: tuple[float, ...]
     about: Mapping[str, Any]
     seconds: float
+    tolerance: NDArray[np.float64]
+    """(N,) as the function of this name says."""
 
     def surface(self, name: str = "model") -> Surface:
         """Its accuracies."""
@@ -121,7 +123,7 @@ class Proven:
         Raises SoundnessError where an attack broke more than that.
         """
         margins = _lowest(attacked, self.columns, self.rows)
-        _check_held(self.held, margins, self.columns, self.rows)
+        _check_held(self.held, margins, self.columns, self.rows, self.tolerance)
         return replace(self, held=self.held & (margins > 0))
 
 
@@ -129,6 +131,22 @@ def identity(model: nn.Module, x: Tensor, y: Tensor, clean: Tensor) -> tuple[dic
     """Hashes of model and data, and of what the model does: weights alone do not tell ReLU from tanh.  clean: its logits at x."""
     hashes = {"model_sha256": hash_tensors(model.state_dict()), "data_sha256": hash_tensors({"x": x, "y": y})}
     return hashes, [str(model), hash_tensors({"predictions": clean.argmax(1)})]
+
+
+def tolerance(model: nn.Module, x: Tensor, clean: Tensor) -> NDArray[np.float64]:
+    """(N,) how far an attacked margin, in the model's own precision, may lie below a certified one.  clean: its logits at x.
+
+    From the dtype and the scale of the logits, and from what rounding does to the examples themselves: certificates are of the
+    network in exact arithmetic.
+    """
+    graph = trace_graph(twin(model).double(), x.shape[1:])
+    with torch.no_grad():
+        measured = torch.cat(
+            [(graph(part.double()) - z).abs().amax(1) for part, z in zip(x.split(256), clean.split(256), strict=True)]
+        )
+    size = 1 + clean.double().abs().amax(1)
+    place = max(torch.finfo(clean.dtype).eps, torch.finfo(torch.float32).eps)  # records keep margins in float32
+    return (SLACK * place * size + 16 * measured.amax()).cpu().numpy()
 
 
 def prove(
@@ -179,7 +197,7 @@ def prove(
         keep(span, bits, seconds)
     accuracy = is_correct(clean, y).double().mean().item()
     names = {**proof.describe(), **hashes, "clean_accuracy": accuracy}
-    return Proven(held, tuple(columns), tuple(rows), names, sum(done.values()))
+    return Proven(held, tuple(columns), tuple(rows), names, sum(done.values()), tolerance(model, x, clean))
 
 
 def confront(
@@ -191,7 +209,7 @@ def confront(
     For attacks that left alone what is certified.  held, attacked: (rows, columns, n) of these examples; attacked: margins.
     Raises SoundnessError, with the number of the example among these, where the bound is above what was reached.
     """
-    prove = Prover(model, proof.method)
+    prove, slack = Prover(model, proof.method), tolerance(model, x, logits_at(model, Perturbation(x)))
     beyond = ~held.reshape(-1, len(x))
     first = np.where(beyond.any(0), beyond.argmax(0), -1)
     for at in np.unique(first[first >= 0]):
@@ -200,7 +218,7 @@ def confront(
         rows_here = torch.as_tensor(here, device=x.device)
         lower = prove(x[rows_here], y[rows_here], proof.unit.scaled(columns[j], rows[i]))
         low = worst_margin(lower, y[rows_here]).cpu().numpy()
-        _check(np.where(np.isfinite(low), low, -np.inf), attacked[i, j, here], here, columns[j], rows[i])
+        _check(np.where(np.isfinite(low), low, -np.inf), attacked[i, j, here], slack[here], here, columns[j], rows[i])
 
 
 def _lowest(attacked: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> NDArray[np.float32]:
@@ -223,7 +241,8 @@ def certified_part(
     held = np.zeros((len(rows), len(columns), len(x)), dtype=bool)
     prove = Prover(model, proof.method)
     with torch.no_grad():
-        right = is_correct(logits_at(model, Perturbation(x)), y).cpu().numpy()
+        clean = logits_at(model, Perturbation(x))
+    right, slack = is_correct(clean, y).cpu().numpy(), tolerance(model, x, clean)
     column = np.where(right, len(columns) - 1, -1)
     met = np.zeros(len(x), dtype=bool)
 
@@ -233,7 +252,7 @@ def certified_part(
         lower = prove(x[at], y[at], proof.unit.scaled(columns[j], rows[i]))
         low = worst_margin(lower, y[at]).cpu().numpy()
         if attacked is not None:
-            _check(low, attacked[i, j, here], here + span[0], columns[j], rows[i])
+            _check(low, attacked[i, j, here], slack[here], here + span[0], columns[j], rows[i])
         return low, torch.isfinite(lower).all(1).cpu().numpy()
 
     for i in range(len(rows)):
@@ -257,16 +276,19 @@ def certified_part(
     return span, held, time.perf_counter() - started
 
 
-def _check(low: NDArray[Any], attacked: NDArray[Any], examples: NDArray[Any], eps_x: float, eps_w: float) -> None:
+def _check(
+    low: NDArray[Any], attacked: NDArray[Any], slack: NDArray[Any], examples: NDArray[Any], eps_x: float, eps_w: float
+) -> None:  # fmt: skip
     """Certified margin <= attacked margin, example by example."""
-    slack = SLACK * (1 + np.abs(attacked) + np.abs(low))
     for k in np.flatnonzero(low > attacked + slack):
         raise SoundnessError(int(examples[k]), eps_x, eps_w, float(low[k]), float(attacked[k]))
 
 
-def _check_held(held: NDArray[np.bool_], margins: NDArray[Any], columns: Sequence[float], rows: Sequence[float]) -> None:
+def _check_held(
+    held: NDArray[np.bool_], margins: NDArray[Any], columns: Sequence[float], rows: Sequence[float], slack: NDArray[Any]
+) -> None:  # fmt: skip
     """Nothing that an attack broke is certified, also by certificates of an earlier run."""
-    for i, j, k in np.argwhere(held & (margins < -SLACK)):
+    for i, j, k in np.argwhere(held & (margins < -slack)):
         raise SoundnessError(int(k), columns[j], rows[i], 0.0, float(margins[i, j, k]))
 
 

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -97,8 +98,9 @@ class JointBall:
     moves: with a single radius, which parameters move: "weights" (two or more dimensions) or "all" (biases and scales too).
     relative: radii of weights are multiples of the largest |value| of each tensor.
 
-    A box is rounded to nearest in the dtype of the tensor that it is around, on its device.  A ball is a value: radii are copied
-    (tensors in float64 on the CPU), and balls of equal numbers and shapes are equal.
+    A ball is a set of real numbers.  In the dtype of the tensor that it is around, a box holds the points that lie in the ball
+    (for attacks) or, `outward`, a smallest box that covers it (for bounds).  The domain is meant as it is rounded in that dtype.
+    A ball is a value: radii are copied (tensors in float64 on the CPU), and balls of equal numbers and shapes are equal.
     Raises InvalidInput for a radius that is negative, infinite or NaN, and for an empty domain.
     """
 
@@ -143,6 +145,13 @@ class JointBall:
         eps_w = {k: _times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
         return replace(self, eps_x=self.eps_x * x, eps_w=eps_w)
 
+    def rounded(self, dtype: torch.dtype) -> JointBall:
+        """The ball for inputs that are numbers of this dtype: the domain with its ends as they are there, too."""
+        if self.domain is None:
+            return self
+        lo, hi = torch.tensor(self.domain, dtype=torch.float64).to(dtype).tolist()
+        return replace(self, domain=(min(lo, self.domain[0]), max(hi, self.domain[1])))
+
     def describe(self) -> dict[str, Any]:
         """Everything but `eps_x` and a single `eps_w`, for records: JSON."""
         eps_w = self.eps_w
@@ -172,11 +181,11 @@ class JointBall:
                 "radii are in the units of the inputs"
             )
 
-    def input_box(self, x: Tensor) -> Interval:
-        """The box of inputs around `x`, cut to the domain."""
+    def input_box(self, x: Tensor, *, outward: bool = False) -> Interval:
+        """The box of inputs around `x`, cut to the domain: points of the ball alone or, `outward`, all of them."""
         self.check_domain(x)
-        lo, hi = x - self.eps_x, x + self.eps_x
-        return Interval(lo, hi) if self.domain is None else Interval(lo.clamp_(*self.domain), hi.clamp_(*self.domain))
+        box = _box(x.detach(), self.eps_x, self.eps_x, outward)
+        return box if self.domain is None else Interval(box.lo.clamp_(*self.domain), box.hi.clamp_(*self.domain))
 
     def radii(self, params: Mapping[str, Tensor]) -> dict[str, Radius]:
         """Radius of every tensor that moves, by name, in the units of the weights; tensors with radius 0 are left out.
@@ -195,14 +204,40 @@ class JointBall:
             chosen = {name: _times(r, params[name].detach().abs().max().item()) for name, r in chosen.items()}
         return {name: r for name, r in chosen.items() if largest(r) > 0}
 
-    def weight_boxes(self, params: Mapping[str, Tensor]) -> dict[str, Interval]:
-        """The box of every tensor that moves, by name, in its shape, dtype and device."""
-        found: dict[str, Interval] = {}
-        for name, radius in self.radii(params).items():
-            p = params[name].detach()
-            below, above = (side.to(p) if isinstance(side, Tensor) else side for side in ends(radius))
-            found[name] = Interval(p - below, p + above)
-        return found
+    def weight_boxes(self, params: Mapping[str, Tensor], *, outward: bool = False) -> dict[str, Interval]:
+        """The box of every tensor that moves, by name, in its shape, dtype and device; rounded as in `input_box`."""
+        return {name: _box(params[name].detach(), *ends(radius), outward) for name, radius in self.radii(params).items()}
+
+
+def _box(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
+    """[p - below, p + above] in the dtype of `p`, each end rounded away from `p` or, by default, towards it."""
+    return Interval(-_end(-p, below, outward), _end(p, above, outward))
+
+
+def _end(p: Tensor, radius: Side, outward: bool) -> Tensor:
+    """p + radius in the dtype of `p`: the smallest number that is not below it, or the largest that is not above it."""
+    a, r = p.double(), torch.as_tensor(radius, dtype=torch.float64, device=p.device)
+    s = a + r  # to nearest: a number of `p`'s dtype on one side of s is on that side of a + r, too
+    t = s.to(p.dtype)
+    over = t.double() - s
+    bad = over < 0 if outward else over > 0
+    if bool((same := over == 0).any()):
+        b = s - a
+        rest = (a - (s - b)) + (r - b)  # a + r = s + rest exactly (Knuth, The Art of Computer Programming, 4.2.2)
+        bad |= same & (rest > 0 if outward else rest < 0)
+    return _moved(t, bad, up=outward)
+
+
+def _moved(t: Tensor, at: Tensor, *, up: bool) -> Tensor:
+    """`t` with its numbers at `at` replaced by their neighbours, above or below.  Patterns of bits grow away from 0."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    bits = t.contiguous().view(whole)
+    away = (bits >> torch.iinfo(whole).bits - 1) | 1  # 1 for numbers above 0, -1 below
+    moved = (bits + at * (away if up else -away)).view(t.dtype)
+    if bool((zero := at & (t == 0)).any()):
+        least = torch.tensor(1 if up else torch.iinfo(whole).min + 1, dtype=whole, device=t.device).view(t.dtype)
+        moved = torch.where(zero, least, moved)
+    return moved
 
 
 def _checked(name: str, radius: Radius) -> Radius:
@@ -300,19 +335,34 @@ class Perturbation:
     def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
         """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
 
+        What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
         Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
         """
         params = dict(model.named_parameters())
         boxes = ball.weight_boxes(params)
         own = (len(x),) if self.scope == "sample" else ()
-        if self.x.shape != x.shape or not ball.input_box(x).contains(self.x):
+        inputs = None if self.x.shape != x.shape else _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
+        if inputs is None:
             raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
         if fixed := sorted(set(self.weights) - set(boxes)):
             raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
+        found: dict[str, Tensor] = {}
         for name, w in self.weights.items():
-            if w.shape != (*own, *params[name].shape) or not boxes[name].contains(w):
+            shaped = w.shape == (*own, *params[name].shape)
+            inside = _within(w, boxes[name], partial(_wide, ball, params, name)) if shaped else None
+            if inside is None:
                 raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
-        return self
+            found[name] = inside
+        return Perturbation(inputs, found, self.scope)
+
+
+def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
+    return ball.weight_boxes(params, outward=True)[name]
+
+
+def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:
+    """`t` in the box: moved there from the wide one; None from further away."""
+    return t if box.contains(t) else torch.clamp(t, box.lo, box.hi) if wide().contains(t) else None
 
 
 Attack = Callable[..., Perturbation]

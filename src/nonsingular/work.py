@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from nonsingular.certification import Prover
 from nonsingular.errors import SoundnessError
 from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
+from nonsingular.margins import attained, worst_margin
 from nonsingular.nested import Method, Radii, Reached, reach, walk
 from nonsingular.perturbations import FOLDER, Found, read_found, write_found
 from nonsingular.records import FORMAT, Cell, Log
-from nonsingular.sandwich import SLACK, Proof, confront, margins_of
+from nonsingular.sandwich import Proof, confront, margins_of, tolerance
 from nonsingular.threat import Perturbation
 
 Piece = tuple[tuple[int, int], list[Cell], list[Found]]
@@ -87,8 +87,9 @@ def _challenge(
         ball, clean = method.unit.scaled(columns[j], rows[i]), Perturbation(x[here], scope="sample")
         point = method.attack(model, x[here], y[here], ball, scope=method.scope, start=clean).check(model, x[here], ball)
         logits = logits_at(model, point)
-        margin = worst_margin(margins(logits, y[here]), y[here])
-        for k in (margin < -SLACK).nonzero().flatten():
+        margin = attained(logits, y[here])
+        slack = torch.from_numpy(tolerance(model, x[here], logits_at(model, clean))).to(margin.device)
+        for k in (margin < -slack).nonzero().flatten():
             bound = worst_margin(Prover(model, proof.method)(x[here[k]][None], y[here[k]][None], ball), y[here[k]][None])
             raise SoundnessError(int(here[k]), columns[j], rows[i], float(bound), float(margin[k]))
 

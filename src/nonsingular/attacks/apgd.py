@@ -17,7 +17,7 @@ from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import logits_at, products, recording, twin
-from nonsingular.margins import check_labels, margins, worst_margin
+from nonsingular.margins import attained, check_labels
 from nonsingular.shifts import of_each
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
@@ -103,4 +103,4 @@ def _best(model: nn.Module, y: Tensor, space: Space, v: Tensor, known: list[Pert
 
 
 def _worst(model: nn.Module, point: Perturbation, y: Tensor) -> Tensor:
-    return worst_margin(margins(logits_at(model, point), y), y)
+    return attained(logits_at(model, point), y)

@@ -69,7 +69,7 @@ def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, st
     if start.weights and start.scope != scope:
         raise InvalidInput(f"start has weights of scope {start.scope}, the attack has scope {scope}; give both the same scope")
     try:
-        start.check(model, x, ball)
+        start = start.check(model, x, ball)
     except AssertionError as e:
         raise InvalidInput(f"start is no point of this ball: {e}; start from a point of the same or of a smaller ball") from e
     return Perturbation(start.x.detach().clone(), {n: w.detach().clone() for n, w in start.weights.items()}, scope)

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.points import checked_start
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import products, recording, twin
-from nonsingular.margins import check_labels, margins, worst_margin
+from nonsingular.margins import attained, check_labels, margins, worst_margin
 from nonsingular.memory import halving
 from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
@@ -86,7 +86,7 @@ def shared_apgd(
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """x' and W', with the margins that they leave."""
+    """x' and W', with the margins that they leave, as `attained`: above 0 where the prediction is right."""
 
     x: Tensor
     W: list[Tensor]
@@ -131,15 +131,11 @@ class _Shared:
         return (slice(i, min(i + self.chunk, n)) for i in range(0, n, self.chunk))
 
     def margins(self, x: Tensor) -> Tensor:
-        """(B,) smallest margins at x and the weights that are loaded; NaN counts as lost."""
+        """(B,) margins attained at x and the weights that are loaded."""
         count(forward=len(x))
         with torch.no_grad():
-            found = [self.margin(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
+            found = [attained(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
         return torch.cat(found) if found else x.new_zeros(0)
-
-    @staticmethod
-    def margin(logits: Tensor, y: Tensor) -> Tensor:
-        return worst_margin(margins(logits, y), y).nan_to_num(nan=-torch.inf)
 
     def at(self, x: Tensor, W: list[Tensor]) -> _Point:
         self.load(W)
@@ -201,7 +197,7 @@ def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, s
         for at in shared.pieces(len(x)):
             point, labels = x[at].detach().requires_grad_(shared.free), shared.y[at]
             logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
-            seen.append(shared.margin(logits.detach(), labels))
+            seen.append(attained(logits.detach(), labels))
             g = list(_gradient(_probability(logits, labels, T), [point, *shared.live] if shared.free else shared.live))
             if shared.free:
                 moved[at] = _step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale)
@@ -262,12 +258,12 @@ def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
         for i in range(steps):
             point = now.detach().requires_grad_()
             count(forward=len(part), backward=len(part))
-            reached = worst_margin(margins(shared.network(point.clone()), y), y)
-            (g,) = _gradient(reached.sum(), [point])
-            _keep_lower(x, margin, part, point.detach(), reached.detach())
+            logits = shared.network(point.clone())
+            (g,) = _gradient(worst_margin(margins(logits, y), y).sum(), [point])
+            _keep_lower(x, margin, part, point.detach(), attained(logits.detach(), y))
             now = torch.clamp(point.detach() - g.sign_().mul_(hi - lo).mul_((1 - i / steps) / 2), lo, hi)
         with torch.no_grad():
-            _keep_lower(x, margin, part, now, worst_margin(margins(shared.network(now.clone()), y), y))
+            _keep_lower(x, margin, part, now, attained(shared.network(now.clone()), y))
     return _Point(x, best.W, margin)
 
 

@@ -13,7 +13,7 @@ from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording, twin
-from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.margins import attained, is_correct
 from nonsingular.passes import count
 from nonsingular.shifts import of_each
 from nonsingular.threat import Attack, JointBall, Perturbation, Scope
@@ -111,7 +111,7 @@ def worst(model: nn.Module, y: Tensor, first: Perturbation, *others: Perturbatio
     for point in others:
         found = logits_at(model, point)
         if first.scope == "sample":
-            lower = worst_margin(margins(found, y), y) < worst_margin(margins(logits, y), y)
+            lower = attained(found, y) < attained(logits, y)
             best, logits = _chosen(model, lower, point, best), torch.where(lower[:, None], found, logits)
         elif _rank(found, y) < _rank(logits, y):
             best, logits = point, found
@@ -119,7 +119,7 @@ def worst(model: nn.Module, y: Tensor, first: Perturbation, *others: Perturbatio
 
 
 def _rank(logits: Tensor, y: Tensor) -> tuple[int, float]:
-    return int(is_correct(logits, y).sum()), worst_margin(margins(logits, y), y).clamp(min=0).sum().item()
+    return int(is_correct(logits, y).sum()), attained(logits, y).clamp(min=0).sum().item()
 
 
 def _chosen(model: nn.Module, take: Tensor, one: Perturbation, other: Perturbation) -> Perturbation:

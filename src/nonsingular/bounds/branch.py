@@ -29,7 +29,7 @@ from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.graph import per_sample_logits, recording, twin
-from nonsingular.margins import margins, worst_margin
+from nonsingular.margins import attained, worst_margin
 from nonsingular.operators import Activation, Product
 from nonsingular.threat import Interval, JointBall, Perturbation
 
@@ -427,7 +427,7 @@ class Search:
 
     def _attained(self, point: Perturbation, y: Tensor) -> Tensor:
         """(N,) smallest margins at a point, by the model itself."""
-        return worst_margin(margins(vmap(self.logits, randomness="different")(dict(point.weights), point.x), y), y)
+        return attained(vmap(self.logits, randomness="different")(dict(point.weights), point.x), y)
 
 
 def _end(box: Interval, slope: Tensor, value: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Region:
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     """The network and its ball.  Raises UnsupportedModel without a rule for an operation, InvalidInput for x or y."""
     graph = trace_graph(model, x.shape[1:])
-    box, boxes = ball.input_box(x.detach()), ball.weight_boxes(graph.params)
+    box, boxes = ball.input_box(x.detach(), outward=True), ball.weight_boxes(graph.params, outward=True)
     check_labels(y, len(x), graph.nodes[-1].shape[0])
     return Region(graph, box, boxes)
 
