@@ -43,7 +43,8 @@ def test_the_tolerance_of_the_comparison_follows_the_dtype_and_the_logits(digits
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         net = copy.deepcopy(model).to(dtype)
         found[dtype] = tolerance(net, x.to(dtype), net(x.to(dtype)).detach())
-    assert found[torch.float64].max() <= found[torch.float32].min() < found[torch.float32].max() < 1e-3
+    assert (found[torch.float64] <= found[torch.float32]).all()
+    assert found[torch.float32].max() < 1e-3
     assert (found[torch.bfloat16] > 100 * found[torch.float32]).all()
     large = copy.deepcopy(model)
     with torch.no_grad():

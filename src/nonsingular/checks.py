@@ -7,6 +7,7 @@ is shown (logger "nonsingular", level WARNING) and kept, and the work goes on.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ ENOUGH = 20
 """From so many examples on, their labels and the accuracy of the model say something."""
 
 
-def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, classes: int | None = None) -> list[str]:
+def check_inputs(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, classes: int | None = None, random: bool = False
+) -> list[str]:  # fmt: skip
     """Raises InvalidInput, with what to do, for data or a model that no number can be computed for.
 
-    x: (N, *input) in ball.domain.  y: (N,).  classes: how many the data set names.
+    x: (N, *input) in ball.domain.  y: (N,).  classes: how many the data set names.  random: forward passes may be.
     Returns doubts: what looks like a mistake (probabilities instead of logits, an accuracy no better than chance, ...).
-    Cost: one pass over all examples.
+    Cost: two passes over all examples: what a second one changes is random, or depends on the other examples.
     """
     _check_tensors(x, y)
     _check_values(x)
@@ -38,6 +41,8 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, cla
     ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w
     _check_kinds(model, x)
     logits = _logits(model, x)
+    if not random:
+        _check_repeatable(model, x, logits)
     _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
@@ -134,6 +139,32 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
             f"a classifier returns (B, K) logits with K >= 2{one}"
         )
     return logits
+
+
+def _check_repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Another pass, over batches cut in another way, gives the same logits up to rounding."""
+    still, n = twin(model), len(x)
+    other = torch.cat([x, x.flip(0) if n > 1 else 0.5 * x])  # examples meet others, and an only one is not alone
+    slack = 200 * torch.finfo(logits.dtype).eps * (1 + logits.abs().amax().item())
+
+    def moved(inputs: Tensor, cut: int) -> float:
+        with torch.no_grad():
+            again = torch.cat([still(part.clone()) for part in inputs.split(cut)])[:n]
+        return (again - logits).abs().amax().item() if again.shape == logits.shape else math.inf
+
+    cut = min(1024, n // 2 + 2)
+    if not (away := moved(other, cut)) > slack:
+        return
+    if moved(x, 1024) > slack:
+        raise InvalidInput(
+            f"the model's forward is random: two passes over the same inputs differ by up to {away:.3g} in a logit. Switch the "
+            "randomness off (model.eval(); dropout with training=self.training), or average over passes with fixed seeds: "
+            "ns.Averaged(model, passes), --expectation PASSES on the command line"
+        )
+    raise InvalidInput(
+        f"the logits of an example change by up to {away:.3g} with the other examples of its batch, as with BatchNorm in train "
+        "mode or a squeeze() that removes the batch; call model.eval(), and treat each example by itself"
+    )
 
 
 def _other_shape(still: nn.Module, x: Tensor) -> str:

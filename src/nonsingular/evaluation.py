@@ -20,9 +20,10 @@ from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.masks import doubts_of_gradients
 from nonsingular.nested import Method, name_of
 from nonsingular.records import Cell, Surface, axis
-from nonsingular.sandwich import Parts, Proof, identity, margins_of, prove, rehearse_proof
+from nonsingular.sandwich import Parts, Proof, Proven, identity, margins_of, prove, rehearse_proof
 from nonsingular.threat import Attack, JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
 from nonsingular.work import Submit, Work, cell_alone, key_of
 
@@ -98,18 +99,22 @@ def evaluate(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
     with use_threads(threads):
-        warn(check_inputs(model, x, y, method.unit))
+        warn(doubts := check_inputs(model, x, y, method.unit))
         columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-        return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
+        found = surface(model, x, y.long(), method, columns, rows, certify=certify, log=log, doubts=doubts)
+        warn(found.about["doubts"][len(doubts) :])
+        return found
 
 
 def surface(
     model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float], *,
     certify: str | None = None, name: str = "model", log: Path | None = None, keep: bool = True, submit: Submit | None = None,
     parts: Parts | None = None, on_cell: Callable[[Cell], None] = lambda cell: None,
-    on_part: Callable[[int], None] = lambda examples: None,
+    on_part: Callable[[int], None] = lambda examples: None, doubts: Sequence[str] = (),
 ) -> Surface:  # fmt: skip
     """`evaluate` on checked inputs, with the work done by `submit` and `parts`.  columns: eps_x.  rows: eps_w.
+
+    doubts: what is known to look like a mistake; the surface keeps them, and what its own numbers make doubtful.
 
     keep: with a log, what was found is kept in the folder `perturbations` beside it.
     """
@@ -137,6 +142,7 @@ def surface(
         "moved_at_largest_eps_w": moved_at(model, method.unit.scaled(columns[-1], rows[-1])),
         "passes": {"forward": sum(c.passes[0] for c in cells), "backward": sum(c.passes[1] for c in cells)},
         "dtype": str(x.dtype), "device": x.device.type,
+        "doubts": [*doubts, *_doubts(model, x, y, method, cells, columns, rows, proven)],
     }  # fmt: skip
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
         cells = nested(cells, columns, rows)
@@ -144,6 +150,25 @@ def surface(
         cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,
         certified=None if proven is None else proven.surface(name),
     )  # fmt: skip
+
+
+def _doubts(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, cells: Sequence[Cell], columns: Sequence[float],
+    rows: Sequence[float], proven: Proven | None,
+) -> list[str]:  # fmt: skip
+    """What the numbers themselves make doubtful: gradients that the attack did not see, and rounding against certificates.
+
+    Random search tries examples that are right at the largest input radius at which weights do not move, and not certified.
+    """
+    still = [c for c in cells if c.eps_w == 0 and c.eps_x > 0 and c.correct.any()]
+    cell = max(still, key=lambda c: c.eps_x, default=None)
+    left = np.zeros(len(x), dtype=bool) if cell is None else cell.correct.copy()
+    if cell is not None and proven is not None:
+        left &= ~proven.held[list(rows).index(0), list(columns).index(cell.eps_x)]
+    survivors = torch.from_numpy(np.flatnonzero(left)).to(x.device)
+    inputs = None if cell is None else method.unit.scaled(cell.eps_x, 0.0)
+    largest = method.unit.scaled(columns[-1], rows[-1])
+    return [*doubts_of_gradients(model, x, y, largest, survivors, inputs), *(() if proven is None else proven.doubts)]
 
 
 def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,10 @@ EXAMPLES: Mapping[Scope, int] = {"sample": 64, "batch": 256, "dataset": 256}
 """How many are used if the caller does not say."""
 PROBES = 64
 """Examples whose gradients are looked at."""
+GLIMPSED = 16
+"""Examples whose gradients every run looks at."""
+SEARCHED, TRIALS = 32, 100
+"""Survivors that every run gives to random search, and trials of each."""
 WEIGHTS_AT_ONCE = 2**24
 """Weights of their own that are held at once in scope `sample`."""
 
@@ -122,13 +126,41 @@ def masking(
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
-        check_inputs(model, x, y, ball)
+        check_inputs(model, x, y, ball, random=True)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
         case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)
         _check_random(case, found)
         _check_gradients(case, found)
         _check_attack(case, function, name, found)
     return Masking(name, scope, len(chosen), found.flags, found.numbers)
+
+
+def doubts_of_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, survivors: Tensor, inputs: JointBall | None
+) -> list[str]:  # fmt: skip
+    """What an attack with gradients may have missed, as sentences; few and cheap signs, for every run.  `masking` looks closer.
+
+    x: (N, *input).  y: (N,).  ball: the largest of the run; gradients of GLIMPSED examples are held against random corners in it.
+    survivors: (k,) numbers of examples that the attack left right at the ball `inputs`, where weights do not move; Square then
+    tries some of them.  inputs: None if there is no such ball.
+    Cost: GLIMPSED backward passes, CORNERS passes for each tensor that moves, SEARCHED x TRIALS passes of one example.
+    """
+    found = _Found({}, {})
+    some = torch.linspace(0, len(x) - 1, min(len(x), GLIMPSED), device=x.device).long()
+    with recording(), _own_stream(x), torch.no_grad():
+        _check_gradients(_Case(model, x[some], y[some], ball, "sample", 0), found)
+        doubts = [f"{why} Attacks that follow gradients may miss much ({name})." for name, why in found.flags.items()]
+        left = survivors[torch.linspace(0, len(survivors) - 1, min(len(survivors), SEARCHED), device=x.device).long()]
+        if inputs is not None and inputs.eps_x and len(left):
+            point = square(model, x[left], y[left], inputs, steps=TRIALS, scope="sample")
+            broken = int((~is_correct(logits_at(model, point), y[left])).sum())
+            if broken >= max(2, SHARE * len(left)):
+                doubts.append(
+                    f"random search breaks {broken} of {len(left)} examples that the attack left right on the inputs alone "
+                    f"(eps_x = {inputs.eps_x:g}): the attacked accuracy is too high. Look closer with --masking, and take the "
+                    "worst of two attacks, e.g. strongest+square."
+                )
+    return doubts
 
 
 @dataclass(frozen=True)

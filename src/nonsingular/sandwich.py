@@ -107,6 +107,7 @@ class Proven:
     seconds: float
     tolerance: NDArray[np.float64]
     """(N,) as the function of this name says."""
+    doubts: tuple[str, ...] = ()
 
     def surface(self, name: str = "model") -> Surface:
         """Its accuracies."""
@@ -124,7 +125,12 @@ class Proven:
         """
         margins = _lowest(attacked, self.columns, self.rows)
         _check_held(self.held, margins, self.columns, self.rows, self.tolerance)
-        return replace(self, held=self.held & (margins > 0))
+        lost = int((self.held & (margins <= 0)).any((0, 1)).sum())
+        doubts = (
+            f"{lost} examples are certified in exact arithmetic and lost by an attack in the model's own precision: rounding. "
+            "They are not counted as certified.",
+        )  # fmt: skip
+        return replace(self, held=self.held & (margins > 0), doubts=doubts if lost else ())
 
 
 def identity(model: nn.Module, x: Tensor, y: Tensor, clean: Tensor) -> tuple[dict[str, str], list[str]]:

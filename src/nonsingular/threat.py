@@ -353,7 +353,8 @@ class Perturbation:
             if inside is None:
                 raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
             found[name] = inside
-        return Perturbation(inputs, found, self.scope)
+        same = inputs is self.x and all(w is self.weights[name] for name, w in found.items())
+        return self if same else Perturbation(inputs, found, self.scope)
 
 
 def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
