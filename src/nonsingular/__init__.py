@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nonsingular.evaluation import evaluate
     from nonsingular.loading import load_model
     from nonsingular.masks import Masking, masking
-    from nonsingular.models import Normalized
+    from nonsingular.models import Averaged, Normalized
     from nonsingular.records import Surface
     from nonsingular.sandwich import certified_surface
     from nonsingular.threat import JointBall, Perturbation
@@ -38,13 +38,15 @@ _HOME = {
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
-    "Comparison": "comparison", "compare": "comparison", "load": "data", "load_model": "loading", "Normalized": "models",
+    "Comparison": "comparison", "compare": "comparison", "load": "data", "load_model": "loading",
+    **dict.fromkeys(("Averaged", "Normalized"), "models"),
     **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
     "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
 }  # fmt: skip
 
 __all__ = [
+    "Averaged",
     "Certificate",
     "Comparison",
     "Front",

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput
 
@@ -49,6 +50,45 @@ class Normalized(nn.Module):
         if self._by_channel:
             return self.model(((x.transpose(1, -1) - self.mean) / self.std).transpose(1, -1))
         return self.model((x - self.mean) / self.std)
+
+
+class Averaged(nn.Module):
+    """The mean logits of a random `model` over `passes` forward passes: noise in its forward, dropout that stays on, ...
+
+    The random numbers are those of torch, the same in every call and for every example: pass i is seeded with `seed` + i.  So an
+    example has the same logits in every batch, and what is attacked is what is judged: an average over these draws, no other.
+    model: used, not copied.  Its parameters are called "model." and their name in it.  passes: 1 or more.
+    Cost: `passes` forward passes.  torch.fx cannot trace it: no certificates.
+    """
+
+    def __init__(self, model: nn.Module, passes: int, *, seed: int = 0) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"Averaged takes an nn.Module and a number of passes, not {type(model).__name__}")
+        if passes < 1:
+            raise InvalidInput(f"passes is {passes}; give 1 or more")
+        self.model, self.passes, self.seed = model, passes, seed
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            return torch.stack([self._one_pass(x, self.seed + i) for i in range(self.passes)]).mean(0)
+
+    def _one_pass(self, x: Tensor, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        if not len(x):
+            return self.model(x)
+        try:
+            return vmap(self._alone, randomness="same")(x)
+        except RuntimeError:  # an operation without a rule for vmap
+            logits: list[Tensor] = []
+            for one in x:
+                torch.manual_seed(seed)
+                logits.append(self._alone(one))
+            return torch.stack(logits)
+
+    def _alone(self, one: Tensor) -> Tensor:
+        return self.model(one[None])[0]
 
 
 def _numbers(name: str, given: Numbers, like: Tensor) -> Tensor:

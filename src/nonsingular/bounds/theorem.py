@@ -52,7 +52,11 @@ def zeta(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
 
 
 def zeta_printed(model: nn.Module | Dense, x: Tensor, ball: JointBall) -> Tensor:
-    """(B, K, K) eq. (3) as printed: for reproduction and training.  Not a bound for three layers or more."""
+    """(B, K, K) eq. (3) as printed for L >= 3: for reproduction and training.  Not a bound for three layers or more.
+
+    For L = 2 it is not eq. (3) to the letter.  There the three printed cases name layer 1 twice, as the first and as the
+    last-but-one, which would count it twice; this is the sum over layers that they stand for, each layer once, at any L.
+    """
     net = dense_chain(model)
     eps_w, eps_b = _largest_radii(net, ball)
     z = net.enter(x)
@@ -77,7 +81,10 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
 
 
 def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
-    """(B, K) the margins that the theorem claims as printed.  No certificate: false for three layers or more."""
+    """(B, K) the margins that the theorem claims as printed.  No certificate: false for three layers or more.
+
+    For L = 2 layer 1 is counted once, not twice as the printed cases would: see `zeta_printed`.
+    """
     net = dense_chain(model)
     return _lower_margins(net, x, y, ball, zeta_printed(net, x, ball))
 
