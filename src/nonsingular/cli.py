@@ -279,12 +279,14 @@ def _one_surface(
 ) -> None:  # fmt: skip
     """Runs, writes the report, and shows the surface of the one model."""
     tracked = _tracker(track)
+    from nonsingular.manifest import seal
     from nonsingular.records import Surface
     from nonsingular.report import fronts_table, masking_lines, surface_table, write
 
     with _progress(quiet or json, {}) as report:
         results = run(settings, out, report=report, command=_command.get(), **where)
     files = write(results, out)
+    seal(out)
     tracked(results, out)
     (found,) = results["models"].values()
     if json:
@@ -359,6 +361,7 @@ def report(
     Runs with the same data, grid, scope and kind of radii are compared on one page; others stand side by side, and the page says
     in what they differ.
     """
+    from nonsingular.manifest import seal
     from nonsingular.report import results_schema, statement, together, write_all
     from nonsingular.runs import read_results
 
@@ -375,6 +378,8 @@ def report(
     groups = together(found) if len(runs) > 1 else list(found.values())
     out = out or (runs[0] if len(runs) == 1 else Path("runs") / ("report-" + "-".join(path.name for path in folders))[:100])
     write_all(groups, out)
+    if len(runs) == 1 and out.resolve() == runs[0].resolve():
+        seal(out)
     for line in statement(groups):
         _say(line)
     for results in groups:
@@ -382,42 +387,52 @@ def report(
 
 
 @app.command
-def replay(
-    run: Annotated[Path, Parameter(help="Run directory of evaluate.")], /, *, threads: int = 1, json: Json = False
+def verify(
+    run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")], /, *,
+    recompute_certificates: Annotated[
+        str, Parameter(help="How many certified pairs (example, cell) are proven again: a number, or all.")
+    ] = "8",
+    model: Annotated[str | None, Parameter(help="Where the model is now; needed if it is code (file.py:function).")] = None,
+    weights: Annotated[Path | None, Parameter(help="Where its weights are now. Default: as the run says.")] = None,
+    data: Annotated[str | None, Parameter(help="Where the data are now. Default: as the run says.")] = None,
+    data_dir: DataDir = None,
+    public_key: Annotated[Path | None, Parameter(help="Ed25519 key (PEM) that must have signed the run. Default: none.")] = None,
+    threads: int = 1,
+    json: Json = False,
 ) -> None:  # fmt: skip
-    """Check a finished run from its stored perturbations alone: every ball, and every accuracy. No attack is run."""
-    from nonsingular.experiment import replay_run
-    from nonsingular.graph import threads as use_threads
+    """Derive a finished run again from what it stored, and name every difference. No attack is run.
 
+    Confirmed: outcomes, example by example, against the log, the stored perturbations and the settings; accuracies, intervals and
+    areas; hashes of model, data and files; pages and pictures. Exit code 1 if anything differs or is missing. What cannot be
+    told is listed as open.
+    """
+    from nonsingular.graph import threads as use_threads
+    from nonsingular.verification import verify_run
+
+    if recompute_certificates != "all" and not recompute_certificates.isdecimal():
+        raise InvalidInput(f"--recompute-certificates is '{recompute_certificates}'; give a number, or all")
+    recompute = None if recompute_certificates == "all" else int(recompute_certificates)
     with use_threads(threads):
-        found = replay_run(run)
-    if json:
-        print(json_.dumps({
-            "eps_x": found.columns, "eps_w": found.rows, "recorded": found.recorded.tolist(), "found": found.found.tolist(),
-            "differ": found.differ, "perturbations": found.perturbations,
-        }))  # fmt: skip
-    points = len(found.columns) * len(found.rows)
-    if found.differ:
-        raise Unconfirmed(
-            f"{len(found.differ)} of {points} points of {run} leave more accuracy than it says, first at (eps_x, eps_w) = "
-            f"{found.differ[0]}; evaluate again into another folder"
+        found = verify_run(
+            run, recompute=recompute, model=model, weights=weights, data=data, data_dir=data_dir, public_key=public_key
         )
-    _say(f"{found.perturbations} perturbations lie in their balls; all {points} accuracies are theirs, or higher")
+    if json:
+        print(json_.dumps({"confirmed": found.confirmed, "wrong": found.wrong, "open": found.open}))
+    else:
+        print("\n".join([*(f"confirmed: {s}" for s in found.confirmed), *(f"open: {s}" for s in found.open)]))
+    if found.wrong:
+        raise Unconfirmed(f"{run} is not confirmed: {'; '.join(found.wrong)}")
 
 
 @app.command
-def verify(
-    run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")], /, *, threads: int = 1
-) -> None:
-    """Derive the headline of a finished run again: from its outcomes by example and stored perturbations. No attack is run."""
-    from nonsingular.experiment import verify_run
-    from nonsingular.graph import threads as use_threads
+def sign(
+    run: Annotated[Path, Parameter(help="Run directory.")], /, *,
+    key: Annotated[Path, Parameter(help="Ed25519 private key in PEM form: openssl genpkey -algorithm ed25519 -out KEY.pem.")],
+) -> None:  # fmt: skip
+    """Sign the manifest of a finished run, which ties its files together (extra 'sign'). Check with verify --public-key."""
+    from nonsingular.manifest import sign as sign_run
 
-    with use_threads(threads):
-        said, wrong = verify_run(run)
-    print("\n".join(said))
-    if wrong:
-        raise Unconfirmed(f"{run}: {'; '.join(wrong)}")
+    _say(f"signature: {sign_run(run, key)}")
 
 
 @app.command
@@ -562,6 +577,7 @@ def _where(workers: int | None, engine: str, address: str | None) -> dict[str, A
 
 def _reproduce(settings: Any, out: Path, where: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
     from nonsingular.experiment import reproduce
+    from nonsingular.manifest import seal
     from nonsingular.report import write
 
     models = len(settings.recipes) * settings.seeds
@@ -571,6 +587,7 @@ def _reproduce(settings: Any, out: Path, where: Mapping[str, Any], quiet: bool) 
     with _progress(quiet, {"models": models, "cells": cells}) as report:
         results = reproduce(settings, out, report=report, command=_command.get(), **where)
     write(results, out)
+    seal(out)
     return results
 
 

@@ -29,8 +29,6 @@ from nonsingular.config import (
     ReproduceSettings,
     Settings,
     TrainSettings,
-    checked,
-    read_config,
 )  # fmt: skip
 from nonsingular.data import Dataset, Domain, Split, hash_tensors, load
 from nonsingular.engine import engine as start
@@ -41,7 +39,6 @@ from nonsingular.graph import threads
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
-from nonsingular.perturbations import FOLDER
 from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.readers import rows as index_file
@@ -52,15 +49,12 @@ from nonsingular.records import (
     RESULTS,
     SUMMARY,
     WEIGHTS,
-    Log,
     Surface,
     axis,
-    volume,
     write_atomic,
     write_json,
 )
-from nonsingular.replay import Replayed, replay
-from nonsingular.runs import check_free, claimed, environment, finished, read_results
+from nonsingular.runs import check_free, claimed, environment, finished
 from nonsingular.sandwich import TOGETHER, Parts, Proof, Span, certified_part, prove, rehearse_proof
 from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, train
@@ -342,44 +336,6 @@ def _rehearsed(settings: EvaluateSettings) -> Attacked:
     job = Attacked(settings)
     rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
     return job
-
-
-def replay_run(run: Path) -> Replayed:
-    """What the stored perturbations of a run of `evaluate` do to its model and data, beside what the run says.
-
-    Raises InvalidInput if the run is not finished, or if its model or its data have changed.
-    """
-    settings = checked(EvaluateSettings, read_config(run / CONFIG))
-    (found,) = read_results(run)["models"].values()
-    job = Attacked(settings)
-    finished(run, job.hashes)
-    surface = Surface.from_dict(found["surfaces"][0])
-    x, y = job.split.x, job.split.y.long()
-    return replay(job.model, x, y, job.method, surface.accuracy, surface.eps_x, surface.eps_w, run)
-
-
-def verify_run(run: Path) -> tuple[list[str], list[str]]:
-    """What a finished run says, derived again: from its outcomes by example, and from its stored perturbations where it has them.
-
-    Returns what is confirmed and what is not, as sentences.
-    Raises InvalidInput if the run is not finished, a line of its log is damaged, or its model or data have changed.
-    """
-    results = read_results(run)
-    lines = sum(1 for _ in Log(run / EVENTS))
-    said, wrong = [f"{lines} lines of {EVENTS} have the checksums they were written with"], list[str]()
-    attacked = [(name, Surface.from_dict(s)) for name, model in results["models"].items() for s in model["surfaces"]]
-    for name, found in [*attacked, *((name, s.certified) for name, s in attacked if s.certified)]:
-        what = f"{name}: {found.kind} AUC {found.auc:.4f} of {found.n} examples"
-        same = found.outcomes is not None and np.array_equal(found.outcomes.mean(2), found.accuracy)
-        (said if same else wrong).append(f"{what} is {'' if same else 'not '}that of its outcomes by example")
-    if not (run / FOLDER).exists():
-        return [*said, "no perturbations are kept in this run: nothing was attacked, or by 'reproduce'"], wrong
-    replayed = replay_run(run)
-    area = volume(replayed.found, replayed.rows, replayed.columns)
-    said.append(f"{replayed.perturbations} stored perturbations lie in their balls and leave AUC {area:.4f}, without any attack")
-    for eps_x, eps_w in replayed.differ:
-        wrong.append(f"at eps_x = {eps_x:g}, eps_w = {eps_w:g} they leave more accuracy than is recorded")
-    return said, wrong
 
 
 def certify_run(

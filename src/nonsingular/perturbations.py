@@ -22,7 +22,7 @@ from nonsingular.graph import logits_at
 from nonsingular.margins import is_correct
 from nonsingular.records import write_atomic
 from nonsingular.shifts import shifts
-from nonsingular.threat import JointBall, Perturbation, Scope
+from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
 FOLDER = "perturbations"
 """Where a run keeps them, beside its log."""
@@ -117,8 +117,12 @@ def read_found(path: Path) -> list[Found]:
             tensors: dict[str, Tensor] = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise InvalidInput(f"{path} cannot be read as stored perturbations ({e}); run the evaluation again") from None
-    found: list[Found] = []
-    for i, head in enumerate(heads):
-        own = {n.removeprefix(f"{i}."): t for n, t in tensors.items() if n.startswith(f"{i}.")}
-        found.append(Found((head["radii"][0], head["radii"][1]), head["scope"], own.pop("rows"), own))
+    try:
+        found: list[Found] = []
+        for i, head in enumerate(heads):
+            own = {n.removeprefix(f"{i}."): t for n, t in tensors.items() if n.startswith(f"{i}.")}
+            check_scope(head["scope"])
+            found.append(Found((float(head["radii"][0]), float(head["radii"][1])), head["scope"], own.pop("rows"), own))
+    except (KeyError, IndexError, TypeError, ValueError) as e:
+        raise InvalidInput(f"{path} holds no stored perturbations as a run writes them ({e!r})") from None
     return found

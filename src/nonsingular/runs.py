@@ -6,14 +6,16 @@ results.json.  Whoever runs the same settings into the same directory again goes
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +93,54 @@ def finished(out: Path, hashes: dict[str, str]) -> dict[str, Any] | None:
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """results.json of a finished run.  Raises InvalidInput if it is missing or damaged."""
+    """results.json of a finished run, held against its schema (assets/results.schema.json) and against its own lengths.
+
+    Raises InvalidInput if it is missing or damaged, or if a number in it is none.
+    """
     try:
-        results = json.loads((run / RESULTS).read_text())
-        if not isinstance(results, dict) or not {"format", "models"} <= results.keys():
+        results = json.loads((run / RESULTS).read_text(encoding="utf-8"), parse_constant=_no_number)
+        if isinstance(results, dict) and results.get("format") == FORMAT:
+            _check_schema(results)
+        elif not isinstance(results, dict) or not {"format", "models"} <= results.keys():
             raise ValueError("it is no record of results")
     except FileNotFoundError:
         raise InvalidInput(f"{run} has no {RESULTS}; finish the run first, or give another folder") from None
-    except (OSError, ValueError) as e:
-        raise InvalidInput(f"{run / RESULTS} cannot be read: {e}") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise InvalidInput(f"{run / RESULTS} cannot be read: {str(e) or type(e).__name__}") from None
     return results
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"it holds {name}, which no run writes")
+
+
+def _check_schema(results: dict[str, Any]) -> None:
+    """Raises ValueError, with the place, for what the schema does not allow, and for tables of other lengths than stated."""
+    import jsonschema
+
+    schema = json.loads((files("nonsingular") / "assets" / "results.schema.json").read_text(encoding="utf-8"))
+    wrong = next(jsonschema.Draft202012Validator(schema).iter_errors(results), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong.json_path.removeprefix('$.')} {wrong.message[:200]}")
+    for name, model in results["models"].items():
+        if not len(model["seeds"]) == len(model["surfaces"]) == len(model["auc"]):
+            raise ValueError(f"{name} has {len(model['surfaces'])} surfaces for {len(model['seeds'])} seeds")
+        for surface in model["surfaces"]:
+            for found in (surface, surface.get("certified", surface)):
+                _check_lengths(name, found)
+
+
+def _check_lengths(name: str, surface: Mapping[str, Any]) -> None:
+    shape = len(surface["eps_w"]), len(surface["eps_x"])
+    grids = [surface["accuracy"], surface["interval"]["low"], surface["interval"]["high"]]
+    if any(len(rows) != shape[0] or any(len(row) != shape[1] for row in rows) for rows in grids):
+        raise ValueError(f"{name} has a table that is not of {shape[0]} rows and {shape[1]} columns")
+    if any(not (0 <= f["row"] < shape[0] and 0 <= f["column"] < shape[1]) for f in surface["flags"]):
+        raise ValueError(f"{name} has a flag outside its grid")
+    if "outcomes" in surface:
+        held = len(base64.b64decode(surface["outcomes"], validate=True))
+        if held != -(-shape[0] * shape[1] * surface["n"] // 8):
+            raise ValueError(f"{name} has {held} bytes of outcomes for {shape[0]} x {shape[1]} cells of {surface['n']} examples")
 
 
 def read_surface(run: Path) -> Surface:

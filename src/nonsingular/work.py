@@ -136,7 +136,10 @@ class Work:
         for cells in done.values():
             for cell in cells:
                 on_cell(cell)
-        if self.method.nested and self.method.scope == "dataset":
+        points, groups = sum(map(len, done.values())), self.method.groups(self.model, len(self.x)) if self.method.nested else [0]
+        if points == len(self.grid) * len(groups):
+            pieces = iter(())
+        elif self.method.nested and self.method.scope == "dataset":
             pieces = self._wavefront(submit, done)
         elif self.method.nested:
             pieces = self._spans(submit, done, proof, proven)
