@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import twin
 from nonsingular.margins import check_labels, is_correct
-from nonsingular.memory import halving, is_out_of_memory
+from nonsingular.memory import halving
+from nonsingular.modules import check_module, outputs, twin
 from nonsingular.threat import JointBall
 
 log = logging.getLogger("nonsingular")
@@ -32,6 +31,7 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, cla
     Returns doubts: what looks like a mistake (probabilities instead of logits, an accuracy no better than chance, ...).
     Cost: one pass over all examples.
     """
+    check_module(model)
     _check_tensors(x, y)
     _check_values(x)
     ball.check_domain(x)
@@ -109,24 +109,16 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """(N, K) logits of all examples."""
     still = twin(model)
 
-    def run(size: int) -> list[Any]:
-        return [still(part.clone()) for part in x.split(size)]
+    def run(size: int) -> Tensor:
+        return torch.cat([outputs(still, part.clone()) for part in x.split(size)])
 
     try:
         with torch.no_grad():
-            parts = halving(run, 1024)
-    except Exception as e:  # whatever the user's own forward raises
-        if is_out_of_memory(e):
+            logits = halving(run, 1024)
+    except InvalidInput as e:
+        if e.__cause__ is None:  # it is what came back, not what was given
             raise
-        said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InvalidInput(
-            f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {said}{_other_shape(still, x[:2])}"
-        ) from e
-    if not isinstance(parts[0], Tensor):
-        raise InvalidInput(
-            f"the model returns a {type(parts[0]).__name__}, not a tensor; wrap it in a module that returns its (B, K) logits"
-        )
-    logits = torch.cat(parts)
+        raise InvalidInput(f"{e}{_other_shape(still, x[:2])}") from e.__cause__
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         one = ". With one logit z for two classes: torch.stack([-z, z], 1)" if logits.shape in ((len(x), 1), (len(x),)) else ""
         raise InvalidInput(
