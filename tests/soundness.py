@@ -26,8 +26,9 @@ from nonsingular.bounds.alpha import ascend
 from nonsingular.bounds.branch import Search
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds
-from nonsingular.graph import recording, trace_graph, twin
+from nonsingular.graph import recording, trace_graph
 from nonsingular.margins import margins
+from nonsingular.modules import twin
 from nonsingular.threat import Interval, JointBall
 
 DRAWS = 5

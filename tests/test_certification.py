@@ -15,9 +15,10 @@ from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
 from nonsingular.certification import Front, certified_front, certified_radius, certify, verify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at, twin
+from nonsingular.graph import logits_at
 from nonsingular.margins import margins, worst_margin
 from nonsingular.models import conv, mlp
+from nonsingular.modules import twin
 from nonsingular.threat import JointBall
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from nonsingular.replay import replay
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,7 +23,6 @@ from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.nested import ROUNDS, reach
 from nonsingular.perturbations import FOLDER, read_found
 from nonsingular.records import Log
-from nonsingular.replay import replay
 from nonsingular.threat import JointBall, Perturbation
 
 SCOPES = ("sample", "batch", "dataset")

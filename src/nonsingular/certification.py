@@ -16,9 +16,10 @@ from nonsingular.bounds.rounding import rounding
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain, products, twin
+from nonsingular.graph import dense_chain, products
 from nonsingular.margins import worst_margin
 from nonsingular.memory import halving
+from nonsingular.modules import twin
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
 

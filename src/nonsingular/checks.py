@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import twin
 from nonsingular.margins import check_labels, is_correct
-from nonsingular.memory import halving, is_out_of_memory
+from nonsingular.memory import halving
+from nonsingular.modules import check_module, outputs, twin
 from nonsingular.threat import JointBall
 
 log = logging.getLogger("nonsingular")
@@ -35,6 +34,7 @@ def check_inputs(
     Returns doubts: what looks like a mistake (probabilities instead of logits, an accuracy no better than chance, ...).
     Cost: two passes over all examples: what a second one changes is random, or depends on the other examples.
     """
+    check_module(model)
     _check_tensors(x, y)
     _check_values(x)
     ball.check_domain(x)
@@ -114,24 +114,16 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """(N, K) logits of all examples."""
     still = twin(model)
 
-    def run(size: int) -> list[Any]:
-        return [still(part.clone()) for part in x.split(size)]
+    def run(size: int) -> Tensor:
+        return torch.cat([outputs(still, part.clone()) for part in x.split(size)])
 
     try:
         with torch.no_grad():
-            parts = halving(run, 1024)
-    except Exception as e:  # whatever the user's own forward raises
-        if is_out_of_memory(e):
+            logits = halving(run, 1024)
+    except InvalidInput as e:
+        if e.__cause__ is None:  # it is what came back, not what was given
             raise
-        said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InvalidInput(
-            f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {said}{_other_shape(still, x[:2])}"
-        ) from e
-    if not isinstance(parts[0], Tensor):
-        raise InvalidInput(
-            f"the model returns a {type(parts[0]).__name__}, not a tensor; wrap it in a module that returns its (B, K) logits"
-        )
-    logits = torch.cat(parts)
+        raise InvalidInput(f"{e}{_other_shape(still, x[:2])}") from e.__cause__
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         one = ". With one logit z for two classes: torch.stack([-z, z], 1)" if logits.shape in ((len(x), 1), (len(x),)) else ""
         raise InvalidInput(
@@ -150,12 +142,10 @@ def _check_repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     def moved(inputs: Tensor, cut: int) -> float:
         try:
             with torch.no_grad():
-                again = torch.cat([still(part.clone()) for part in inputs.split(cut)])[:n]
-        except Exception as e:  # whatever it says to a batch of another size
-            if is_out_of_memory(e):
-                raise
+                again = torch.cat([outputs(still, part.clone()) for part in inputs.split(cut)])[:n]
+        except InvalidInput:  # it does not take a batch of another size
             return math.inf
-        return (again - logits).abs().amax().item() if again.shape == logits.shape else math.inf
+        return (again - logits).abs().amax().item()
 
     cut = min(1024, n // 2 + 2)
     if not (away := moved(other, cut)) > slack:

@@ -141,7 +141,7 @@ class Job:
             raise InvalidInput("which data? give --data a name or a file")
         own: Domain = "own" if settings.domain is None else None if settings.domain == "none" else settings.domain
         self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own)
-        self.split = _chosen(self.data, settings)
+        self.split = _as_floats_of(self.model, _chosen(self.data, settings))
         default_x, default_w = GRIDS.get(name, (None, None))
         columns, rows = settings.eps_x or default_x, settings.eps_w or default_w
         if columns is None or rows is None:
@@ -173,6 +173,15 @@ def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Spli
             f"{data.name} has no {settings.split} split; it holds {held}. Give --split, or put test into the names"
         )
     return (split if settings.indices is None else split.pick(settings.indices)).take(settings.limit)
+
+
+def _as_floats_of(model: nn.Module, split: Split) -> Split:
+    """The examples in the floating-point numbers of the weights, where these are all of one kind.
+
+    Files hold float32, and the command line has no tensors to convert.
+    """
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return Split(split.x.to(kinds.pop()), split.y) if len(kinds) == 1 else split
 
 
 class Attacked(Job):

@@ -1,26 +1,25 @@
-"""graph.py - what a model computes, read off the module: its perturbable copy, its graph of operations with the parameters
-as named inputs, and the chain of layers of a dense network.
+"""graph.py - what a model computes, read off the module: its logits at a perturbation, its graph of operations with the
+parameters as named inputs, and the chain of layers of a dense network.
 
 Nothing here, and nothing that uses it, writes into the user's module.
 """
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import halving
+from nonsingular.modules import duplicate, logits_of_each, outputs, products, twin
 from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
 from nonsingular.passes import count
 from nonsingular.threat import JointBall, Perturbation, Radius
@@ -31,25 +30,6 @@ def recording() -> Generator[None]:
     """Gradients on, whatever mode the caller is in (`no_grad`, `inference_mode`)."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-@contextmanager
-def products(precision: Literal["medium", "highest"]) -> Generator[None]:
-    """Products of float32 matrices at this precision of torch: "medium" where points are sought, "highest" where they are judged.
-
-    "medium" may round the factors to bfloat16 or TF32, where the machine has units for that; elsewhere torch picks another
-    library.  Process-wide while it lasts.  Left alone where the caller set the precision of one backend (torch forbids both).
-    """
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        yield
-        return
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -65,52 +45,6 @@ def threads(n: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """A copy of `model`.  Raises UnsupportedModel if copy.deepcopy refuses it."""
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as e:
-        raise UnsupportedModel(
-            f"the model cannot be copied ({e}); make computed weights permanent (e.g. prune.remove) first"
-        ) from e
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of `model` that attacks may move; its parameters ask for no gradient.
-
-    Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
-    and if the model cannot be copied.
-    """
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
-            raise InvalidInput(f"the model is in train mode and has {type(module).__name__} at '{name}'; call model.eval() first")
-    return duplicate(model).requires_grad_(False)
-
-
-def aliases(model: nn.Module) -> dict[str, str]:
-    """Every place of a parameter -> its name in `named_parameters()`.  Tied weights have several places and one name."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        f"{path}.{key}" if path else key: names[id(p)]
-        for path, module in model.named_modules()
-        for key, p in module._parameters.items()  # pyright: ignore[reportPrivateUsage]
-        if p is not None
-    }
-
-
-def per_sample_logits(copy_of_model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """(weights of one example, one input) -> (K,) logits, fit for `vmap`.  Takes a `twin`."""
-    places = aliases(copy_of_model)
-
-    def logits(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        moved = {place: weights[name] for place, name in places.items() if name in weights}
-        # places are listed one by one, so functional_call must not tie them again: with a submodule under two names it
-        # would not restore the weights (torch 2.13)
-        return functional_call(copy_of_model, moved, (x[None],), tie_weights=False)[0]
-
-    return logits
-
-
 def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
     """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
     moving = twin(model)
@@ -120,14 +54,14 @@ def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tenso
         with torch.no_grad():
             for name, w in point.weights.items():
                 params[name].copy_(w)
+    each = logits_of_each(moving)
 
     def run(size: int) -> Tensor:
         count(forward=len(point.x))
-        if not own:
-            return torch.cat([moving(part.clone()) for part in point.x.split(size)])  # its first operation may work in place
-        at_once = vmap(per_sample_logits(moving), randomness="different")
+        if not own:  # a copy: the model's first operation may work in place
+            return torch.cat([outputs(moving, part.clone()) for part in point.x.split(size)])
         parts = (slice(i, i + size) for i in range(0, max(1, len(point.x)), size))
-        return torch.cat([at_once({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
+        return torch.cat([each({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
 
     with torch.no_grad(), products("highest"):
         return halving(run, chunk)

@@ -29,8 +29,8 @@ from nonsingular.catalog import MODELS, lookup
 from nonsingular.config import TrainSettings, checked, read_config
 from nonsingular.errors import InvalidInput
 from nonsingular.exported import load_exported
-from nonsingular.graph import duplicate
 from nonsingular.models import Normalized
+from nonsingular.modules import duplicate
 from nonsingular.onnx_graph import load_onnx
 from nonsingular.records import CONFIG, WEIGHTS
 from nonsingular.weights import REFUSED, classes_of, fit_weights, kind_of, read_tensors, read_weights

@@ -24,8 +24,9 @@ from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.data import as_tensors
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at, recording, twin
+from nonsingular.graph import logits_at, recording
 from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.modules import outputs, twin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
 SHARE = 0.05
@@ -256,7 +257,7 @@ def _promises(
         with recording():
             points = [x[i : i + 1].clone().requires_grad_(), *(params[n].requires_grad_() for n in names)]
             torch.manual_seed(seed)
-            logits = moving(points[0].clone())
+            logits = outputs(moving, points[0].clone())
             margin = worst_margin(margins(logits, y[i : i + 1]), y[i : i + 1]).sum()
             entropy = nn.functional.cross_entropy(logits, y[i : i + 1])
             g, e = (_gradient(loss, points) for loss in (margin, entropy))
@@ -288,7 +289,7 @@ def _falls(
 
     def margin(inputs: Tensor) -> Tensor:
         torch.manual_seed(seed)
-        return worst_margin(margins(moving(inputs.clone()), y), y)
+        return worst_margin(margins(outputs(moving, inputs.clone()), y), y)
 
     def corner(box: Interval, shape: Sequence[int]) -> Tensor:
         high = torch.rand(*shape, generator=generator, device=x.device) < 0.5

@@ -24,9 +24,10 @@ from nonsingular.certification import Prover
 from nonsingular.checks import check_inputs, warn
 from nonsingular.data import as_tensors, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
-from nonsingular.graph import logits_at, trace_graph, twin
+from nonsingular.graph import logits_at, trace_graph
 from nonsingular.graph import threads as use_threads
 from nonsingular.margins import is_correct, worst_margin
+from nonsingular.modules import twin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
 from nonsingular.threat import JointBall, Moves, Perturbation
 

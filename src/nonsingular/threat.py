@@ -190,8 +190,11 @@ class JointBall:
     def radii(self, params: Mapping[str, Tensor]) -> dict[str, Radius]:
         """Radius of every tensor that moves, by name, in the units of the weights; tensors with radius 0 are left out.
 
-        Raises InvalidInput if `eps_w` names a tensor that `params` does not have, or has a radius that does not fit its shape.
+        Raises InvalidInput if `eps_w` names a tensor that `params` does not have, has a radius that does not fit its shape, or
+        moves a tensor that is not of floating-point numbers stored one by one.
         """
+        for name, p in params.items():
+            check_parameter(name, p)
         if isinstance(self.eps_w, Mapping):
             if unknown := sorted(set(self.eps_w) - set(params)):
                 raise InvalidInput(f"eps_w names no parameter of this model: {unknown}; it has {sorted(params)}")
@@ -200,13 +203,21 @@ class JointBall:
                 _check_shape(name, radius, params[name].shape)
         else:
             chosen = {name: self.eps_w for name, p in params.items() if self.moves == "all" or p.dim() >= 2}
-        if self.relative:
-            chosen = {name: _times(r, params[name].detach().abs().max().item()) for name, r in chosen.items()}
-        return {name: r for name, r in chosen.items() if largest(r) > 0}
+        chosen = {name: r for name, r in chosen.items() if largest(r) > 0}
+        for name in chosen:
+            _check_moves(name, params[name])
+        if not self.relative:
+            return chosen
+        scaled = {name: _times(r, _largest(name, params[name])) for name, r in chosen.items()}
+        return {name: r for name, r in scaled.items() if largest(r) > 0}
 
     def weight_boxes(self, params: Mapping[str, Tensor], *, outward: bool = False) -> dict[str, Interval]:
         """The box of every tensor that moves, by name, in its shape, dtype and device; rounded as in `input_box`."""
-        return {name: _box(params[name].detach(), *ends(radius), outward) for name, radius in self.radii(params).items()}
+        found: dict[str, Interval] = {}
+        for name, radius in self.radii(params).items():
+            _largest(name, p := params[name].detach())
+            found[name] = _box(p, *ends(radius), outward)
+        return found
 
 
 def _box(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
@@ -238,6 +249,36 @@ def _moved(t: Tensor, at: Tensor, *, up: bool) -> Tensor:
         least = torch.tensor(1 if up else torch.iinfo(whole).min + 1, dtype=whole, device=t.device).view(t.dtype)
         moved = torch.where(zero, least, moved)
     return moved
+
+
+def check_parameter(name: str, p: Tensor) -> None:
+    """Raises InvalidInput for a parameter or buffer without values."""
+    if nn.parameter.is_lazy(p):
+        raise InvalidInput(f"'{name}' of the model has no size yet; run the model once on one batch, then give it")
+    if p.is_meta:
+        raise InvalidInput(f"'{name}' of the model is on the meta device and has no values; build the model on a real device")
+
+
+def _check_moves(name: str, p: Tensor) -> None:
+    """Raises InvalidInput for a tensor around which there is no box."""
+    rest = "give eps_w by name for those that move"
+    if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InvalidInput(f"'{name}' of the model is {p.dtype}, in which there is no ℓ∞ ball; {rest}")
+    if p.layout != torch.strided:
+        raise InvalidInput(
+            f"'{name}' of the model is sparse ({p.layout}), so not every weight is stored; give it dense, or {rest}"
+        )
+
+
+def _largest(name: str, p: Tensor) -> float:
+    """The largest |value| of a parameter that moves.  Raises InvalidInput if one is not a number or infinite."""
+    largest = max(abs(end.item()) for end in p.detach().aminmax()) if p.numel() else 0.0
+    if not math.isfinite(largest):
+        raise InvalidInput(
+            f"'{name}' of the model holds NaN or infinite values, around which there is no ball; give finite ones, or eps_w by "
+            "name for those that move"
+        )
+    return largest
 
 
 def _checked(name: str, radius: Radius) -> Radius:

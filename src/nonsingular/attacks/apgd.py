@@ -16,8 +16,9 @@ from nonsingular.attacks.shift_space import shift_space
 from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import logits_at, products, recording, twin
+from nonsingular.graph import logits_at, products, recording
 from nonsingular.margins import attained, check_labels
+from nonsingular.modules import outputs, twin
 from nonsingular.shifts import of_each
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
@@ -51,7 +52,7 @@ def apgd(
         return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)
     with recording(), torch.no_grad():
         replica = twin(model)
-        check_labels(y, len(x), replica(x[:1].clone()).shape[1] if len(x) else 0)
+        check_labels(y, len(x), outputs(replica, x[:1].clone()).shape[1] if len(x) else 0)
         x, y = x.detach().clone(), y.long().clone()
         space = _space(model, x, y, ball)
         known = [Perturbation(x, scope="sample")]

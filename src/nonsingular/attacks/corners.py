@@ -14,13 +14,13 @@ from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import per_sample_logits, recording, twin
+from nonsingular.graph import recording
 from nonsingular.margins import check_labels, is_correct
+from nonsingular.modules import logits_of_each, outputs, twin
 from nonsingular.passes import count
 from nonsingular.shifts import Shifts, shifts
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
@@ -53,7 +53,7 @@ def corners(
     with recording(), torch.no_grad():
         point, y = checked_start(model, x, ball, scope, start), y.long()
         moving = twin(model)
-        check_labels(y, len(x), moving(x[:1].clone()).shape[1] if len(x) else 0)
+        check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)
         boxes = ball.weight_boxes(dict(moving.named_parameters()))
         search = _Search(draws, steps, generator or torch.Generator(x.device).manual_seed(0))
         if scope != "sample":
@@ -114,7 +114,7 @@ def _over_weights(
     moving: nn.Module, boxes: Mapping[str, Interval], begin: Perturbation, y: Tensor, search: _Search
 ) -> dict[str, Tensor]:
     params = dict(moving.named_parameters())
-    each = vmap(per_sample_logits(moving), randomness="different")
+    each = logits_of_each(moving)
 
     def score(tensors: Sequence[Tensor], rows: Tensor) -> Tensor:
         count(forward=len(rows))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import per_sample_logits, recording, twin
+from nonsingular.graph import recording
 from nonsingular.margins import check_labels, cross_entropy
 from nonsingular.memory import halving
+from nonsingular.modules import gradient, logits_of_each, outputs, twin
 from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
@@ -49,7 +49,7 @@ def joint_pgd(
             generator.set_state(seed)
         moving = twin(model)
         with torch.no_grad():
-            check_labels(y, len(x), moving(x[:1].clone()).shape[1] if len(x) else 0)
+            check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)
         found = ascend(moving, x.detach().clone(), y.long().clone(), ball, steps, step_x, step_w, chunk, generator)
         return Perturbation(*found, scope).check(model, x, ball)
 
@@ -83,10 +83,10 @@ def _ascend_shared(
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
             point = part.detach().requires_grad_(ball.eps_x > 0)
             count(forward=len(part), backward=len(part))
-            logits = moving(point.clone())  # a copy: the model's first operation may work in place
+            logits = outputs(moving, point.clone())  # a copy: the model's first operation may work in place
             loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
             moved = [point, *W] if ball.eps_x else W
-            g = list(_gradient(loss, moved))
+            g = gradient(loss, moved)
             if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
                 piece.project_(part.add_(g.pop(0).sign(), alpha=step_x))
             total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
@@ -116,30 +116,20 @@ def _ascend_per_sample(
         for name, b in boxes.items():
             for w in W[name]:
                 _scatter_(w, b, generator)
-    logits = per_sample_logits(moving)
-
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(logits(weights, x)[None], y[None])
-
-    gradient = vmap(grad(loss, argnums=(0, 1)), randomness="different")
+    logits = logits_of_each(moving)
     for _ in range(steps if W or ball.eps_x else 0):
         for start in range(0, len(x), chunk):
             at = slice(start, start + chunk)
             count(forward=len(x[at]), backward=len(x[at]))
-            g_w, g_x = gradient({name: w[at] for name, w in W.items()}, x[at], y[at])
+            point = x[at].detach().requires_grad_(ball.eps_x > 0)
+            own = {name: w[at].detach().requires_grad_() for name, w in W.items()}
+            loss = cross_entropy(logits(own, point), y[at])  # a sum: every example has its own gradient
+            g = gradient(loss, [point, *own.values()] if ball.eps_x else [*own.values()])
             if ball.eps_x:
-                Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g_x.sign(), alpha=step_x))
-            for name, b in boxes.items():
-                b.project_(W[name][at].add_(g_w[name].sign(), alpha=step_w))
+                Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g.pop(0).sign(), alpha=step_x))
+            for w, b, d in zip(W.values(), boxes.values(), g, strict=True):
+                b.project_(w[at].add_(d.sign(), alpha=step_w))
     return x, W
-
-
-def _gradient(loss: Tensor, points: list[Tensor]) -> tuple[Tensor, ...]:
-    if not loss.requires_grad:
-        raise InvalidInput(
-            "the model's logits carry no gradient; gradient attacks need a differentiable model (no detach, no rounding)"
-        )
-    return torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
 
 
 def _scatter_(t: Tensor, box: Interval, generator: Generator) -> None:

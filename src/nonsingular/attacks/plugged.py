@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.points import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording, twin
+from nonsingular.graph import recording
+from nonsingular.modules import outputs, twin
 from nonsingular.threat import JointBall, Perturbation, Scope
 
 
@@ -91,7 +92,7 @@ class _Unit(nn.Module):
         self.network, self.lo, self.width = network, lo, hi - lo
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.network(u * self.width + self.lo)
+        return outputs(self.network, u * self.width + self.lo)
 
 
 def _plugged(foreign: Foreign, name: str) -> InputAttack:

@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import per_sample_logits, twin
 from nonsingular.margins import check_labels, is_correct, margins, worst_margin
 from nonsingular.memory import halving
+from nonsingular.modules import check_module, logits_of_each, outputs, twin
 from nonsingular.passes import count
 from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
 
@@ -27,13 +26,13 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
     """
     examples = len(next(iter(weights.values()))) if each and weights else 0
     if examples:
-        at_once = vmap(per_sample_logits(moving), randomness="different")
+        own = logits_of_each(moving)
 
         def apart(x: Tensor, size: int) -> Tensor:
             count(forward=len(x))
             parts = [{n: w[i : i + size] for n, w in weights.items()} for i in range(0, examples, size)]
             pairs = [pair for run in x.split(examples) for pair in zip(parts, run.split(size), strict=True)]
-            return torch.cat([at_once(w, part) for w, part in pairs])
+            return torch.cat([own(w, part) for w, part in pairs])
 
         return lambda x: halving(partial(apart, x), chunk)
     params = dict(moving.named_parameters())
@@ -43,7 +42,7 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
 
     def together(x: Tensor, size: int) -> Tensor:
         count(forward=len(x))
-        return torch.cat([moving(part.clone()) for part in x.split(size)])  # its first operation may work in place
+        return torch.cat([outputs(moving, part.clone()) for part in x.split(size)])  # its first operation may work in place
 
     return lambda x: halving(partial(together, x), chunk)
 
@@ -62,6 +61,7 @@ def spread(flags: Tensor, like: Tensor) -> Tensor:
 def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, start: Perturbation | None) -> Perturbation:
     """A copy of `start`, or (x, W) without one.  Raises InvalidInput if it is not a point of this ball in this scope."""
     check_scope(scope)
+    check_module(model)
     ball.check_domain(x)
     if start is None:
         ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w

@@ -8,8 +8,9 @@ With T large every example has; a run that cools T from there crosses the platea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,10 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.points import checked_start
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import products, recording, twin
+from nonsingular.graph import products, recording
 from nonsingular.margins import attained, check_labels, margins, worst_margin
 from nonsingular.memory import halving
+from nonsingular.modules import gradient, outputs, twin
 from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
@@ -108,7 +110,7 @@ class _Shared:
     home: the unperturbed values.  median: of the clean margins, the unit of temperatures.  free: whether inputs move.
     """
 
-    network: nn.Module
+    network: Callable[[Tensor], Tensor]
     names: list[str]
     live: list[Tensor]
     home: list[Tensor]
@@ -143,8 +145,9 @@ class _Shared:
 
 
 def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> _Shared:
-    network = twin(model)
-    params = dict(network.named_parameters())
+    moving = twin(model)
+    network = partial(outputs, moving)
+    params = dict(moving.named_parameters())
     boxes = ball.weight_boxes(params)
     live = [params[name].requires_grad_() for name in boxes]
     home = [W.detach().clone() for W in live]
@@ -198,7 +201,7 @@ def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, s
             point, labels = x[at].detach().requires_grad_(shared.free), shared.y[at]
             logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
             seen.append(attained(logits.detach(), labels))
-            g = list(_gradient(_probability(logits, labels, T), [point, *shared.live] if shared.free else shared.live))
+            g = gradient(_probability(logits, labels, T), [point, *shared.live] if shared.free else shared.live)
             if shared.free:
                 moved[at] = _step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale)
             for t, d in zip(total, g, strict=True):
@@ -243,7 +246,7 @@ def _corner(part: _Shared, x: Tensor) -> _Point:
         few.load(few.home)
         count(forward=len(x_few), backward=len(x_few))
         loss = F.cross_entropy(few.network(x_few.clone()), label.expand(len(x_few)), reduction="sum")
-        g = _gradient(loss, few.live)
+        g = gradient(loss, few.live)
         W = [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(g, few.boxes, few.home, strict=True)]
         found.append(few.at(x_few, W))
     return part.at(x, min(found, key=_Point.rank).W)
@@ -253,13 +256,14 @@ def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
     """Every input that is right still, once more against the final W': signed steps on its margin; the best point of each."""
     shared.load(best.W)
     x, margin = best.x.clone(), best.margin.clone()
-    for part in best.right.nonzero().flatten().split(shared.chunk):
+    right = best.right.nonzero().flatten()
+    for part in right.split(shared.chunk) if len(right) else ():
         lo, hi, y, now = shared.box.lo[part], shared.box.hi[part], shared.y[part], best.x[part]
         for i in range(steps):
             point = now.detach().requires_grad_()
             count(forward=len(part), backward=len(part))
             logits = shared.network(point.clone())
-            (g,) = _gradient(worst_margin(margins(logits, y), y).sum(), [point])
+            (g,) = gradient(worst_margin(margins(logits, y), y).sum(), [point])
             _keep_lower(x, margin, part, point.detach(), attained(logits.detach(), y))
             now = torch.clamp(point.detach() - g.sign_().mul_(hi - lo).mul_((1 - i / steps) / 2), lo, hi)
         with torch.no_grad():
@@ -271,11 +275,3 @@ def _keep_lower(x: Tensor, margin: Tensor, part: Tensor, point: Tensor, reached:
     lower = reached < margin[part]
     into = part[lower]
     x[into], margin[into] = point[lower], reached[lower]
-
-
-def _gradient(value: Tensor, points: list[Tensor]) -> tuple[Tensor, ...]:
-    if not value.requires_grad:
-        raise InvalidInput(
-            "the model's logits carry no gradient; gradient attacks need a differentiable model (no detach, no rounding)"
-        )
-    return torch.autograd.grad(value, points, allow_unused=True, materialize_grads=True)

@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from nonsingular.errors import InvalidInput
 from nonsingular.margins import margins
+from nonsingular.modules import gradient
 from nonsingular.passes import count
 from nonsingular.threat import Interval, Perturbation
 
@@ -87,12 +87,8 @@ class Space(ABC):
         with torch.enable_grad():
             v = v.detach().requires_grad_()
             value = loss(self.margins(v))
-            if not value.requires_grad:
-                raise InvalidInput(
-                    "the model's logits carry no gradient; gradient attacks need a differentiable model (no detach, no rounding)"
-                )
             count(backward=value.numel())
-            (g,) = torch.autograd.grad(value.sum(), v, allow_unused=True, materialize_grads=True)
+            (g,) = gradient(value.sum(), [v])
         return value.detach(), g
 
     def at(self, point: Perturbation) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.points import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording, twin
+from nonsingular.graph import recording
+from nonsingular.modules import twin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
 SHARE = 0.8

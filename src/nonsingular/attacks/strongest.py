@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at, recording, twin
+from nonsingular.graph import logits_at, recording
 from nonsingular.margins import attained, is_correct
+from nonsingular.modules import check_module, gradient, twin
 from nonsingular.passes import count
 from nonsingular.shifts import of_each
 from nonsingular.threat import Attack, JointBall, Perturbation, Scope
@@ -31,6 +32,7 @@ def strongest(
     Never changes `model`.  In scope sample an example is left once its prediction has changed.
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
+    check_module(model)
     both = ball.eps_x > 0 and bool(ball.radii(dict(model.named_parameters())))
     member = partial(apgd, model, scope=scope, verdict=True)
     if start is None and both:
@@ -98,7 +100,7 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
             at = now.detach().requires_grad_()
             count(backward=len(x))
             margin = nearest(logits(at), y)
-            (g,) = torch.autograd.grad(margin.sum(), at, allow_unused=True, materialize_grads=True)
+            (g,) = gradient(margin.sum(), [at])
         lower = margin.detach() < lowest
         lowest[lower], best[lower] = margin.detach()[lower], now[lower]
         now = box.project_(now - ball.eps_x * (1 - i / max(1, steps)) * g.sign())

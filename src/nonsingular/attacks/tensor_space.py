@@ -7,7 +7,7 @@ corners move it as one, and an element that has no derivative, as its input is 0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,20 +16,18 @@ from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.attacks.space import LEAK, Loss, Space, leaky, scaled
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import per_sample_logits, trace_graph, twin
+from nonsingular.graph import trace_graph
+from nonsingular.modules import Each, logits_of_each, twin
 from nonsingular.operators import Activation
 from nonsingular.shifts import of_each
 from nonsingular.threat import Interval, JointBall, Perturbation
-
-Logits = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""(weights (N, *shape) by name, inputs (N, *input)) -> (N, K)."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSpace(Space):
     """boxes: of the tensors that move.  params: all of the model's, by name."""
 
-    network: Logits
+    network: Each
     boxes: Mapping[str, Interval]
     params: Mapping[str, Tensor]
 
@@ -59,7 +57,7 @@ class TensorSpace(Space):
 
     def unknowns_of(self, point: Perturbation) -> Tensor:
         each = {name: of_each(point, self.params, name) for name in self.boxes}
-        parts = [scaled(t, self.boxes[name].lo, self.boxes[name].hi).flatten(1) for name, t in each.items()]
+        parts = [scaled(t, self.boxes[name].lo, self.boxes[name].hi)[..., None].flatten(1) for name, t in each.items()]
         return torch.cat([point.x.new_zeros(len(point.x), 0), *parts], 1)
 
     def slope(self, v: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -90,14 +88,12 @@ def tensor_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Ten
     return replace(space, origin=space.at(Perturbation(x, scope="sample")))
 
 
-def _each_its_own(model: nn.Module, input_shape: torch.Size) -> Logits:
+def _each_its_own(model: nn.Module, input_shape: torch.Size) -> Each:
     """The network with weights for each example; with a leak in its gradients where its operations are known."""
     try:
         graph = trace_graph(model, input_shape)
     except UnsupportedModel:
-        replica = twin(model)
-        each = vmap(per_sample_logits(replica), randomness="different")
-        return lambda weights, x: each(dict(weights), x) if weights else replica(x.clone())
+        return logits_of_each(twin(model))
     nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
 
     def one(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:

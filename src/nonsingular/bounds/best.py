@@ -14,8 +14,8 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import twin
 from nonsingular.margins import margins, worst_margin
+from nonsingular.modules import twin
 from nonsingular.threat import JointBall
 
 Bound = Callable[[nn.Module, Tensor, Tensor, JointBall], Tensor]

@@ -28,8 +28,9 @@ from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
-from nonsingular.graph import per_sample_logits, recording, twin
+from nonsingular.graph import recording
 from nonsingular.margins import attained, worst_margin
+from nonsingular.modules import per_sample_logits, twin
 from nonsingular.operators import Activation, Product
 from nonsingular.threat import Interval, JointBall, Perturbation
 

@@ -18,7 +18,7 @@ from nonsingular.bounds.interval import Region, region
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds, pieces
 from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import twin
+from nonsingular.modules import twin
 from nonsingular.operators import Parameter, Product
 from nonsingular.threat import Interval, JointBall, Perturbation
 
