@@ -17,6 +17,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.graph import twin
 from nonsingular.margins import check_labels, is_correct
 from nonsingular.memory import halving, is_out_of_memory
+from nonsingular.onelogit import OneLogit
 from nonsingular.threat import JointBall
 
 log = logging.getLogger("nonsingular")
@@ -35,9 +36,12 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, cla
     _check_tensors(x, y)
     _check_values(x)
     ball.check_domain(x)
+    ball.reach(x)  # a shape of eps_x that does not fit
     ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w
     _check_kinds(model, x)
     logits = _logits(model, x)
+    if isinstance(model, OneLogit):
+        _check_two_classes(y)
     _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
@@ -128,10 +132,9 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
         )
     logits = torch.cat(parts)
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        one = ". With one logit z for two classes: torch.stack([-z, z], 1)" if logits.shape in ((len(x), 1), (len(x),)) else ""
         raise InvalidInput(
-            f"the model returns shape {tuple(logits.shape)} for {len(x)} inputs; "
-            f"a classifier returns (B, K) logits with K >= 2{one}"
+            f"the model returns shape {tuple(logits.shape)} for {len(x)} inputs; a classifier returns (B, K) logits with K >= 2, "
+            "or one logit for two classes, (B, 1) or (B,)"
         )
     return logits
 
@@ -153,6 +156,17 @@ def _other_shape(still: nn.Module, x: Tensor) -> str:
         except Exception:  # it does not accept this one either
             continue
     return ""
+
+
+def _check_two_classes(y: Tensor) -> None:
+    """Labels of a network with one output."""
+    lo, hi = int(y.min()), int(y.max())
+    if lo < 0 or hi > 1:
+        hint = " (give (y > 0).long())" if set(y.unique().tolist()) == {-1, 1} else ""
+        raise InvalidInput(
+            f"the model returns one number for each example, the logit of class 1 of 0 and 1, but labels span {lo}..{hi}{hint}; "
+            "a classifier of more classes returns (B, K) logits with K >= 2, and regression has no classes to lose"
+        )
 
 
 def _check_classes(y: Tensor, k: int) -> None:

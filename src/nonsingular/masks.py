@@ -25,6 +25,7 @@ from nonsingular.checks import check_inputs
 from nonsingular.data import as_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording, twin
+from nonsingular.heads import classifier
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
@@ -122,6 +123,7 @@ def masking(
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
+        model = classifier(model, x)
         check_inputs(model, x, y, ball)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
         case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)
@@ -191,7 +193,7 @@ def _check_gradients(case: _Case, found: _Found) -> None:
         return
     x, y = case.x[at], case.y[at]
     moving = twin(case.model)
-    boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.eps_x else {}
+    boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.moves_inputs else {}
     weights = case.ball.weight_boxes(dict(moving.named_parameters()))
     boxes |= {f"weight {name}": box for name, box in weights.items()}
     promised, silent = _promises(moving, x, y, boxes, list(weights), case.seed)
@@ -311,7 +313,7 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
 
     generators = [Generator(case.x.device).manual_seed(case.seed) for _ in range(2)]
     alone: list[tuple[str, JointBall, Attack]] = []
-    if ball.eps_x:
+    if ball.moves_inputs:
         alone.append(("inputs", ball.scaled(1, 0), partial(square, generator=generators[0])))
     if moves:
         alone.append(("weights", ball.scaled(0, 1), partial(corners, generator=generators[1])))

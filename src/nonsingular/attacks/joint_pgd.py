@@ -8,6 +8,7 @@ from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import per_sample_logits, recording, twin
+from nonsingular.heads import classifier
 from nonsingular.margins import check_labels, cross_entropy
 from nonsingular.memory import halving
 from nonsingular.passes import count
@@ -33,12 +34,14 @@ def joint_pgd(
     scope: "batch" and "dataset" give one W' for all of `x`; "sample" gives each example its own (memory B x parameters).
     chunk: examples per forward and backward pass, halved where memory runs out; gradients on W are summed before the sign.
     generator: given, starts at a uniform random point of the ball; otherwise at (x, W).
-    A zero radius makes it an attack on the inputs alone or on the weights alone.
+    A zero radius makes it an attack on the inputs alone or on the weights alone.  The step on the inputs is the paper's, in the
+    units of the data, whatever the radii: for columns with radii far above steps * step_x use another attack.
     Returns a point of the ball, checked from the tensors that it holds.  Never changes `model`, also when interrupted.
     Raises InvalidInput if x leaves the domain, eps_w names an unknown tensor, or the model gives no gradient.
     Cost: `steps` forward and backward passes.  Source: arXiv:2102.11935, section 4.1 (100 steps, 0.01, 0.0005).
     """
     check_scope(scope)
+    model = classifier(model, x)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
     ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
@@ -78,16 +81,16 @@ def _ascend_shared(
         for w, b in zip(W, boxes.values(), strict=True):
             _scatter_(w.data, b, generator)
     pieces = [Interval(*ends) for ends in zip(box.lo.split(chunk), box.hi.split(chunk), strict=True)]
-    for _ in range(steps if W or ball.eps_x else 0):
+    for _ in range(steps if W or ball.moves_inputs else 0):
         total: list[Tensor] | None = None
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
-            point = part.detach().requires_grad_(ball.eps_x > 0)
+            point = part.detach().requires_grad_(ball.moves_inputs)
             count(forward=len(part), backward=len(part))
             logits = moving(point.clone())  # a copy: the model's first operation may work in place
             loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
-            moved = [point, *W] if ball.eps_x else W
+            moved = [point, *W] if ball.moves_inputs else W
             g = list(_gradient(loss, moved))
-            if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
+            if ball.moves_inputs:  # W is still the W of this step, so both moves are simultaneous
                 piece.project_(part.add_(g.pop(0).sign(), alpha=step_x))
             total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
         for w, b, g in zip(W, boxes.values(), total or [], strict=True):
@@ -122,12 +125,12 @@ def _ascend_per_sample(
         return cross_entropy(logits(weights, x)[None], y[None])
 
     gradient = vmap(grad(loss, argnums=(0, 1)), randomness="different")
-    for _ in range(steps if W or ball.eps_x else 0):
+    for _ in range(steps if W or ball.moves_inputs else 0):
         for start in range(0, len(x), chunk):
             at = slice(start, start + chunk)
             count(forward=len(x[at]), backward=len(x[at]))
             g_w, g_x = gradient({name: w[at] for name, w in W.items()}, x[at], y[at])
-            if ball.eps_x:
+            if ball.moves_inputs:
                 Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g_x.sign(), alpha=step_x))
             for name, b in boxes.items():
                 b.project_(W[name][at].add_(g_w[name].sign(), alpha=step_w))
