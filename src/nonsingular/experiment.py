@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from nonsingular.heads import classifier
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
+from nonsingular.onelogit import OneLogit
 from nonsingular.perturbations import FOLDER
 from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
@@ -171,10 +173,26 @@ class Job:
         )
         """The settings with every default filled in."""
 
+    def about(self) -> list[str]:
+        """What is worth a look before the run: the order of the classes, one logit, the columns that move."""
+        told = [self.data.order]
+        if isinstance(self.model, OneLogit):
+            told.append("the model returns one logit: above 0 is class 1")
+        if self.input_radii:
+            fixed = self.split.x.shape[1] - len(self.input_radii)
+            told.append(f"columns that move, at the largest eps_x: {_radii_of(self.input_radii)}; fixed: {fixed}")
+        return told
+
     @property
     def hashes(self) -> dict[str, str]:
         """Of the model and of the examples, as surfaces record them."""
         return {"model_sha256": self.model_sha256, "data_sha256": self.data_sha256}
+
+
+def _radii_of(radii: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} by {'{:g} down, {:g} up'.format(*r) if isinstance(r, list) else f'{r:g}'}" for name, r in radii.items()
+    )
 
 
 def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Split:
@@ -229,10 +247,11 @@ class Attacked(Job):
 
     def preflight(self, workers: int) -> Preflight:
         """What the run is going to be."""
-        return preflight(
+        found = preflight(
             self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
             workers=workers,
         )  # fmt: skip
+        return replace(found, about=tuple(self.about()))
 
     def masking(self, found: Surface) -> dict[str, Any]:
         """Signs of masked gradients where about half of what is right undisturbed is left, both radii as large as they can be."""
@@ -417,6 +436,8 @@ def _run(
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
         results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
         results["data"]["warnings"] = job.doubts
+        if job.split.columns:
+            results["data"]["columns"] = list(job.split.columns)
         if job.input_radii:
             results["data"]["input_radii"] = job.input_radii
         if job.settings.indices is not None:
