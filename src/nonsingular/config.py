@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
@@ -89,9 +89,28 @@ def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | s
 
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
-InputGrid = Annotated[Grid | dict[str, Radius | tuple[Radius, Radius]], BeforeValidator(parse_input_radii)]
+
+
+def _form(value: Any) -> str:
+    """Which branch of a union is meant, so that an error speaks of that one alone."""
+    return MANY if isinstance(value, dict | list | tuple) else ONE
+
+
+def _named(value: Any) -> str:
+    return NAMED if isinstance(value, dict) else MANY
+
+
+ONE, MANY, NAMED = BRANCHES = ("one of", "some of", "named of")
+ByColumn = dict[str, Annotated[Annotated[Radius, Tag(ONE)] | Annotated[tuple[Radius, Radius], Tag(MANY)], Discriminator(_form)]]
+InputGrid = Annotated[
+    Annotated[Annotated[Grid, Tag(MANY)] | Annotated[ByColumn, Tag(NAMED)], Discriminator(_named)],
+    BeforeValidator(parse_input_radii),
+]
 Names = Annotated[tuple[str, ...], Field(min_length=2), BeforeValidator(parse_names)]
-WeightGrid = Annotated[Grid | dict[str, Radius], BeforeValidator(parse_weight_radii)]
+WeightGrid = Annotated[
+    Annotated[Annotated[Grid, Tag(MANY)] | Annotated[dict[str, Radius], Tag(NAMED)], Discriminator(_named)],
+    BeforeValidator(parse_weight_radii),
+]
 Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
@@ -223,7 +242,7 @@ def _say(schema: type[Settings], error: Any) -> str:
 
     # a union adds the names of its branches to the path: keep what the user wrote
     end = len(error["loc"]) - (error["type"] == "extra_forbidden")  # a key that the user wrote, whatever it is
-    branches = ("constrained-int", "float", "int")
+    branches = ("constrained-int", "float", "int", *BRANCHES)
     path = [str(p) for i, p in enumerate(error["loc"]) if i >= end or not (isinstance(p, str) and ("[" in p or p in branches))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
