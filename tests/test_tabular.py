@@ -235,6 +235,8 @@ def test_the_axis_of_named_radii_is_their_fraction() -> None:
     assert named.about["eps_x_per_element"]["largest"] == 5.0
     certified = ns.certified_surface(model, (x, y), **asked)
     assert np.array_equal(certified.accuracy, named.certified.accuracy)
+    as_row = ns.certified_surface(model, (x, y), **{**asked, "eps_x": RADII[None]})  # (1, d): what the axis multiplies
+    assert np.array_equal(as_row.accuracy, certified.accuracy)
     plain = ns.certified_surface(
         model, (x, y), eps_x=np.linspace(0, 0.1, 3), eps_w=[0.0], domain=None
     )  # a row of numbers is the axis
@@ -484,3 +486,6 @@ def test_data_at_the_border_of_the_domain_lie_inside_it(dtype: torch.dtype) -> N
         assert ball.input_box(seen).contains(seen)
     with pytest.raises(ns.InvalidInput, match="outside the domain"):
         ball.check_domain(x * (1.05 if dtype.itemsize == 2 else 1.0001))
+    for beyond in (1.0 + 2 * torch.finfo(dtype).eps, 1.0078125):  # 1 itself is a number of every type
+        with pytest.raises(ns.InvalidInput, match="outside the domain"):
+            JointBall(0.1, 0.0).check_domain(torch.tensor([[beyond]], dtype=dtype))

@@ -41,7 +41,7 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, cla
     _check_kinds(model, x)
     logits = _logits(model, x)
     if isinstance(model, OneLogit):
-        _check_two_classes(y)
+        _check_two_classes(y, (len(x),) if model.flat else (len(x), 1))
     _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
@@ -76,9 +76,11 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
         )
     given = f"y has shape {tuple(y.shape)} and {y.dtype} for {len(x)} inputs; give one integer class index for each"
     if y.dim() == 2 and len(y) == len(x) and y.shape[1] > 1:
-        raise InvalidInput(f"{given} (one-hot? give y.argmax(1))")
+        if bool((y.sum(1) == 1).all()):
+            raise InvalidInput(f"{given} (one-hot? give y.argmax(1))")
+        raise InvalidInput(f"{given} (several labels at once? Evaluate one label at a time, with a model that returns its logit)")
     if y.dim() == 2 and y.shape == (len(x), 1):
-        raise InvalidInput(f"{given} (give y.squeeze(1))")
+        raise InvalidInput(f"{given} (give y.squeeze(1){'.long()' if y.is_floating_point() else ''})")
     if y.is_floating_point() and y.shape == (len(x),) and bool((y == y.floor()).all()):
         raise InvalidInput(f"{given} (give y.long())")
     if y.dtype == torch.bool:
@@ -158,13 +160,13 @@ def _other_shape(still: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def _check_two_classes(y: Tensor) -> None:
-    """Labels of a network with one output."""
+def _check_two_classes(y: Tensor, shape: tuple[int, ...]) -> None:
+    """Labels of a network whose output has this shape."""
     lo, hi = int(y.min()), int(y.max())
     if lo < 0 or hi > 1:
         hint = " (give (y > 0).long())" if set(y.unique().tolist()) == {-1, 1} else ""
         raise InvalidInput(
-            f"the model returns one number for each example, the logit of class 1 of 0 and 1, but labels span {lo}..{hi}{hint}; "
+            f"the model returns shape {shape}, the logit of class 1 of 0 and 1, but labels span {lo}..{hi}{hint}; "
             "a classifier of more classes returns (B, K) logits with K >= 2, and regression has no classes to lose"
         )
 

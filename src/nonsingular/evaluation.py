@@ -86,7 +86,8 @@ def evaluate(
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
         radii, 0 to 1.  So it is for eps_x as a mapping from column to radius, by name or number ({"age": 2.0, "income": 500.0}:
-        all others are fixed), and for an array of two or more dimensions that broadcasts to one input (a mask times a radius).
+        all others are fixed), and for an array of two or more dimensions that broadcasts to one input: (1, d) of a table, a mask
+        times a radius.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.

@@ -194,8 +194,8 @@ class JointBall:
         if self.domain is None:
             return
         first, last = self.domain
-        size = 4 * max(abs(first), abs(last))
-        if lo < first - size * _precision(lo, x.dtype) or hi > last + size * _precision(hi, x.dtype):
+        size = max(abs(first), abs(last))
+        if lo < first - size * _rounding(first, lo, x.dtype) or hi > last + size * _rounding(last, hi, x.dtype):
             guess = ""
             if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:
                 guess = " (0-255 pixels? divide by 255)"
@@ -304,10 +304,19 @@ def _broadcasts(side: Tensor, shape: tuple[int, ...]) -> bool:
     return len(own) <= len(shape) and all(a in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False))
 
 
-def _precision(value: float, dtype: torch.dtype) -> float:
-    """The machine epsilon of the type that an input was computed in; in float64 it may be one of fewer bits, widened."""
+def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
+    """How far beyond a border, relative to the size of the domain, an input that was computed from a number at it may lie.
+
+    A few units of the type it was computed in (of float64 that may be one of fewer bits, widened); nothing beyond a border that
+    is a number of that type, such as 0, 1 and 255.
+    """
+
+    def has(t: torch.dtype, number: float) -> bool:
+        return torch.tensor(number, dtype=t).item() == number
+
     narrower = (torch.bfloat16, torch.float16, torch.float32) if dtype == torch.float64 else ()
-    return torch.finfo(next((t for t in narrower if torch.tensor(value, dtype=t).item() == value), dtype)).eps
+    computed = next((t for t in narrower if has(t, value)), dtype)
+    return 0.0 if has(computed, border) else 4 * torch.finfo(computed).eps
 
 
 def _times(radius: Radius, factor: float) -> Radius:
