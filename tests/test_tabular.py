@@ -366,7 +366,8 @@ def test_a_probability_whose_logit_cannot_be_seen_is_refused() -> None:
     "y, said",
     [
         (torch.rand(8), "one integer class index"),
-        (torch.ones(8, 3), "argmax"),
+        (torch.eye(3)[[0] * 8], "argmax"),
+        (torch.ones(8, 3), "one label at a time"),
         (torch.tensor([-1, 1] * 4), "y > 0"),
         (torch.full((8,), 2), "K >= 2"),
     ],
