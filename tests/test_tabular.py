@@ -262,6 +262,7 @@ class Tail(nn.Module):
     def __init__(self, tail: Any) -> None:
         super().__init__()
         self.body, self.tail = net(1), tail
+        self.unused = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.body(x))

@@ -98,7 +98,23 @@ def _under_sigmoid(model: nn.Module) -> nn.Module | None:
         return None
     node.replace_all_uses_with(node.all_input_nodes[0])
     graph.erase_node(node)
-    return fx.GraphModule(copy, graph)
+    found = fx.GraphModule(copy, graph)
+    _keep_unused(found, copy)
+    return found
+
+
+def _keep_unused(found: nn.Module, model: nn.Module) -> None:
+    """Gives `found` the parameters that the graph of `model` has no use for, so that all its names are known."""
+    held = dict(found.named_parameters())
+    for name, p in model.named_parameters():
+        if name not in held:
+            *path, own = name.split(".")
+            at = found
+            for part in path:
+                if part not in at._modules:  # pyright: ignore[reportPrivateUsage]
+                    at.add_module(part, nn.Module())
+                at = at.get_submodule(part)
+            at.register_parameter(own, p)
 
 
 def _without_last(model: nn.Sequential) -> nn.Module | None:
