@@ -161,8 +161,8 @@ class Dense:
     """What is done to the input before the first layer: fixed elementwise affine maps, as (x - mean) / std, and flattening."""
     stretch: float = 1.0
     """How much these widen a distance at most: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
-    head: Tensor | None = None
-    """(2, 1) of a network with one logit z: its logits are head z.  None: the last layer's outputs are the logits."""
+    from_one: Tensor | None = None
+    """(2, 1) of a network with one logit z: its logits are from_one z.  None: the last layer's outputs are the logits."""
 
     def enter(self, x: Tensor) -> Tensor:
         """(B, d) what the first layer sees of the inputs (B, *input)."""
@@ -178,19 +178,19 @@ class Dense:
 
     def out(self, z: Tensor) -> Tensor:
         """(B, K) logits of the last layer's outputs."""
-        return z if self.head is None else F.linear(z, self.head)
+        return z if self.from_one is None else F.linear(z, self.from_one)
 
     @property
     def classes(self) -> int:
         """K."""
-        return len(self.weights[-1] if self.head is None else self.head)
+        return len(self.weights[-1] if self.from_one is None else self.from_one)
 
     def worst_outputs(self, y: Tensor) -> Tensor:
         """(B, d_L) of the last layer's outputs, the direction, 1 or -1, that lowers all margins of y at once."""
         W = self.weights[-1]
-        if self.head is None:
+        if self.from_one is None:
             return W.new_ones(len(y), len(W)).scatter_(1, y[:, None], -1.0)
-        return (self.head.sum(0) - 2 * self.head[y]).sign()  # the margin of y over the other class is (head_y - head_other) z
+        return (self.from_one.sum(0) - 2 * self.from_one[y]).sign()  # the margin of y is (row y - the other) z
 
     def widened(self, distance: Tensor) -> Tensor:
         """(B, d) how far apart the first layer sees two inputs that are apart by `distance` (B, *input) >= 0, elementwise."""
@@ -344,7 +344,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         params=params,
         scalings=tuple(scalings),
         stretch=stretch,
-        head=outer.new_tensor(HEAD) if len(outer) == 1 else None,
+        from_one=outer.new_tensor(HEAD) if len(outer) == 1 else None,
     )
 
 

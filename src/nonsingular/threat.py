@@ -164,7 +164,7 @@ class JointBall:
         return torch.maximum(*(torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (below, above)))
 
     def _input_sides(self, x: Tensor) -> tuple[Side, Side]:
-        """`ends` of eps_x for the inputs `x`, in their dtype.  Raises InvalidInput if these have another shape."""
+        """`ends` of eps_x on the device of the inputs `x`.  Raises InvalidInput if these have another shape."""
         shape = tuple(x.shape[1:])
         for side in ends(self.eps_x):
             if isinstance(side, Tensor) and not _broadcasts(side, shape):
@@ -172,7 +172,7 @@ class JointBall:
                     f"eps_x has shape {tuple(side.shape)}, which does not broadcast to the shape of one input, {shape}; "
                     "give that shape, or 1 in the dimensions that share a radius"
                 )
-        below, above = (side.to(x) if isinstance(side, Tensor) else side for side in ends(self.eps_x))
+        below, above = (side.to(x.device) if isinstance(side, Tensor) else side for side in ends(self.eps_x))
         return below, above
 
     def describe(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class JointBall:
     def input_box(self, x: Tensor) -> Interval:
         """The box of inputs around `x`, cut to the domain; x itself, which may lie on a rounded border, stays inside."""
         self.check_domain(x)
-        below, above = self._input_sides(x)
+        below, above = (side.to(x) if isinstance(side, Tensor) else side for side in self._input_sides(x))
         lo, hi = x - below, x + above
         if self.domain is None:
             return Interval(lo, hi)

@@ -143,12 +143,12 @@ def _zeta(net: Dense, norms: Sequence[Tensor], eps_w: Sequence[float], eps_b: Se
 
 def _outer(net: Dense) -> Tensor:
     """(K, d) the rows that the logits are products with."""
-    return net.weights[-1] if net.head is None else net.head @ net.weights[-1]
+    return net.weights[-1] if net.from_one is None else net.from_one @ net.weights[-1]
 
 
 def _rows(net: Dense) -> int:
     """How many rows of the last layer move the margin of a pair of classes."""
-    return 2 if net.head is None else 1
+    return 2 if net.from_one is None else 1
 
 
 def _norm(W: Tensor) -> Tensor:
