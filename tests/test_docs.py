@@ -32,7 +32,7 @@ def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
-PAGES = ("reading", "radii", "extending")
+PAGES = ("reading", "radii", "tables", "extending")
 
 
 @pytest.mark.parametrize("page", PAGES)

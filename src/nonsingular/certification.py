@@ -17,6 +17,7 @@ from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import dense_chain, products
+from nonsingular.heads import classifier
 from nonsingular.margins import worst_margin
 from nonsingular.memory import halving
 from nonsingular.modules import twin
@@ -58,6 +59,7 @@ def certify(
     A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
     """
+    model = classifier(model, x)
     check_inputs(model, x, y, ball)
     prove = Prover(model, method, dtype)
     lower = prove(x, y.long(), ball)
@@ -111,6 +113,7 @@ def verify(
     Raises UnsupportedModel without a rule for an operation.  Cost: on the default MNIST network milliseconds to seconds each.
     Memory: the perturbation holds the moving parameters once for each example; give a large set in parts.
     """
+    model = classifier(model, x)
     check_inputs(model, x, y, ball)
     exact, x, y, ball = twin(model).double(), x.double(), y.long(), ball.rounded(x.dtype)
     known = _attacked(exact, x, y, ball, attack)
@@ -142,15 +145,17 @@ def certified_radius(
     """(B,) the largest radius along one axis at which each example is certified, the other radius being that of `ball`.
 
     along: "eps_w", the largest weight radius at ball.eps_x, or "eps_x", the largest input radius at ball.eps_w.
-    ball: also says how far to look: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor the answer
-        along "eps_w" is the share of them, 0 to 1.
+    ball: also says how far to look: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor, or by
+        element of the input, the answer along that axis is the share of them, 0 to 1.
     NaN where not even radius 0 along that axis is certified (for example misclassified at x).
     Guarantee: that of `certify` at the radius returned, hence at every smaller one.  Cost: about `bits` bounds of every example.
     """
+    model = classifier(model, x)
     check_inputs(model, x, y, ball)
     if along not in ("eps_x", "eps_w"):
         raise InvalidInput(f"along is {along!r}; choose eps_x or eps_w")
-    unit = ball.eps_x if along == "eps_x" else 1.0 if isinstance(ball.eps_w, Mapping) else ball.eps_w
+    radius = ball.eps_x if along == "eps_x" else ball.eps_w
+    unit = radius if isinstance(radius, float) else 1.0
 
     def shrunk(t: float) -> JointBall:
         return ball.scaled(t, 1.0) if along == "eps_x" else ball.scaled(1.0, t)
@@ -184,15 +189,18 @@ def certified_front(
 ) -> Front:  # fmt: skip
     """The Pareto front of (eps_x, eps_w) for each example: as `certified_radius` along eps_w, at each of `eps_x`.
 
-    eps_x: increasing radii; by default 11 from 0 to ball.eps_x.  An example is not tried above its radius at a smaller eps_x.
+    eps_x: increasing radii, or fractions of ball.eps_x where that is not one number; by default 11 up to ball.eps_x.
+        An example is not tried above its radius at a smaller eps_x.
     `Front.at(accuracy)` is the front for a required accuracy.  Cost: at most len(eps_x) times `bits` bounds of every example.
     """
+    model = classifier(model, x)
     check_inputs(model, x, y, ball)
-    columns = axis(ball.eps_x if eps_x is None else eps_x, "eps_x")
+    one = ball.eps_x if isinstance(ball.eps_x, float) else None
+    columns = axis((1.0 if one is None else one) if eps_x is None else eps_x, "eps_x")
     prove, top = Prover(model, method), torch.full((len(x),), 2**bits)
     found: list[Tensor] = []
     for radius in columns:
-        at = replace(ball, eps_x=radius)
+        at = replace(ball, eps_x=radius) if one is not None else ball.scaled(radius, 1.0)
         top = _steps(prove, x, y.long(), lambda t, at=at: at.scaled(1.0, t), bits, top)
         found.append(top)
     unit = 1.0 if isinstance(ball.eps_w, Mapping) else ball.eps_w

@@ -17,6 +17,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.margins import check_labels, is_correct
 from nonsingular.memory import halving
 from nonsingular.modules import check_module, outputs, twin
+from nonsingular.onelogit import OneLogit
 from nonsingular.threat import JointBall
 
 log = logging.getLogger("nonsingular")
@@ -38,11 +39,14 @@ def check_inputs(
     _check_tensors(x, y)
     _check_values(x)
     ball.check_domain(x)
+    ball.reach(x)  # a shape of eps_x that does not fit
     ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w
     _check_kinds(model, x)
     logits = _logits(model, x)
     if not random:
         _check_repeatable(model, x, logits)
+    if isinstance(model, OneLogit):
+        _check_two_classes(y, (len(x),) if model.flat else (len(x), 1))
     _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
@@ -77,9 +81,11 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
         )
     given = f"y has shape {tuple(y.shape)} and {y.dtype} for {len(x)} inputs; give one integer class index for each"
     if y.dim() == 2 and len(y) == len(x) and y.shape[1] > 1:
-        raise InvalidInput(f"{given} (one-hot? give y.argmax(1))")
+        if bool((y.sum(1) == 1).all()):
+            raise InvalidInput(f"{given} (one-hot? give y.argmax(1))")
+        raise InvalidInput(f"{given} (several labels at once? Evaluate one label at a time, with a model that returns its logit)")
     if y.dim() == 2 and y.shape == (len(x), 1):
-        raise InvalidInput(f"{given} (give y.squeeze(1))")
+        raise InvalidInput(f"{given} (give y.squeeze(1){'.long()' if y.is_floating_point() else ''})")
     if y.is_floating_point() and y.shape == (len(x),) and bool((y == y.floor()).all()):
         raise InvalidInput(f"{given} (give y.long())")
     if y.dtype == torch.bool:
@@ -125,10 +131,9 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
             raise
         raise InvalidInput(f"{e}{_other_shape(still, x[:2])}") from e.__cause__
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        one = ". With one logit z for two classes: torch.stack([-z, z], 1)" if logits.shape in ((len(x), 1), (len(x),)) else ""
         raise InvalidInput(
-            f"the model returns shape {tuple(logits.shape)} for {len(x)} inputs; "
-            f"a classifier returns (B, K) logits with K >= 2{one}"
+            f"the model returns shape {tuple(logits.shape)} for {len(x)} inputs; a classifier returns (B, K) logits with K >= 2, "
+            "or one logit for two classes, (B, 1) or (B,)"
         )
     return logits
 
@@ -179,6 +184,17 @@ def _other_shape(still: nn.Module, x: Tensor) -> str:
         except Exception:  # it does not accept this one either
             continue
     return ""
+
+
+def _check_two_classes(y: Tensor, shape: tuple[int, ...]) -> None:
+    """Labels of a network whose output has this shape."""
+    lo, hi = int(y.min()), int(y.max())
+    if lo < 0 or hi > 1:
+        hint = " (give (y > 0).long())" if set(y.unique().tolist()) == {-1, 1} else ""
+        raise InvalidInput(
+            f"the model returns shape {shape}, the logit of class 1 of 0 and 1, but labels span {lo}..{hi}{hint}; "
+            "a classifier of more classes returns (B, K) logits with K >= 2, and regression has no classes to lose"
+        )
 
 
 def _check_classes(y: Tensor, k: int) -> None:

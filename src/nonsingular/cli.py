@@ -54,6 +54,13 @@ Data = Annotated[
         "a class), IDX or parquet files; or hf:owner/name[:config]. Default: what the model was trained on."
     ),
 ]
+Classes = Annotated[
+    str | None,
+    Parameter(
+        help="Names of the classes in the order of the model's outputs: no,yes. Default: the order of the data set, which "
+        "--preflight shows (text sorted; numbers as numbers)."
+    ),
+]
 Indices = Annotated[
     Path | None,
     Parameter(help="File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these."),
@@ -61,7 +68,11 @@ Indices = Annotated[
 Split = Annotated[str | None, Parameter(help="test (default) or val.")]
 Limit = Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")]
 EpsX = Annotated[
-    str | None, Parameter(help="Input radii: low:high:points or a,b,c. Units of the data. Default: the grid of the data set.")
+    str | None,
+    Parameter(
+        help="Input radii: low:high:points or a,b,c, in units of the data; or column=radius,column=radius of a table (the axis "
+        "is then their fraction, other columns are fixed; '*=0.1,sex=0' moves all but sex). Default: the grid of the data set."
+    ),
 ]
 EpsW = Annotated[
     str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
@@ -114,6 +125,7 @@ def demo(
 def train(
     *,
     data: str | None = None,
+    classes: Classes = None,
     method: Annotated[str | None, Parameter(help="standard, weight-perturb, at, at-beta, jiwp or joint.")] = None,
     eps_x: Annotated[float | None, Parameter(help="Training radius of the inputs, in the data's units.")] = None,
     eps_w: Annotated[float | None, Parameter(help="Training radius of the weights.")] = None,
@@ -143,7 +155,7 @@ def train(
     file = read_config(config) if config else {}
     recipe = _given(method=method, eps_x=eps_x, eps_w=eps_w, alpha=alpha, beta=beta, epochs=epochs, lr=lr, batch_size=batch_size)
     net = _given(name=network, hidden=hidden.split(",") if hidden is not None else None, bias=bias)
-    top = _given(data=data, data_dir=data_dir, seed=seed)
+    top = _given(data=data, data_dir=data_dir, classes=classes, seed=seed)
     chosen = _under({"recipe": recipe, "network": net, **top}, file)
     settings = _merge(
         TrainSettings, training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method")), chosen
@@ -171,6 +183,7 @@ def evaluate(
     *,
     weights: Weights = None,
     data: Data = None,
+    classes: Classes = None,
     split: Split = None,
     indices: Indices = None,
     limit: Limit = None,
@@ -207,7 +220,8 @@ def evaluate(
     from nonsingular.config import EvaluateSettings, read_config
 
     given = _given(
-        model=model, weights=weights, data=data, data_dir=data_dir, split=split, indices=indices, limit=limit,
+        model=model, weights=weights, data=data, data_dir=data_dir, classes=classes, split=split, indices=indices,
+        limit=limit,
         eps_x=eps_x, eps_w=eps_w,
         scope=scope, attack=attack, domain=domain, moves=moves,
         relative=relative, batch_size=batch_size, certify=certify, masking=masking,
@@ -232,6 +246,7 @@ def certify(
     *,
     weights: Weights = None,
     data: Data = None,
+    classes: Classes = None,
     split: Split = None,
     indices: Indices = None,
     limit: Limit = None,
@@ -261,7 +276,8 @@ def certify(
     from nonsingular.config import CertifySettings, read_config
 
     given = _given(
-        model=model, weights=weights, data=data, data_dir=data_dir, split=split, indices=indices, limit=limit,
+        model=model, weights=weights, data=data, data_dir=data_dir, classes=classes, split=split, indices=indices,
+        limit=limit,
         eps_x=eps_x, eps_w=eps_w,
         method=method, accuracy=None if accuracy is None else accuracy.split(","),
         domain=domain, moves=moves, relative=relative,

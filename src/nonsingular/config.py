@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
@@ -54,12 +54,26 @@ def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
 
 def parse_weight_radii(value: Any) -> Any:
     """'fc1.weight=0.01,fc2.weight=0.002' -> a mapping of radii by tensor; otherwise as `parse_grid`."""
+    return _named_radii(value, "tensor=radius; write fc1.weight=0.01,fc2.weight=0.002")
+
+
+def parse_input_radii(value: Any) -> Any:
+    """'age=2,income=500' -> a mapping of radii by column; otherwise as `parse_grid`."""
+    return _named_radii(value, "column=radius; write age=2,income=500, or *=0.1,sex=0")
+
+
+def _named_radii(value: Any, expected: str) -> Any:
     if isinstance(value, str) and "=" in value:
         try:
-            return {name.strip(): float(radius) for name, radius in (item.split("=") for item in value.split(","))}
+            return {name.strip(): float(radius) for name, radius in (item.rsplit("=", 1) for item in value.split(","))}
         except ValueError:
-            raise ValueError(f"'{value}' is no list of tensor=radius; write fc1.weight=0.01,fc2.weight=0.002") from None
+            raise ValueError(f"'{value}' is no list of {expected}") from None
     return parse_grid(value)
+
+
+def parse_names(value: Any) -> Any:
+    """'no,yes' -> ('no', 'yes'); everything else is left to the schema."""
+    return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
 def parse_domain(value: Any) -> Any:
@@ -75,7 +89,28 @@ def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | s
 
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
-WeightGrid = Annotated[Grid | dict[str, Radius], BeforeValidator(parse_weight_radii)]
+
+
+def _form(value: Any) -> str:
+    """Which branch of a union is meant, so that an error speaks of that one alone."""
+    return MANY if isinstance(value, dict | list | tuple) else ONE
+
+
+def _named(value: Any) -> str:
+    return NAMED if isinstance(value, dict) else MANY
+
+
+ONE, MANY, NAMED = BRANCHES = ("one of", "some of", "named of")
+ByColumn = dict[str, Annotated[Annotated[Radius, Tag(ONE)] | Annotated[tuple[Radius, Radius], Tag(MANY)], Discriminator(_form)]]
+InputGrid = Annotated[
+    Annotated[Annotated[Grid, Tag(MANY)] | Annotated[ByColumn, Tag(NAMED)], Discriminator(_named)],
+    BeforeValidator(parse_input_radii),
+]
+Names = Annotated[tuple[str, ...], Field(min_length=2), BeforeValidator(parse_names)]
+WeightGrid = Annotated[
+    Annotated[Annotated[Grid, Tag(MANY)] | Annotated[dict[str, Radius], Tag(NAMED)], Discriminator(_named)],
+    BeforeValidator(parse_weight_radii),
+]
 Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
@@ -118,6 +153,7 @@ class TrainSettings(Settings):
 
     data: str = "digits"
     data_dir: Path | None = None
+    classes: Names | None = None
     network: Network = Network()
     recipe: Recipe = Recipe(method="standard")
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
@@ -128,16 +164,20 @@ class GridSettings(Settings):
 
     domain: the range of the inputs, "none" for no limits; None is what the data set says of itself.
     indices: file of the rows of the split that count (.npy, .txt, .json); limit is drawn from these.
+    classes: names of the class indices in the order of the model's outputs; None is the order of the data set.
+    eps_x: radii of all inputs; or one for each column by name, or a pair [below, above] (other columns are fixed): the axis is
+    then their fraction.
     """
 
     model: str
     weights: Path | None = None
     data: str | None = None
     data_dir: Path | None = None
+    classes: Names | None = None
     split: Literal["test", "val"] = "test"
     indices: Path | None = None
     limit: Limit = None
-    eps_x: Grid | None = None
+    eps_x: InputGrid | None = None
     eps_w: WeightGrid | None = None
     domain: Domain = None
     moves: Literal["weights", "all"] = "weights"
@@ -202,7 +242,7 @@ def _say(schema: type[Settings], error: Any) -> str:
 
     # a union adds the names of its branches to the path: keep what the user wrote
     end = len(error["loc"]) - (error["type"] == "extra_forbidden")  # a key that the user wrote, whatever it is
-    branches = ("constrained-int", "float", "int")
+    branches = ("constrained-int", "float", "int", *BRANCHES)
     path = [str(p) for i, p in enumerate(error["loc"]) if i >= end or not (isinstance(p, str) and ("[" in p or p in branches))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":

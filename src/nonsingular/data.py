@@ -10,8 +10,8 @@ import difflib
 import hashlib
 import io
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ from nonsingular.threat import JointBall
 
 NAMES: tuple[str, ...] = ("digits", *SOURCES)
 """Every name that `load` knows."""
+SHOWN = 20
+"""Names of classes that a line or an error lists."""
 Domain = tuple[float, float] | Literal["own"] | None
 """The range that inputs live in, None for no limits, or "own": what the data set says of itself."""
 
@@ -51,6 +53,8 @@ class Split:
 
     x: Tensor
     y: Tensor
+    columns: tuple[str, ...] = ()
+    """Of a table: the name of each of its d columns; empty if they have none."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -67,16 +71,17 @@ class Split:
             raise InvalidInput(f"seed is {seed}; give a whole number from 0 to 2**32 - 1")
         if limit is None or limit >= len(self):
             return self
-        chosen = torch.tensor(np.sort(_shuffled(len(self), seed)[:limit]))
-        return Split(self.x[chosen], self.y[chosen])
+        return self._at(torch.tensor(np.sort(_shuffled(len(self), seed)[:limit])))
 
     def pick(self, file: Path) -> Split:
         """The rows whose numbers are in `file` (.npy, .json or .txt), in its order.
 
         Raises InvalidInput unless they are whole numbers, each once, in 0..N-1.
         """
-        chosen = torch.tensor(rows.read(file, len(self)))
-        return Split(self.x[chosen], self.y[chosen])
+        return self._at(torch.tensor(rows.read(file, len(self))))
+
+    def _at(self, chosen: Tensor) -> Split:
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
 
     def sha256(self) -> str:
         """Hash over shapes, dtypes and bytes of x and y: equal if and only if the examples are, in this order."""
@@ -94,8 +99,30 @@ class Dataset:
     classes: tuple[str, ...]
     domain: tuple[float, float] | None = (0.0, 1.0)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns of a table."""
+        return self.test.columns
 
-def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, *, domain: Domain = "own") -> Dataset:
+    def describe(self) -> str:
+        """Its sizes, inputs, domain and the order of its classes, in a line each."""
+        x = next((s.x for s in (self.test, self.val, self.train) if len(s)), self.test.x)
+        sizes = ", ".join(f"{len(s):,} {part}" for part, s in (("train", self.train), ("val", self.val), ("test", self.test)))
+        limits = "no limits" if self.domain is None else f"in [{self.domain[0]:g}, {self.domain[1]:g}]"
+        named = f"; columns: {', '.join(self.columns)}" if self.columns else ""
+        return f"{self.name}: {sizes}\ninputs: {tuple(x.shape[1:])}, {limits}{named}\n{self.order}"
+
+    @property
+    def order(self) -> str:
+        """Which name belongs to which class index, in words: "classes: 0 = no, 1 = yes"."""
+        shown = [f"{k} = {name}" for k, name in enumerate(self.classes[:SHOWN])]
+        return f"classes: {', '.join(shown)}" + (f", ... ({len(self.classes)})" if len(self.classes) > SHOWN else "")
+
+
+def load(
+    name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, *, domain: Domain = "own",
+    classes: Sequence[str] | None = None,
+) -> Dataset:  # fmt: skip
     """A data set by name (one of NAMES), from a file or folder, or from the Hugging Face Hub.
 
     x: (N, 1, 8, 8) for digits, (N, 1, 28, 28) for MNIST and Fashion-MNIST, (N, 3, 32, 32) for CIFAR-10; as stored for others.
@@ -108,12 +135,18 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
         The modules in `readers` say what each takes.  "hf:owner/name" or "hf:owner/name:config": a data set on the Hub.
     domain: the range that inputs live in, for data that are not in [0, 1]; None for no limits.  Pixels (uint8) are divided by 255
         whatever it is.  By default what the source says: `domain` in an .npz file, no limits for tables, [0, 1] for all others.
+    classes: the names of the class indices, in the order of the model's outputs.  By default text is in sorted order (numbers as
+        numbers), and whole numbers from 0 are the class indices themselves; `Dataset.order` says what belongs to what.
     Checked: downloads, MNIST's IDX files and CIFAR-10's archive by md5; Fashion-MNIST's IDX files and all parquet files
         by their form only (number and size of images, range of labels).
-    Raises InvalidInput for an unknown name, for files that are missing, damaged or not what they should be, and for inputs
-        outside the domain.
+    Raises InvalidInput for an unknown name, for files that are missing, damaged or not what they should be, for inputs
+        outside the domain, and for labels that `classes` lacks.
     """
-    name = os.fspath(name)
+    found = _load(os.fspath(name), data_dir, domain)
+    return found if classes is None else _renamed(found, tuple(map(str, classes)))
+
+
+def _load(name: str, data_dir: str | os.PathLike[str] | None, domain: Domain) -> Dataset:
     if name == "digits":
         return _in_domain(name, _digits(), domain)
     if name in SOURCES:
@@ -147,6 +180,33 @@ def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
     return gather.tensors(data)
 
 
+def columns_of(data: Any) -> tuple[str, ...]:
+    """The names of the columns of a Split, or of the table x in (x, y), such as a pandas DataFrame; empty without names."""
+    if isinstance(data, Split):
+        return data.columns
+    x: Any = data[0] if isinstance(data, tuple | list) and data else None
+    names = getattr(x, "columns", None)
+    return () if names is None or isinstance(x, Split) else tuple(map(str, names))
+
+
+def _renamed(data: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The same with its classes in this order.  Labels are numbers of classes without names: then these are their names."""
+    if len(set(classes)) < len(classes) or len(classes) < 2:
+        raise InvalidInput(f"classes is {list(classes)}; give two or more different names")
+    splits = (data.train, data.val, data.test)
+    used = sorted({int(k) for s in splits for k in s.y.unique()})
+    unnamed = data.classes == tuple(map(str, range(len(data.classes))))
+    if unnamed and not any(name.lstrip("+-").isdecimal() for name in classes) and used[-1] < len(classes):
+        return replace(data, classes=classes)
+    if lacking := [data.classes[k] for k in used if data.classes[k] not in classes]:
+        shown = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")
+        raise InvalidInput(f"{data.name} has labels that classes lacks: {shown}; classes is {', '.join(classes)}")
+    place = torch.zeros(len(data.classes), dtype=torch.long)
+    place[used] = torch.tensor([classes.index(data.classes[k]) for k in used])
+    train, val, test = (replace(s, y=place[s.y]) for s in splits)
+    return replace(data, train=train, val=val, test=test, classes=classes)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -164,7 +224,7 @@ def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
         except InvalidInput as e:
             own = "; an array domain in the file says it, too" if where.endswith(".npz") else ""
             raise InvalidInput(f"{where}, {part} split: {e}{own}") from None
-    return Dataset(data.name, data.train, data.val, data.test, data.classes, chosen)
+    return replace(data, domain=chosen)
 
 
 def _dataset(name: str, raw: Raw) -> Dataset:
@@ -185,7 +245,7 @@ def _dataset(name: str, raw: Raw) -> Dataset:
             )
         train, parts["val"] = _hold_out(train, max(1, min(5_000, len(train[0]) // 10)))
     val, test = parts.get("val", nothing), parts.get("test", nothing)
-    splits = [_split(part, white=255 if part[0].dtype == np.uint8 else 1) for part in (train, val, test)]
+    splits = [replace(_split(p, white=255 if p[0].dtype == np.uint8 else 1), columns=raw.columns) for p in (train, val, test)]
     return Dataset(name, *splits, classes=classes, domain=raw.domain)
 
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs, warn
-from nonsingular.data import as_tensors
+from nonsingular.columns import input_axis
+from nonsingular.data import as_tensors, columns_of
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
+from nonsingular.heads import classifier
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.masks import doubts_of_gradients
 from nonsingular.nested import Method, name_of
@@ -31,17 +33,18 @@ from nonsingular.work import Submit, Work, cell_alone, key_of
 def choose(
     model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, Radius] | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights", relative: bool = False, batch_size: int = 128,
+    unit_x: Radius = 1.0,
 ) -> Method:  # fmt: skip
     """The method that these settings name.
 
-    radii: one radius per named tensor, if the grid multiplies these.
+    radii: one radius per named tensor, if the grid multiplies these.  unit_x: what it multiplies on the inputs.
     Without an attack: `strongest`.  Names joined by "+" are an ensemble: the worst of these.
     Raises InvalidInput for an unknown name.
     """
     check_scope(scope)
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
-    unit = JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative)
+    unit = JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative)
     attack = "strongest" if attack is None else attack
     if isinstance(attack, str):
         members: list[Attack] = [lookup(ATTACKS, name, "attack") for name in attack.split("+")]
@@ -63,7 +66,7 @@ def evaluate(
     model: nn.Module,
     data: Any,
     *,
-    eps_x: float | Sequence[float],
+    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any],
     eps_w: float | Sequence[float] | Mapping[str, Radius],
     scope: Scope = "sample",
     attack: str | Attack | None = None,
@@ -78,10 +81,14 @@ def evaluate(
     """Accuracy of `model` under attack over a grid of input and weight radii.
 
     data: (x, y), x (N, *input) in `domain` and y (N,) class indices, tensors or arrays; or a torch Dataset or DataLoader of them,
-        which is gathered in its order.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
+        which is gathered in its order.
+    model: (B, *input) -> (B, K) logits, in eval mode; never changed.  One logit z for two classes, (B, 1) or (B,), counts as
+        (0, z), and a sigmoid at its end is left out.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
-        radii, 0 to 1.
+        radii, 0 to 1.  So it is for eps_x as a mapping from column to radius, by name or number ({"age": 2.0, "income": 500.0}:
+        all others are fixed), and for an array of two or more dimensions that broadcasts to one input: (1, d) of a table, a mask
+        times a radius.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
@@ -95,12 +102,15 @@ def evaluate(
     """
     radii = eps_w if isinstance(eps_w, Mapping) else None
     x, y = as_tensors(data)
+    unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     method = choose(
-        model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
-    )
+        model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size,
+        unit_x=unit_x,
+    )  # fmt: skip
     with use_threads(threads):
+        model = classifier(model, x)
         warn(doubts := check_inputs(model, x, y, method.unit))
-        columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+        rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         found = surface(model, x, y.long(), method, columns, rows, certify=certify, log=log, doubts=doubts)
         warn(found.about["doubts"][len(doubts) :])
         return found

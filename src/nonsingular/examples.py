@@ -24,7 +24,7 @@ from nonsingular.nested import Method, Radii
 from nonsingular.perturbations import FOLDER, Found
 from nonsingular.records import Cell, Log
 from nonsingular.sandwich import identity
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.threat import JointBall, Perturbation, largest
 from nonsingular.work import key_of
 
 MOST = 8
@@ -202,7 +202,7 @@ def _told(
     return {
         "example": row, "label": int(label), "predicted": int(logits.argmax()), "eps_x": radii[0], "eps_w": radii[1],
         "margin_undisturbed": _short(before), "margin": _short(after),
-        "input": told_input(x[row], point.x[0], radii[0], unit.domain), "weights": _changes(model, ball, point),
+        "input": told_input(x[row], point.x[0], largest(ball.eps_x), unit.domain), "weights": _changes(model, ball, point),
     }  # fmt: skip
 
 
@@ -229,7 +229,8 @@ def _short(value: float) -> float | None:
 def told_input(x: Tensor, moved: Tensor, eps_x: float, domain: tuple[float, float] | None) -> dict[str, Any]:
     """An input before and after as JSON: a picture of 8 bits, or the numbers that changed most.
 
-    x, moved: (H, W), or (C, H, W) with C of 1 or 3, in a domain, are a picture.  change: 128 + 127 (moved - x) / eps_x.
+    x, moved: (H, W), or (C, H, W) with C of 1 or 3, in a domain, are a picture.  change: 128 + 127 (moved - x) / eps_x,
+    the largest radius of an element.
     """
     picture = x[None] if x.dim() == 2 else x
     if domain is None or picture.dim() != 3 or picture.shape[0] not in (1, 3) or min(picture.shape[1:]) < 2:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nonsingular.catalog import ATTACKS, OBJECTIVES, lookup
 from nonsingular.certification import Front, certified_front
 from nonsingular.checks import check_inputs, warn
 from nonsingular.claims import judge
+from nonsingular.columns import input_axis, moving
 from nonsingular.config import (
     CertifySettings,
     EvaluateSettings,
@@ -36,9 +38,11 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.examples import examples
 from nonsingular.graph import threads
+from nonsingular.heads import classifier
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
+from nonsingular.onelogit import OneLogit
 from nonsingular.preflight import Preflight, preflight
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.readers import rows as index_file
@@ -72,7 +76,7 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
 
     Returns the summary that is also written to train.json.
     """
-    data = dataset(settings.data, settings.data_dir)
+    data = dataset(settings.data, settings.data_dir, classes=settings.classes)
     model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
     objective = objective_of(settings.recipe, data)
     objective(model)  # a network that the method has no rule for is an error before anything is written
@@ -126,9 +130,9 @@ def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSetting
 
 
 @lru_cache(maxsize=2)
-def dataset(name: str, data_dir: Path | None, domain: Domain = "own") -> Dataset:
+def dataset(name: str, data_dir: Path | None, domain: Domain = "own", classes: tuple[str, ...] | None = None) -> Dataset:
     """Each process reads a data set once."""
-    return load(name, data_dir, domain=domain)
+    return load(name, data_dir, domain=domain, classes=classes)
 
 
 class Job:
@@ -140,26 +144,49 @@ class Job:
         if name is None:
             raise InvalidInput("which data? give --data a name or a file")
         own: Domain = "own" if settings.domain is None else None if settings.domain == "none" else settings.domain
-        self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own)
+        classes = settings.classes or (trained.classes if trained else None)
+        self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own, classes)
         self.split = _as_floats_of(self.model, _chosen(self.data, settings))
+        self.model = classifier(self.model, self.split.x)
         default_x, default_w = GRIDS.get(name, (None, None))
         columns, rows = settings.eps_x or default_x, settings.eps_w or default_w
         if columns is None or rows is None:
             raise InvalidInput(f"there is no default grid for '{name}'; give eps_x and eps_w, e.g. 0:0.1:11")
         radii = rows if isinstance(rows, dict) else None
-        self.columns, self.rows = columns, axis(1.0, "eps_w") if isinstance(rows, dict) else rows
-        self.unit = JointBall(1.0, 1.0 if radii is None else radii, self.data.domain, settings.moves, settings.relative)
+        unit_x, self.columns = input_axis(columns, self.split.x.shape[1:], self.split.columns)
+        self.rows = axis(1.0, "eps_w") if isinstance(rows, dict) else rows
+        self.input_radii = moving(unit_x, self.split.columns)
+        """Column -> radius of those that move, where the settings name columns."""
+        self.unit = JointBall(unit_x, 1.0 if radii is None else radii, self.data.domain, settings.moves, settings.relative)
         self.doubts = check_inputs(self.model, self.split.x, self.split.y, self.unit, classes=len(self.data.classes))
         self.model_sha256 = hash_tensors(self.model.state_dict())
         self.data_sha256 = self.split.sha256()
         domain = "none" if self.data.domain is None else self.data.domain
-        self.settings = settings.model_copy(update={"data": name, "eps_x": columns, "eps_w": rows, "domain": domain})
+        self.settings = settings.model_copy(
+            update={"data": name, "classes": classes, "eps_x": columns, "eps_w": rows, "domain": domain}
+        )
         """The settings with every default filled in."""
+
+    def about(self) -> list[str]:
+        """What is worth a look before the run: the order of the classes, one logit, the columns that move."""
+        told = [self.data.order]
+        if isinstance(self.model, OneLogit):
+            told.append("the model returns one logit: above 0 is class 1")
+        if self.input_radii:
+            fixed = self.split.x.shape[1] - len(self.input_radii)
+            told.append(f"columns that move, at the largest eps_x: {_radii_of(self.input_radii)}; fixed: {fixed}")
+        return told
 
     @property
     def hashes(self) -> dict[str, str]:
         """Of the model and of the examples, as surfaces record them."""
         return {"model_sha256": self.model_sha256, "data_sha256": self.data_sha256}
+
+
+def _radii_of(radii: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} by {'{:g} down, {:g} up'.format(*r) if isinstance(r, list) else f'{r:g}'}" for name, r in radii.items()
+    )
 
 
 def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Split:
@@ -195,7 +222,7 @@ class Attacked(Job):
         radii = unit.eps_w if isinstance(unit.eps_w, Mapping) else None
         self.method = choose(
             self.model, attack=settings.attack, scope=settings.scope, radii=radii, domain=unit.domain, moves=unit.moves,
-            relative=unit.relative, batch_size=settings.batch_size,
+            relative=unit.relative, batch_size=settings.batch_size, unit_x=unit.eps_x,
         )  # fmt: skip
         self.settings = self.settings.model_copy(update={"attack": self.method.name})
         if settings.certify:
@@ -223,10 +250,11 @@ class Attacked(Job):
 
     def preflight(self, workers: int) -> Preflight:
         """What the run is going to be."""
-        return preflight(
+        found = preflight(
             self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
             workers=workers,
         )  # fmt: skip
+        return replace(found, about=tuple(self.about()))
 
     def masking(self, found: Surface) -> dict[str, Any]:
         """Signs of masked gradients where about half of what is right undisturbed is left, both radii as large as they can be."""
@@ -296,7 +324,7 @@ def _front(settings: str, model_sha256: str, span: Span) -> Front:
 
 
 def _front_of(job: Certified, span: Span) -> Front:
-    at, ball = slice(*span), job.unit.scaled(job.columns[-1], job.rows[-1])
+    at, ball = slice(*span), job.unit.scaled(1.0, job.rows[-1])
     return certified_front(job.model, job.split.x[at], job.split.y[at], ball, eps_x=job.columns, method=job.settings.method)
 
 
@@ -373,6 +401,10 @@ def _run(
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
         results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
         results["data"]["warnings"] = job.doubts
+        if job.split.columns:
+            results["data"]["columns"] = list(job.split.columns)
+        if job.input_radii:
+            results["data"]["input_radii"] = job.input_radii
         if job.settings.indices is not None:
             results["data"]["indices"] = {"file": str(job.settings.indices), "sha256": index_file.sha256(job.settings.indices)}
         if fronts:

@@ -6,6 +6,7 @@ Nothing here, and nothing that uses it, writes into the user's module.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from torch import Tensor, fx, nn
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import halving
 from nonsingular.modules import duplicate, logits_of_each, outputs, products, twin
-from nonsingular.operators import COMPUTED, RULES, Call, Input, Name, Node, Product, Signal, batch_norm_module
+from nonsingular.onelogit import HEAD, OneLogit
+from nonsingular.operators import COMPUTED, RULES, Call, Input, Map, Name, Node, Product, Signal, batch_norm_module
 from nonsingular.passes import count
 from nonsingular.threat import JointBall, Perturbation, Radius
 
@@ -91,6 +93,8 @@ class Dense:
     """What is done to the input before the first layer: fixed elementwise affine maps, as (x - mean) / std, and flattening."""
     stretch: float = 1.0
     """How much these widen a distance at most: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
+    from_one: Tensor | None = None
+    """(2, 1) of a network with one logit z: its logits are from_one z.  None: the last layer's outputs are the logits."""
 
     def enter(self, x: Tensor) -> Tensor:
         """(B, d) what the first layer sees of the inputs (B, *input)."""
@@ -102,7 +106,30 @@ class Dense:
         z = self.enter(x)
         for W, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             z = self.activation(F.linear(z, W, b))
-        return F.linear(z, self.weights[-1], self.biases[-1])
+        return self.out(F.linear(z, self.weights[-1], self.biases[-1]))
+
+    def out(self, z: Tensor) -> Tensor:
+        """(B, K) logits of the last layer's outputs."""
+        return z if self.from_one is None else F.linear(z, self.from_one)
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.weights[-1] if self.from_one is None else self.from_one)
+
+    def worst_outputs(self, y: Tensor) -> Tensor:
+        """(B, d_L) of the last layer's outputs, the direction, 1 or -1, that lowers all margins of y at once."""
+        W = self.weights[-1]
+        if self.from_one is None:
+            return W.new_ones(len(y), len(W)).scatter_(1, y[:, None], -1.0)
+        return (self.from_one.sum(0) - 2 * self.from_one[y]).sign()  # the margin of y is (row y - the other) z
+
+    def widened(self, distance: Tensor) -> Tensor:
+        """(B, d) how far apart the first layer sees two inputs that are apart by `distance` (B, *input) >= 0, elementwise."""
+        for scaling in self.scalings:
+            if not (isinstance(scaling, partial) and scaling.args[0] in _OFFSETS):
+                distance = scaling(distance).abs()
+        return distance.flatten(1)
 
     def radii(self, ball: JointBall) -> tuple[list[Radius], list[Radius]]:
         """Radius of each layer's weight and of each layer's bias; 0.0 for what does not move."""
@@ -116,7 +143,8 @@ _ACTIVATIONS: dict[Any, Activation] = {
     torch.sigmoid: torch.sigmoid, F.sigmoid: torch.sigmoid, "sigmoid": torch.sigmoid,
 }  # fmt: skip
 _RESHAPES = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
-_SCALINGS = {operator.add, operator.sub, operator.mul, operator.truediv}
+_OFFSETS = {operator.add, operator.sub}
+_SCALINGS = {*_OFFSETS, operator.mul, operator.truediv}
 _SIZES = {"size", getattr, len, operator.getitem}
 
 
@@ -130,14 +158,34 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.Graph:
     """The graph of `model` without leaf modules.  Tracing runs the model's own Python: give it a copy.
 
+    Of a OneLogit it is that of its inner network, without what makes (B,) of its (B, 1) at the end.
     Raises UnsupportedModel if torch.fx cannot follow its forward.
     """
+    if isinstance(model, OneLogit):
+        return unflattened(trace(model.inner)) if model.flat else trace(model.inner)
     if model._forward_hooks or model._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
         raise UnsupportedModel("the model has forward hooks, which tracing would miss; remove them, or make them part of forward")
     try:
         return _Tracer().trace(model)
     except Exception as e:
         raise UnsupportedModel(f"torch.fx cannot trace this model: {str(e).splitlines()[0]}") from e
+
+
+_RESHAPED = {*_RESHAPES, "squeeze", torch.squeeze, "select", torch.select, operator.getitem, "ravel", torch.ravel}
+
+
+def unflattened(graph: fx.Graph) -> fx.Graph:
+    """The same without the reshaping at its end, which turns one number of each example, (B, 1), into (B,)."""
+    (out,) = (node for node in graph.nodes if node.op == "output")
+    (value,) = out.args
+    while isinstance(value, fx.Node) and value.target in _RESHAPED and isinstance(value.args[0], fx.Node):
+        value = value.args[0]
+    last, out.args = out.args[0], (value,)
+    while last is not value and not last.users:
+        before = last.args[0]
+        graph.erase_node(last)
+        last = before
+    return graph
 
 
 def dense_chain(model: nn.Module | Dense) -> Dense:
@@ -216,6 +264,9 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         raise refusal(current, "a dense network ends with a Linear layer")
     if len(set(activations)) > 1:
         raise UnsupportedModel("the layers have different activations; a dense network has one")
+    outer = params[layers[-1][0]].detach()
+    if isinstance(model, OneLogit) and len(outer) != 1:
+        raise refusal(current, f"the network has one logit, and its last Linear layer {len(outer)} outputs")
     return Dense(
         weights=tuple(params[W] for W, _ in layers),
         biases=tuple(None if b is None else params[b] for _, b in layers),
@@ -225,6 +276,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         params=params,
         scalings=tuple(scalings),
         stretch=stretch,
+        from_one=outer.new_tensor(HEAD) if len(outer) == 1 else None,
     )
 
 
@@ -338,7 +390,10 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     x = torch.randn(PROBES, *example_shape, generator=generator, dtype=first.dtype, device=first.device)
     with torch.inference_mode(False), torch.no_grad():
         logits = _run(replica, x.clone())
-        graph = Graph(tuple(_Reader(replica, trace(replica)).read(x.clone())), params)
+        nodes = _Reader(replica, trace(replica)).read(x.clone())
+        if isinstance(model, OneLogit):
+            nodes += _two_logits(nodes, first.new_tensor(HEAD))
+        graph = Graph(tuple(nodes), params)
         try:
             alone = torch.cat([graph(one) for one in x.split(1)])
         except RuntimeError as e:
@@ -350,6 +405,20 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
             "or across the batch; write it without in-place operations, one example independent of the others"
         )
     return graph
+
+
+def _two_logits(nodes: Sequence[Node], head: Tensor) -> list[Node]:
+    """What makes the logits (0, z) of the one number z of the last node."""
+    last, end = nodes[-1], len(nodes) - 1
+    if math.prod(last.shape) != 1:
+        raise UnsupportedModel(
+            f"the one logit is picked from {math.prod(last.shape)} at node '{last.name}'; let the last layer make it"
+        )
+    found: list[Node] = []
+    if last.shape != (1,):
+        found.append(Map("z", (end,), (1,), _flat, True))
+        end += 1
+    return [*found, Product("logits", (end,), (2,), F.linear, head, None, lambda b: b, dense=True)]
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from nonsingular.checks import check_inputs
 from nonsingular.data import as_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording
+from nonsingular.heads import classifier
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.modules import outputs, twin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
@@ -127,6 +128,7 @@ def masking(
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
+        model = classifier(model, x)
         check_inputs(model, x, y, ball, random=True)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
         case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)
@@ -152,13 +154,13 @@ def doubts_of_gradients(
         _check_gradients(_Case(model, x[some], y[some], ball, "sample", 0), found)
         doubts = [f"{why} Attacks that follow gradients may miss much ({name})." for name, why in found.flags.items()]
         left = survivors[torch.linspace(0, len(survivors) - 1, min(len(survivors), SEARCHED), device=x.device).long()]
-        if inputs is not None and inputs.eps_x and len(left):
+        if inputs is not None and inputs.moves_inputs and len(left):
             point = square(model, x[left], y[left], inputs, steps=TRIALS, scope="sample")
             broken = int((~is_correct(logits_at(model, point), y[left])).sum())
             if broken >= max(2, SHARE * len(left)):
                 doubts.append(
-                    f"random search breaks {broken} of {len(left)} examples that the attack left right on the inputs alone "
-                    f"(eps_x = {inputs.eps_x:g}): the attacked accuracy is too high. Look closer with --masking, and take the "
+                    f"random search breaks {broken} of {len(left)} examples that the attack left right on the inputs alone: the "
+                    "attacked accuracy is too high. Look closer with --masking, and take the "
                     "worst of two attacks, e.g. strongest+square."
                 )
     return doubts
@@ -224,7 +226,7 @@ def _check_gradients(case: _Case, found: _Found) -> None:
         return
     x, y = case.x[at], case.y[at]
     moving = twin(case.model)
-    boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.eps_x else {}
+    boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.moves_inputs else {}
     weights = case.ball.weight_boxes(dict(moving.named_parameters()))
     boxes |= {f"weight {name}": box for name, box in weights.items()}
     promised, silent = _promises(moving, x, y, boxes, list(weights), case.seed)
@@ -344,7 +346,7 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
 
     generators = [Generator(case.x.device).manual_seed(case.seed) for _ in range(2)]
     alone: list[tuple[str, JointBall, Attack]] = []
-    if ball.eps_x:
+    if ball.moves_inputs:
         alone.append(("inputs", ball.scaled(1, 0), partial(square, generator=generators[0])))
     if moves:
         alone.append(("weights", ball.scaled(0, 1), partial(corners, generator=generators[1])))

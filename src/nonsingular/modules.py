@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import is_out_of_memory
+from nonsingular.onelogit import OneLogit
 from nonsingular.threat import check_parameter
 
 # --- what can be used at all ----------------------------------------------------------------------------------------------
@@ -105,6 +106,8 @@ def twin(model: nn.Module) -> nn.Module:
     Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
     and if the model cannot be copied.
     """
+    if isinstance(model, OneLogit):
+        return OneLogit(twin(model.inner), flat=model.flat)
     moving = duplicate(model)
     for name, module in moving.named_modules():
         if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]

@@ -45,7 +45,7 @@ class Method:
     name: str
     scope: Scope
     unit: JointBall
-    """The ball whose radii the grid multiplies: eps_x = 1 and eps_w = 1, or one radius per named tensor."""
+    """The ball whose radii the grid multiplies: eps_x = 1, or a radius per element; eps_w = 1, or one per named tensor."""
     batch_size: int
     """Examples that share W' in scope `batch`."""
 

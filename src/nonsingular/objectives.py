@@ -60,7 +60,9 @@ def adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6) -> Obje
             now = ball.scaled(ramp(progress, warmup), 0.0)
             training = model.training
             model.eval()
-            x_adv = joint_pgd(model, x, y, now, steps=steps, step_x=2.5 * now.eps_x / steps, generator=generator).x
+            x_adv = joint_pgd(
+                model, x, y, now, steps=steps, step_x=2.5 * now.eps_x_number("training") / steps, generator=generator
+            ).x
             model.train(training)
             return F.cross_entropy(model(x_adv), y)
 
@@ -84,7 +86,7 @@ def theorem_regularised(base: Objective, ball: JointBall, *, alpha: float, beta:
             total = inner(x, y, progress, generator)
             weight = ramp(progress, warmup)
             if alpha:
-                total = total + weight * alpha * tau(net, ball)[:, y].amax(0).mean()
+                total = total + weight * alpha * tau(net, ball, x.shape[1:])[:, y].amax(0).mean()
             if beta:
                 total = total + weight * beta * zeta_printed(net, x, ball)[rows, :, y].amax(1).mean()
             return total
@@ -119,8 +121,10 @@ def jointly_adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6)
 # --- the methods of the paper, and the joint one, each as (ball, alpha, beta) -> Objective ---------------------------------
 
 
-def _need(method: str, **numbers: float | Mapping[str, Radius]) -> None:
+def _need(method: str, **numbers: Radius | Mapping[str, Radius]) -> None:
     for name, value in numbers.items():
+        if isinstance(value, tuple | Tensor):
+            raise InvalidInput(f"method '{method}' trains with one {name} for all elements; give a number")
         if not value:
             raise InvalidInput(f"method '{method}' with {name} = 0 is another method; give {name} a value above 0")
 

@@ -43,6 +43,8 @@ class Preflight:
     moved: Mapping[str, Mapping[str, Any]]
     fixed: tuple[str, ...]
     certifies: Mapping[str, str | None]
+    about: tuple[str, ...] = ()
+    """What else is worth a look before the run: the order of the classes, the columns that move."""
 
     @property
     def numbers(self) -> int:
@@ -58,6 +60,7 @@ class Preflight:
             + (f"; fixed: {len(self.fixed)} ({_few(self.fixed)})" if self.fixed else ""),
             f"can be certified by: {', '.join(can) or 'no bound'}",
             *(f"  not by {bound}: {why}" for bound, why in self.certifies.items() if why is not None),
+            *self.about,
         ]
         return "\n".join(lines)
 

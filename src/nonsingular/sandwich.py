@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.certification import Prover
 from nonsingular.checks import check_inputs, warn
-from nonsingular.data import as_tensors, hash_tensors
+from nonsingular.columns import input_axis
+from nonsingular.data import as_tensors, columns_of, hash_tensors
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at, trace_graph
 from nonsingular.graph import threads as use_threads
+from nonsingular.heads import classifier
 from nonsingular.margins import is_correct, worst_margin
 from nonsingular.modules import twin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
@@ -70,7 +72,7 @@ def certified_surface(
     model: nn.Module,
     data: Any,
     *,
-    eps_x: float | Sequence[float],
+    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any],
     eps_w: float | Sequence[float] | Mapping[str, Any],
     method: str = "crown",
     domain: tuple[float, float] | None = (0.0, 1.0),
@@ -90,10 +92,12 @@ def certified_surface(
     """
     x, y = as_tensors(data)
     radii = eps_w if isinstance(eps_w, Mapping) else None
-    proof = Proof(method, JointBall(1.0, 1.0 if radii is None else radii, domain, moves, relative))
+    unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
+    proof = Proof(method, JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative))
     with use_threads(threads):
+        model = classifier(model, x)
         warn(check_inputs(model, x, y, proof.unit))
-        columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
+        rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
 
 

@@ -76,7 +76,7 @@ class Shifts:
                 z = self.net.activation(z)
             y = F.linear(z, C, c)
             z = y if self._fixed(k) else y + s[k] * self.reach(k, z)
-        return z
+        return self.net.out(z)
 
     def _fixed(self, k: int) -> bool:
         E, E_b = self.eps_w[k], self.eps_b[k]

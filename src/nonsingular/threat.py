@@ -38,11 +38,12 @@ Moves = Literal["weights", "all"]
 """Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
 
 Side = float | Tensor
-"""How far one end of a box is from the weights: one number for all of a tensor, or a tensor that broadcasts to its shape."""
+"""How far one end of a box is from its centre: one number for all of a tensor, or a tensor that broadcasts to its shape."""
 Radius = Side | tuple[Side, Side]
 """How far a tensor moves either way; a pair (below, above) is the box [W - below, W + above].
 
 For a kernel of shape (C, D, H, W), shape (C, 1, 1, 1) gives each output channel its own radius, the full shape each element.
+For inputs of shape (C, H, W), shape (C, 1, 1) gives each channel its own, and a mask times a radius moves a part of the pixels.
 """
 
 
@@ -91,7 +92,8 @@ def told(radius: Radius) -> Any:
 class JointBall:
     """Every input within `eps_x` and every weight within `eps_w` (both l-infinity), together.
 
-    eps_x: radius on the input, in the units of the data.
+    eps_x: radius on the input, in the units of the data: a number, a tensor or array that broadcasts to the shape of one input
+        (per column of a table, per channel, per pixel; 0 where nothing moves), or a pair (below, above) of these.
     eps_w: one number for all tensors that move, or a mapping from parameter name to its own Radius (then only these move): a
         number, a tensor (per channel, per element), or a pair (below, above) for a box [W - below, W + above].
     domain: the range (lo, hi) that inputs live in, e.g. pixels in [0, 1]; None for inputs without limits.
@@ -104,18 +106,18 @@ class JointBall:
     Raises InvalidInput for a radius that is negative, infinite or NaN, and for an empty domain.
     """
 
-    eps_x: float
+    eps_x: Radius
     eps_w: float | Mapping[str, Radius]
     domain: tuple[float, float] | None = (0.0, 1.0)
     moves: Moves = "weights"
     relative: bool = False
 
     def __post_init__(self) -> None:
-        _checked_number("eps_x", self.eps_x)
+        object.__setattr__(self, "eps_x", checked_radius("eps_x", self.eps_x))
         if isinstance(self.eps_w, Mapping):
-            radii = {name: _checked(f"eps_w['{name}']", radius) for name, radius in self.eps_w.items()}
+            radii = {name: checked_radius(f"eps_w['{name}']", radius) for name, radius in self.eps_w.items()}
             object.__setattr__(self, "eps_w", MappingProxyType(radii))
-        elif isinstance(radius := _checked("eps_w", self.eps_w), float):
+        elif isinstance(radius := checked_radius("eps_w", self.eps_w), float):
             object.__setattr__(self, "eps_w", radius)
         else:
             raise InvalidInput("eps_w is a tensor or a pair; say of which parameter: eps_w={'name': radius}")
@@ -134,7 +136,7 @@ class JointBall:
         """What makes two balls the same, without tensors."""
         eps_w = self.eps_w
         named = frozenset((n, *map(_plain, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
-        return self.eps_x, named, self.domain, self.moves, self.relative
+        return tuple(map(_plain, ends(self.eps_x))), named, self.domain, self.moves, self.relative
 
     def __reduce__(self) -> tuple[Any, ...]:
         eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
@@ -143,7 +145,37 @@ class JointBall:
     def scaled(self, x: float, w: float) -> JointBall:
         """The ball with the input radius times `x` and every weight radius times `w`."""
         eps_w = {k: _times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
-        return replace(self, eps_x=self.eps_x * x, eps_w=eps_w)
+        return replace(self, eps_x=_times(self.eps_x, x), eps_w=eps_w)
+
+    @property
+    def moves_inputs(self) -> bool:
+        """Whether an element of the input has a radius above 0."""
+        return largest(self.eps_x) > 0
+
+    def eps_x_number(self, who: str) -> float:
+        """The radius of all elements.  Raises InvalidInput if they have radii of their own, which `who` cannot use."""
+        if not isinstance(self.eps_x, float):
+            raise InvalidInput(f"{who} knows one input radius for all elements; give eps_x as a number")
+        return self.eps_x
+
+    def reach(self, x: Tensor) -> Side:
+        """How far each element of the inputs `x` (B, *input) moves at most: a number, or a tensor that broadcasts to x."""
+        below, above = self._input_sides(x)
+        if isinstance(below, float) and isinstance(above, float):
+            return max(below, above)
+        return torch.maximum(*(torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (below, above)))
+
+    def _input_sides(self, x: Tensor) -> tuple[Side, Side]:
+        """`ends` of eps_x on the device of the inputs `x`.  Raises InvalidInput if these have another shape."""
+        shape = tuple(x.shape[1:])
+        for side in ends(self.eps_x):
+            if isinstance(side, Tensor) and not _broadcasts(side, shape):
+                raise InvalidInput(
+                    f"eps_x has shape {tuple(side.shape)}, which does not broadcast to the shape of one input, {shape}; "
+                    "give that shape, or 1 in the dimensions that share a radius"
+                )
+        below, above = (side.to(x.device) if isinstance(side, Tensor) else side for side in ends(self.eps_x))
+        return below, above
 
     def rounded(self, dtype: torch.dtype) -> JointBall:
         """The ball for inputs that are numbers of this dtype: the domain with its ends as they are there, too."""
@@ -153,15 +185,16 @@ class JointBall:
         return replace(self, domain=(min(lo, self.domain[0]), max(hi, self.domain[1])))
 
     def describe(self) -> dict[str, Any]:
-        """Everything but `eps_x` and a single `eps_w`, for records: JSON."""
+        """Everything but a single `eps_x` and a single `eps_w`, for records: JSON."""
         eps_w = self.eps_w
         return {
             "domain": self.domain, "moves": self.moves, "relative": self.relative,
             "eps_w_per_tensor": {n: told(r) for n, r in eps_w.items()} if isinstance(eps_w, Mapping) else None,
+            **({} if isinstance(self.eps_x, float) else {"eps_x_per_element": told(self.eps_x)}),
         }  # fmt: skip
 
     def check_domain(self, x: Tensor) -> None:
-        """Raises InvalidInput if an input is not a number or lies outside the domain."""
+        """Raises InvalidInput if an input is not a number or lies outside the domain, by more than rounding."""
         if x.numel() == 0:
             return
         lo, hi = (end.item() for end in x.aminmax())  # NaN if one element is
@@ -169,7 +202,9 @@ class JointBall:
             raise InvalidInput("the inputs contain NaN or infinite values; remove those examples first")
         if self.domain is None:
             return
-        if lo < self.domain[0] or hi > self.domain[1]:
+        first, last = self.domain
+        size = max(abs(first), abs(last))
+        if lo < first - size * _rounding(first, lo, x.dtype) or hi > last + size * _rounding(last, hi, x.dtype):
             guess = ""
             if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:
                 guess = " (0-255 pixels? divide by 255)"
@@ -182,10 +217,17 @@ class JointBall:
             )
 
     def input_box(self, x: Tensor, *, outward: bool = False) -> Interval:
-        """The box of inputs around `x`, cut to the domain: points of the ball alone or, `outward`, all of them."""
+        """The box of inputs around `x`, cut to the domain: points of the ball alone or, `outward`, all of them.
+
+        x itself, which may lie on a rounded border, stays inside.
+        """
         self.check_domain(x)
-        box = _box(x.detach(), self.eps_x, self.eps_x, outward)
-        return box if self.domain is None else Interval(box.lo.clamp_(*self.domain), box.hi.clamp_(*self.domain))
+        x = x.detach()
+        box = _box(x, *self._input_sides(x), outward)
+        if self.domain is None:
+            return box
+        first, last = self.domain
+        return Interval(torch.maximum(box.lo, x.clamp(max=first)), torch.minimum(box.hi, x.clamp(min=last)))
 
     def radii(self, params: Mapping[str, Tensor]) -> dict[str, Radius]:
         """Radius of every tensor that moves, by name, in the units of the weights; tensors with radius 0 are left out.
@@ -281,7 +323,7 @@ def _largest(name: str, p: Tensor) -> float:
     return largest
 
 
-def _checked(name: str, radius: Radius) -> Radius:
+def checked_radius(name: str, radius: Any) -> Radius:
     """A copy of a radius in its simplest form.  Raises InvalidInput if it is none."""
     if not isinstance(radius, tuple):
         return _checked_side(name, radius)
@@ -293,12 +335,17 @@ def _checked(name: str, radius: Radius) -> Radius:
             torch.broadcast_shapes(below.shape, above.shape)
         except RuntimeError:
             raise InvalidInput(
-                f"{name} is a pair of shapes {tuple(below.shape)} and {tuple(above.shape)}, which fit no parameter together"
+                f"{name} is a pair of shapes {tuple(below.shape)} and {tuple(above.shape)}, which do not fit together"
             ) from None
     return below if _plain(below) == _plain(above) else (below, above)
 
 
-def _checked_side(name: str, side: Side) -> Side:
+def _checked_side(name: str, side: Any) -> Side:
+    if not isinstance(side, Tensor) and getattr(side, "ndim", 0) and hasattr(side, "__array__"):
+        try:
+            side = torch.as_tensor(side)
+        except (TypeError, ValueError, RuntimeError):
+            raise InvalidInput(f"{name} is an array of {getattr(side, 'dtype', 'objects')}; give real numbers") from None
     if isinstance(side, Tensor) and side.dim():
         if not side.numel() or side.is_complex():
             raise InvalidInput(
@@ -324,13 +371,31 @@ def _checked_number(name: str, radius: float) -> None:
 
 def _check_shape(name: str, radius: Radius, shape: torch.Size) -> None:
     for side in ends(radius):
-        if isinstance(side, Tensor):
-            n, own = len(side.shape), tuple(side.shape)
-            if n > len(shape) or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False)):
-                raise InvalidInput(
-                    f"eps_w['{name}'] has shape {own}, which does not broadcast to the parameter's shape {tuple(shape)}; "
-                    f"give that shape, or 1 in the dimensions that share a radius"
-                )
+        if isinstance(side, Tensor) and not _broadcasts(side, tuple(shape)):
+            raise InvalidInput(
+                f"eps_w['{name}'] has shape {tuple(side.shape)}, which does not broadcast to the parameter's shape "
+                f"{tuple(shape)}; give that shape, or 1 in the dimensions that share a radius"
+            )
+
+
+def _broadcasts(side: Tensor, shape: tuple[int, ...]) -> bool:
+    own = tuple(side.shape)
+    return len(own) <= len(shape) and all(a in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False))
+
+
+def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
+    """How far beyond a border, relative to the size of the domain, an input that was computed from a number at it may lie.
+
+    A few units of the type it was computed in (of float64 that may be one of fewer bits, widened); nothing beyond a border that
+    is a number of that type, such as 0, 1 and 255.
+    """
+
+    def has(t: torch.dtype, number: float) -> bool:
+        return torch.tensor(number, dtype=t).item() == number
+
+    narrower = (torch.bfloat16, torch.float16, torch.float32) if dtype == torch.float64 else ()
+    computed = next((t for t in narrower if has(t, value)), dtype)
+    return 0.0 if has(computed, border) else 4 * torch.finfo(computed).eps
 
 
 def _times(radius: Radius, factor: float) -> Radius:

@@ -17,6 +17,7 @@ from nonsingular.attacks.space import Space
 from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import logits_at, products, recording
+from nonsingular.heads import classifier
 from nonsingular.margins import attained, check_labels
 from nonsingular.modules import outputs, twin
 from nonsingular.shifts import of_each
@@ -47,6 +48,7 @@ def apgd(
     Source: the steps, arXiv:2003.01690; the scalars, the row lemma of shifts.py.
     """
     check_scope(scope)
+    model = classifier(model, x)
     if scope != "sample":
         given = {} if steps is None else {"steps": steps}
         return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)

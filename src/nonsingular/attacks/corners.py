@@ -19,6 +19,7 @@ from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.margins import check_labels, is_correct
 from nonsingular.modules import logits_of_each, outputs, twin
 from nonsingular.passes import count
@@ -51,6 +52,7 @@ def corners(
     if draws < 0 or steps < 0 or chunk < 1:
         raise InvalidInput(f"draws, steps, chunk are {draws}, {steps}, {chunk}; give at least 0, 0 and 1")
     with recording(), torch.no_grad():
+        model = classifier(model, x)
         point, y = checked_start(model, x, ball, scope, start), y.long()
         moving = twin(model)
         check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)
@@ -127,7 +129,7 @@ def _over_weights(
 def _over_neurons(network: Shifts, ball: JointBall, begin: Perturbation, y: Tensor, search: _Search) -> dict[str, Tensor]:
     """For every z all margins are smallest at once where the last layer has s_y = -1 and s_j = 1 for j != y."""
     given = _as_shifts(network, begin)
-    last = torch.ones_like(given[-1]).scatter(1, y[:, None], -1.0)
+    last = network.net.worst_outputs(y)
     one = last.new_ones(())
 
     def score(s: Sequence[Tensor], rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.margins import check_labels, cross_entropy
 from nonsingular.memory import halving
 from nonsingular.modules import gradient, logits_of_each, outputs, twin
@@ -33,12 +34,14 @@ def joint_pgd(
     scope: "batch" and "dataset" give one W' for all of `x`; "sample" gives each example its own (memory B x parameters).
     chunk: examples per forward and backward pass, halved where memory runs out; gradients on W are summed before the sign.
     generator: given, starts at a uniform random point of the ball; otherwise at (x, W).
-    A zero radius makes it an attack on the inputs alone or on the weights alone.
+    A zero radius makes it an attack on the inputs alone or on the weights alone.  The step on the inputs is the paper's, in the
+    units of the data, whatever the radii: for columns with radii far above steps * step_x use another attack.
     Returns a point of the ball, checked from the tensors that it holds.  Never changes `model`, also when interrupted.
     Raises InvalidInput if x leaves the domain, eps_w names an unknown tensor, or the model gives no gradient.
     Cost: `steps` forward and backward passes.  Source: arXiv:2102.11935, section 4.1 (100 steps, 0.01, 0.0005).
     """
     check_scope(scope)
+    model = classifier(model, x)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
     ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
@@ -78,16 +81,16 @@ def _ascend_shared(
         for w, b in zip(W, boxes.values(), strict=True):
             _scatter_(w.data, b, generator)
     pieces = [Interval(*ends) for ends in zip(box.lo.split(chunk), box.hi.split(chunk), strict=True)]
-    for _ in range(steps if W or ball.eps_x else 0):
+    for _ in range(steps if W or ball.moves_inputs else 0):
         total: list[Tensor] | None = None
         for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
-            point = part.detach().requires_grad_(ball.eps_x > 0)
+            point = part.detach().requires_grad_(ball.moves_inputs)
             count(forward=len(part), backward=len(part))
             logits = outputs(moving, point.clone())  # a copy: the model's first operation may work in place
             loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
-            moved = [point, *W] if ball.eps_x else W
+            moved = [point, *W] if ball.moves_inputs else W
             g = gradient(loss, moved)
-            if ball.eps_x:  # W is still the W of this step, so both moves are simultaneous
+            if ball.moves_inputs:  # W is still the W of this step, so both moves are simultaneous
                 piece.project_(part.add_(g.pop(0).sign(), alpha=step_x))
             total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
         for w, b, g in zip(W, boxes.values(), total or [], strict=True):
@@ -117,15 +120,15 @@ def _ascend_per_sample(
             for w in W[name]:
                 _scatter_(w, b, generator)
     logits = logits_of_each(moving)
-    for _ in range(steps if W or ball.eps_x else 0):
+    for _ in range(steps if W or ball.moves_inputs else 0):
         for start in range(0, len(x), chunk):
             at = slice(start, start + chunk)
             count(forward=len(x[at]), backward=len(x[at]))
-            point = x[at].detach().requires_grad_(ball.eps_x > 0)
+            point = x[at].detach().requires_grad_(ball.moves_inputs)
             own = {name: w[at].detach().requires_grad_() for name, w in W.items()}
             loss = cross_entropy(logits(own, point), y[at])  # a sum: every example has its own gradient
-            g = gradient(loss, [point, *own.values()] if ball.eps_x else [*own.values()])
-            if ball.eps_x:
+            g = gradient(loss, [point, *own.values()] if ball.moves_inputs else [*own.values()])
+            if ball.moves_inputs:
                 Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g.pop(0).sign(), alpha=step_x))
             for w, b, d in zip(W.values(), boxes.values(), g, strict=True):
                 b.project_(w[at].add_(d.sign(), alpha=step_w))

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.margins import check_labels, margins, negative_margin, worst_margin
 from nonsingular.passes import count
 from nonsingular.shifts import Shifts, shifts
@@ -24,7 +25,7 @@ def neuron_ascent(
     `step` is a fraction of each radius, falling linearly to 0 with `decay`.
     The start is (x, W), or a uniform random point with a `generator`.  Cost: `steps` forward and backward passes on inputs only.
     """
-    box = ball.input_box(x)
+    box, reach = ball.input_box(x), ball.reach(x)
     if generator is None:
         x_adv, s = x.detach().clone(), network.start(x)
     else:
@@ -38,7 +39,7 @@ def neuron_ascent(
             g_x, *g_s = torch.autograd.grad(
                 loss(network(point[0], point[1:]), y), point, allow_unused=True, materialize_grads=True
             )
-        box.project_(x_adv.add_(g_x.sign_(), alpha=scale * ball.eps_x))
+        box.project_(x_adv.add_(g_x.sign_().mul_(scale * reach)))
         for t, g in zip(s, g_s, strict=True):
             t.add_(g.sign_(), alpha=scale).clamp_(-1, 1)
     return x_adv, s
@@ -67,8 +68,9 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
+        model = classifier(model, x)
         network = shifts(model, ball)
-        check_labels(y, len(x), len(network.net.weights[-1]))
+        check_labels(y, len(x), network.net.classes)
         x, y = x.detach().clone(), y.long().clone()
         generator = generator or torch.Generator(x.device).manual_seed(0)
         best_x, best_s = x, network.start(x)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nonsingular.attacks.points import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.modules import outputs, twin
 from nonsingular.threat import JointBall, Perturbation, Scope
 
@@ -41,8 +42,9 @@ Foreign = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 def foolbox_attack(attack: Any) -> InputAttack:
     """An attack object of Foolbox, such as foolbox.attacks.LinfPGD(steps=40), as an attack on the inputs.
 
-    Its radius is the ball's eps_x, also where it is one in another norm; its result is projected onto the ball.
-    Raises InvalidInput if Foolbox is not installed.
+    Its radius is the ball's eps_x, one number for all elements, also where it is one in another norm; its result is projected
+    onto the ball.
+    Raises InvalidInput if Foolbox is not installed; when run, if eps_x is not one number.
     """
     foolbox = _package("foolbox")
 
@@ -110,10 +112,11 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
         Never changes `model`.
         """
         with recording():
-            y = y.long()
+            y, model = y.long(), classifier(model, x)
             with torch.no_grad():
                 point, margin = begin(model, x, y, ball, scope, start, 1024)
-            if not ball.eps_x or not len(x):
+            eps = ball.eps_x_number(f"'{name}'")
+            if not eps or not len(x):
                 return point.check(model, x, ball)
             each = scope == "sample" and bool(point.weights)
             with _seeded(generator, x.device):
@@ -126,6 +129,7 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
                             part,
                             of,
                             ball,
+                            eps,
                         )
                         for i, (part, of) in enumerate(
                             zip(x.split(1 if each else len(x)), y.split(1 if each else len(x)), strict=True)
@@ -141,7 +145,9 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
     return attack
 
 
-def _attacked(foreign: Foreign, model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
+def _attacked(
+    foreign: Foreign, model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, ball: JointBall, eps: float
+) -> Tensor:  # fmt: skip
     """What the foreign attack finds at these weights, projected onto the ball; x where it is not a number."""
     moving, box = twin(model), ball.input_box(x)
     params = dict(moving.named_parameters())
@@ -150,7 +156,7 @@ def _attacked(foreign: Foreign, model: nn.Module, weights: Mapping[str, Tensor],
             params[name].copy_(w)
     lo, hi = ball.domain or (box.lo.min().item(), box.hi.max().item())
     u = ((x.detach() - lo) / (hi - lo)).clamp_(0, 1)
-    found = foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), ball.eps_x / (hi - lo)).detach().to(x)
+    found = foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), eps / (hi - lo)).detach().to(x)
     found = torch.where(torch.isfinite(found), found * (hi - lo) + lo, x)
     return box.project_(found)
 

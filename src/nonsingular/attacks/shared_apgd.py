@@ -152,7 +152,7 @@ def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int)
     live = [params[name].requires_grad_() for name in boxes]
     home = [W.detach().clone() for W in live]
     box = ball.input_box(x)
-    shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.eps_x > 0, chunk)
+    shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.moves_inputs, chunk)
     with torch.no_grad():
         check_labels(y, len(x), network(x[:1].clone()).shape[1] if len(x) else 0)
     some = _some(x)

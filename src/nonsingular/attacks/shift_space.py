@@ -32,8 +32,7 @@ class ShiftSpace(Space):
         widths = [len(W) if moves else 0 for W, moves in zip(net.weights[:-1], self.moves, strict=False)]
         hidden = w.split(widths, 1) if widths else ()
         still = w.new_zeros(1, 1)
-        last = w.new_ones(len(w), len(net.weights[-1])).scatter_(1, y[:, None], -1.0)
-        return [*(s if moves else still for s, moves in zip(hidden, self.moves, strict=False)), last]
+        return [*(s if moves else still for s, moves in zip(hidden, self.moves, strict=False)), net.worst_outputs(y)]
 
     def logits(self, x: Tensor, w: Tensor) -> Tensor:
         return self.network(x, self._shifts(w))
@@ -51,7 +50,7 @@ def shift_space(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall)
     """Of a dense network.  Raises UnsupportedModel as `shifts` does."""
     network, box = shifts(model, ball), ball.input_box(x)
     net = network.net
-    free = x[0].numel() if ball.eps_x and len(x) else 0
+    free = x[0].numel() if ball.moves_inputs and len(x) else 0
     moves = tuple(largest(r) + largest(b) > 0 for r, b in zip(*net.radii(ball), strict=True))
     neurons = sum(len(W) for W, m in zip(net.weights[:-1], moves, strict=False) if m)
     groups = torch.cat([torch.full((free,), -1), torch.arange(neurons)]).to(x.device)

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.points import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.modules import twin
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope
 
@@ -40,14 +41,14 @@ def square(
     if steps < 0 or tries < 1 or chunk < 1:
         raise InvalidInput(f"steps, tries, chunk are {steps}, {tries}, {chunk}; give at least 0, 1 and 1")
     with recording(), torch.no_grad():
-        y = y.long()
+        y, model = y.long(), classifier(model, x)
         point, best = begin(model, x, y, ball, scope, start, chunk)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         found, box, each = point.x, ball.input_box(x), scope == "sample"
         todo = torch.arange(len(x), device=x.device)
         moving = twin(model)
         logits = frozen(moving, point.weights, each=each, chunk=chunk)
-        for step in range(steps if ball.eps_x else 0):
+        for step in range(steps if ball.moves_inputs else 0):
             still = best[todo] >= 0
             if not still.all():
                 todo = todo[still]

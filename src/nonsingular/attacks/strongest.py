@@ -13,6 +13,7 @@ from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.points import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording
+from nonsingular.heads import classifier
 from nonsingular.margins import attained, is_correct
 from nonsingular.modules import check_module, gradient, twin
 from nonsingular.passes import count
@@ -33,7 +34,8 @@ def strongest(
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     check_module(model)
-    both = ball.eps_x > 0 and bool(ball.radii(dict(model.named_parameters())))
+    model = classifier(model, x)
+    both = ball.moves_inputs and bool(ball.radii(dict(model.named_parameters())))
     member = partial(apgd, model, scope=scope, verdict=True)
     if start is None and both:
         inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
@@ -52,7 +54,7 @@ def ensemble(*attacks: Attack) -> Attack:
     def together(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
     ) -> Perturbation:  # fmt: skip
-        best = start
+        best, model = start, classifier(model, x)
         for attack in attacks:
             options = {"start": best} if best is not None and "start" in inspect.signature(attack).parameters else {}
             found = attack(model, x, y, ball, scope=scope, **options)
@@ -78,7 +80,7 @@ def alternating(
     """
     if rounds < 1 or steps < 1:
         raise InvalidInput(f"rounds is {rounds} and steps is {steps}; give 1 or more")
-    weights_alone = ball.scaled(0.0, 1.0)
+    weights_alone, model = ball.scaled(0.0, 1.0), classifier(model, x)
     with recording(), torch.no_grad():
         best = now = checked_start(model, x, ball, scope, start)
         for turn in range(2 * rounds):
@@ -93,7 +95,7 @@ def alternating(
 def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Perturbation, steps: int) -> Perturbation:
     """Signed steps on the margins at the weights of `point`, from its inputs; the best of each example."""
     logits = frozen(twin(model), point.weights, each=point.scope == "sample", chunk=256)
-    box, now = ball.input_box(x), point.x.clone()
+    box, now, reach = ball.input_box(x), point.x.clone(), ball.reach(x)
     best, lowest = now.clone(), x.new_full((len(x),), torch.inf)
     for i in range(steps + 1):
         with torch.enable_grad():
@@ -103,7 +105,7 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
             (g,) = gradient(margin.sum(), [at])
         lower = margin.detach() < lowest
         lowest[lower], best[lower] = margin.detach()[lower], now[lower]
-        now = box.project_(now - ball.eps_x * (1 - i / max(1, steps)) * g.sign())
+        now = box.project_(now - reach * (1 - i / max(1, steps)) * g.sign())
     return Perturbation(best, point.weights, point.scope)
 
 

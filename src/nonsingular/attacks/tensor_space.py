@@ -75,7 +75,7 @@ def tensor_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Ten
     """Of any network whose logits have a gradient."""
     params = dict(model.named_parameters())
     boxes = ball.weight_boxes(params)
-    free = x[0].numel() if ball.eps_x and len(x) else 0
+    free = x[0].numel() if ball.moves_inputs and len(x) else 0
     groups, count = [torch.full((free,), -1)], 0
     for box in boxes.values():
         channels = len(box.lo) if box.lo.dim() else 1

@@ -14,6 +14,7 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
+from nonsingular.heads import classifier
 from nonsingular.margins import margins, worst_margin
 from nonsingular.modules import twin
 from nonsingular.threat import JointBall
@@ -33,7 +34,7 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     Raises UnsupportedModel if no bound has rules for the model.  Cost: up to that of all of them, and 200 parts of branch and
     bound, for an undecided example.
     """
-    y = y.long()
+    y, model = y.long(), classifier(model, x)
     found: Tensor | None = None
     refusal: UnsupportedModel | None = None
     todo = torch.arange(len(x), device=x.device)

@@ -29,6 +29,7 @@ from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.graph import recording
+from nonsingular.heads import classifier
 from nonsingular.margins import attained, worst_margin
 from nonsingular.modules import per_sample_logits, twin
 from nonsingular.operators import Activation, Product
@@ -85,7 +86,7 @@ def search(
     known: an attack's perturbation (scope "sample"), to start from.  lower: (B, K) sound bounds that are known already.
     seconds: time for an example on average; the search ends after len(x) times that, or `parts` parts an example.
     """
-    y = y.long()
+    y, model = y.long(), classifier(model, x)
     verdicts: list[Verdicts] = []
     with recording():
         whole, still = region(model, x.clone(), y, ball), twin(model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nonsingular.curves import Curve
 from nonsingular.graph import Dense, Graph, trace_graph
+from nonsingular.heads import classifier
 from nonsingular.margins import check_labels
 from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
 from nonsingular.threat import Interval, JointBall
@@ -57,7 +58,7 @@ class Region:
 
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     """The network and its ball.  Raises UnsupportedModel without a rule for an operation, InvalidInput for x or y."""
-    graph = trace_graph(model, x.shape[1:])
+    graph = trace_graph(classifier(model, x), x.shape[1:])
     box, boxes = ball.input_box(x.detach(), outward=True), ball.weight_boxes(graph.params, outward=True)
     check_labels(y, len(x), graph.nodes[-1].shape[0])
     return Region(graph, box, boxes)

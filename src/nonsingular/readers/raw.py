@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,13 +32,14 @@ class Raw:
 
     where: the file or folder, for messages.  parts: "train", "val", "test": those that there are.
     classes: the name of every class index, if the files name them.  domain: the range of the inputs once uint8 is divided by 255;
-    None for inputs without limits.
+    None for inputs without limits.  columns: of a table, the names of its columns, if the file names them.
     """
 
     where: str
     parts: Mapping[Part, Arrays]
     classes: tuple[str, ...] | None = None
     domain: tuple[float, float] | None = (0.0, 1.0)
+    columns: tuple[str, ...] = ()
 
 
 def part_of(name: str) -> Part | None:
@@ -127,8 +129,10 @@ def _label_hint(y: NDArray[Any], n: int) -> str:
 
 
 def numbered(name: str, columns: Mapping[Part, NDArray[Any]]) -> tuple[dict[Part, NDArray[np.int64]], tuple[str, ...]]:
-    """Labels that are text -> their places in the sorted list of all of them, and that list."""
+    """Labels that are text -> their places in the sorted list of all of them (numbers as numbers), and that list."""
     classes = sorted({str(label) for y in columns.values() for label in y})
+    with contextlib.suppress(ValueError):  # not all are numbers
+        classes.sort(key=float)
     if len(classes) > 10_000:
         raise InvalidInput(f"{name} holds {len(classes)} different texts; is it the column of labels?")
     place = {label: i for i, label in enumerate(classes)}

@@ -45,7 +45,7 @@ def differences(a: Results, b: Results) -> list[str]:
     (about_a, attacked_a), (about_b, attacked_b) = (_first(r) for r in (a, b))
     for key, what in (
         ("domain", "range of the inputs"), ("moves", "what moves"), ("relative", "radii relative to the tensor"),
-        ("eps_w_per_tensor", "radii of the tensors"),
+        ("eps_w_per_tensor", "radii of the tensors"), ("eps_x_per_element", "radii of the inputs"),
     ):  # fmt: skip
         if about_a.get(key) != about_b.get(key):
             found.append(f"{what}: {about_a.get(key)} and {about_b.get(key)}")

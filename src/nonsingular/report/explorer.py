@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nonsingular.report.lines import Line, legend, lines
 from nonsingular.report.maps import NUMBERED, colour_bar, surface_map, to_scale
 from nonsingular.report.markup import data, note, section, words
-from nonsingular.report.summary import Model, Seeds, kinds_of, mean_spread, telling, weight_unit
+from nonsingular.report.summary import Model, Seeds, input_unit, kinds_of, mean_spread, telling, weight_unit
 
 NAMES = {"attacked": "Attacked: at most", "certified": "Certified: at least", "gap": "Gap: not known"}
 """Kind of a map -> what the switch calls it."""
@@ -174,7 +174,8 @@ def _data(models: Sequence[Model], kinds: Sequence[str]) -> Mapping[str, Any]:
     interval = "the lowest and the highest end of the seeds' 95 % intervals." if several else "95 % interval."
     return {
         "x": [f"{x:g}" for x in grid.eps_x], "w": [f"{w:g}" for w in grid.eps_w], "kinds": list(kinds),
-        "at": list(telling(models)), "unit": weight_unit(grid.about), "interval": f"To the right: {interval}",
+        "at": list(telling(models)), "unit": weight_unit(grid.about), "unitX": input_unit(grid.about),
+        "interval": f"To the right: {interval}",
         "models": [_model(m) for m in models],
     }  # fmt: skip
 

@@ -30,11 +30,12 @@ from nonsingular.report.summary import (
     between,
     every_surface,
     how,
+    input_unit,
     kinds_of,
     mean_spread,
     same_grid,
     seed_count,
-    weight_unit,
+    units,
 )
 
 CMAP = matplotlib.colormaps["viridis"]
@@ -171,7 +172,7 @@ def _caption(runs: Sequence[Seeds]) -> str:
     if "certified" in kinds:
         text += " Attacked: an upper bound of robust accuracy." if "attacked" in kinds else ""
         text += " Certified: a lower bound of robust accuracy, whatever the attack, in exact arithmetic."
-    text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
+    text += units(surfaces)
     if most > 1:
         counts = ", ".join(dict.fromkeys(str(len(r.surfaces)) for r in runs)) + " " if "certified" in kinds else ""
         text += f" Mean over the {counts}seeds; ± is their sample standard deviation."
@@ -190,6 +191,11 @@ def _caption(runs: Sequence[Seeds]) -> str:
     return text
 
 
+def x_label(grid: Surface) -> str:
+    """What the axis of input radii shows."""
+    return "$ε_x$ (fraction of the given input radii)" if input_unit(grid.about) else X_LABEL
+
+
 def _missing(ax: Axes, what: str) -> None:
     cast(Any, ax).set_axis_off()
     cast(Any, ax).text(0.5, 0.5, what, ha="center", va="center", color="0.4", transform=ax.transAxes)
@@ -202,7 +208,7 @@ def _map(ax: Axes, run: Seeds) -> None:
     fill.set_linewidth(0.3)
     at = sorted(run.risen)
     _rings(ax, [grid.eps_x[j] for _, j in at], [grid.eps_w[i] for i, _ in at])
-    for axis, label in ((ax.xaxis, X_LABEL), (ax.yaxis, W_LABEL)):
+    for axis, label in ((ax.xaxis, x_label(grid)), (ax.yaxis, W_LABEL)):
         axis.set_major_locator(ticks())
         axis.set_major_formatter(FuncFormatter(plain))
         axis.set_label_text(label)
@@ -249,7 +255,7 @@ def _resample(path: NDArray[Any], count: int = 80) -> NDArray[Any]:
 
 def _line(ax: Axes, run: Seeds, *, legend: bool) -> None:
     grid, draw, both = run.surfaces[0], cast(Any, ax), len(run.kinds) > 1
-    along, label = (grid.eps_x, X_LABEL) if len(grid.eps_w) == 1 else (grid.eps_w, W_LABEL)
+    along, label = (grid.eps_x, x_label(grid)) if len(grid.eps_w) == 1 else (grid.eps_w, W_LABEL)
     if both:
         ends = [_in_percent(r.accuracy).ravel() for r in run.kinds.values()]
         draw.fill_between(along, *ends, color="0.88", linewidth=0, label="not known")

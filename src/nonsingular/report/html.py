@@ -98,7 +98,8 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> list[str]
         f'<p class="verdict">{words(verdict(results, models))}</p>', _tiles(models), _also(models), *_warnings(entries),
         note(" ".join(notes)),
         explorer(models, number), _models(models), _claims(results), _fronts(models, radii_svg, number),
-        by_class(entries, classes), first_to_break(entries, classes), _masking(entries), _surfaces(models),
+        by_class(entries, classes), first_to_break(entries, classes, results["data"].get("columns", ())), _masking(entries),
+        _surfaces(models),
         _methods(models), _meaning(models), _again(results),
     ]  # fmt: skip
 

@@ -118,7 +118,7 @@
     }
 
     function radii(i, j) {
-      return make("p", "radii", eps("x"), ` = ${data.x[j]}, `, eps("w"), ` = ${data.w[i]}${data.unit}`);
+      return make("p", "radii", eps("x"), ` = ${data.x[j]}${data.unitX}, `, eps("w"), ` = ${data.w[i]}${data.unit}`);
     }
 
     function share(m, kind, i, j) {

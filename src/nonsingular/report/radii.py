@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from nonsingular.report.figure import W_LABEL, X_LABEL, plain, style, ticks, under
-from nonsingular.report.summary import Model, every_surface, how, weight_unit
+from nonsingular.report.figure import W_LABEL, plain, style, ticks, under, x_label
+from nonsingular.report.summary import Model, every_surface, how, units
 
 LOOKS = (("#0b4f8a", "o", "-"), ("#c8500a", "s", "--"), ("#0a7d5c", "^", "-."), ("#8a4a9e", "D", ":"))
 """Colour, marker and dashes of the lines in turn: apart for every eye, and in grey."""
@@ -31,7 +31,7 @@ def fronts(models: Sequence[Model]) -> Figure:
         axes: list[Axes] = list(cast(Any, figure).subplots(rows, columns, squeeze=False).flat)
         for k, (m, ax) in enumerate(zip(shown, axes, strict=False)):
             _panel(ax, m)
-            ax.set_xlabel(X_LABEL if k + columns >= len(shown) else "")
+            ax.set_xlabel(x_label(m.runs.surfaces[0]) if k + columns >= len(shown) else "")
             ax.set_ylabel(f"largest certified {W_LABEL}" if k % columns == 0 else "")
         for ax in axes[len(shown) :]:
             ax.remove()
@@ -70,7 +70,7 @@ def _caption(models: Sequence[Model]) -> str:
     surfaces = every_surface(m.runs for m in models)
     text = f"At every point on or below a line, its share of {surfaces[0].n:,} examples is "
     text += how(s for s in surfaces if s.kind == "certified") + "."
-    text += "".join(f" A weight moves by up to ε_w{unit}." for unit in {weight_unit(s.about): 0 for s in surfaces} if unit)
+    text += units(surfaces)
     text += " Dotted: the largest ε_w that was tried."
     if any(None in front.eps_w for m in models for front in m.fronts):
         text += " Where a line ends, the share is not certified at the next ε_x with any ε_w, not even 0."

@@ -79,7 +79,7 @@ def _classes(counts: Mapping[str, Any], classes: Sequence[str]) -> Iterator[str]
 # --- the first to break ---------------------------------------------------------------------------------------------------
 
 
-def first_to_break(entries: Entries, classes: Sequence[str]) -> str:
+def first_to_break(entries: Entries, classes: Sequence[str], columns: Sequence[str] = ()) -> str:
     """The stored examples of each model, with what was done to each."""
     parts: list[str] = []
     shown = [(title, e) for title, e in entries if e.get("examples", {}).get("first")]
@@ -87,7 +87,7 @@ def first_to_break(entries: Entries, classes: Sequence[str]) -> str:
         if len(shown) > 1:
             parts.append(f"<h3>{escape(title)}</h3>")
         scope = e["surfaces"][0]["scope"]
-        articles = "".join(_example(found, classes) for found in e["examples"]["first"])
+        articles = "".join(_example(found, classes, columns) for found in e["examples"]["first"])
         parts += [note(_told(scope)), f'<div class="first">{articles}</div>']
     return section("The first to break", *parts) if parts else ""
 
@@ -101,12 +101,12 @@ def _told(scope: str) -> str:
     )
 
 
-def _example(found: Mapping[str, Any], classes: Sequence[str]) -> str:
+def _example(found: Mapping[str, Any], classes: Sequence[str], columns: Sequence[str]) -> str:
     was, now = (_class(classes, found[k]) for k in ("label", "predicted"))
     head = f"Example {found['example']}: “{was}” becomes “{now}”"
     at = f"at ε_x = {found['eps_x']:g}, ε_w = {found['eps_w']:g}; margin {_number(found['margin_undisturbed'])} to "
     at += _number(found["margin"])
-    shown = _pictures(found["input"], was, now) if "shape" in found["input"] else _changes(found["input"])
+    shown = _pictures(found["input"], was, now) if "shape" in found["input"] else _changes(found["input"], columns)
     return f"<article><h3>{words(head)}</h3><p>{words(at)}</p>{shown}{_weights(found['weights'])}</article>"
 
 
@@ -133,11 +133,11 @@ def _pictures(given: Mapping[str, Any], was: str, now: str) -> str:
     return f'<div class="pictures">{figures}</div>{smaller}'
 
 
-def _changes(given: Mapping[str, Any]) -> str:
-    rows = (
-        row(", ".join(map(str, c["at"])), [_number(c["x"]), _number(c["moved"])], ' class="number"')
-        for c in given.get("numbers", [])
-    )
+def _changes(given: Mapping[str, Any], columns: Sequence[str]) -> str:
+    def name(at: Sequence[int]) -> str:
+        return str(columns[at[0]]) if len(at) == 1 and at[0] < len(columns) else ", ".join(map(str, at))
+
+    rows = (row(name(c["at"]), [_number(c["x"]), _number(c["moved"])], ' class="number"') for c in given.get("numbers", []))
     return table("inputs", ["input", "x", "x'"], rows)
 
 

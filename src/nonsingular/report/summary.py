@@ -245,5 +245,23 @@ def weight_unit(about: Mapping[str, Any]) -> str:
     return own + (" times the largest value in its tensor" if about.get("relative") else "")
 
 
+def input_unit(about: Mapping[str, Any]) -> str:
+    """What multiplies ε_x, likewise.
+
+    >>> input_unit({"eps_x_per_element": {"largest": 2.0}})
+    ' times its own radius'
+    """
+    return " times its own radius" if about.get("eps_x_per_element") else ""
+
+
+def units(surfaces: Iterable[Surface]) -> str:
+    """What multiplies the radii of these surfaces, as sentences; empty for plain radii."""
+    found = {(what, eps, unit(s.about)): 0 for s in surfaces for what, eps, unit in _MOVES}
+    return "".join(f" {what} moves by up to {eps}{unit}." for what, eps, unit in found if unit)
+
+
+_MOVES = (("An input value", "ε_x", input_unit), ("A weight", "ε_w", weight_unit))
+
+
 def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"

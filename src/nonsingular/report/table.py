@@ -27,7 +27,7 @@ from nonsingular.report.summary import (
     percent,
     read,
     telling,
-    weight_unit,
+    units,
 )
 from nonsingular.report.verdict import areas, remarks, verdict
 
@@ -148,13 +148,34 @@ def setting(results: Mapping[str, Any]) -> list[str]:
     """What the numbers hold for, in sentences."""
     data, grid = results["data"], results["grid"]
     told = how(every_surface(m.runs for m in read(results)))
-    unit = weight_unit(next(iter(results["models"].values()))["surfaces"][0]["about"])
+    surfaces = every_surface(m.runs for m in read(results))
+    classes = [str(name) for name in data.get("classes", ())]
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
         f"{told[:1].upper()}{told[1:]}.",
-        *([f"A weight moves by up to ε_w{unit}."] if unit else []),
+        *([units(surfaces).strip()] if units(surfaces) else []),
+        *_columns(data.get("input_radii") or {}),
+        *([f"Classes: {_order(classes)}."] if classes != [str(k) for k in range(len(classes))] else []),
     ]
+
+
+MOST_NAMES = 20
+"""Columns or classes that a sentence names."""
+
+
+def _columns(radii: Mapping[str, Any]) -> list[str]:
+    """The columns that move, each with its radius, or by how much down and up."""
+    if not radii:
+        return []
+    told = [f"{n} {'−{:g} +{:g}'.format(*r) if isinstance(r, list | tuple) else f'{r:g}'}" for n, r in radii.items()]
+    shown = ", ".join(told[:MOST_NAMES]) + (f", ... ({len(told)})" if len(told) > MOST_NAMES else "")
+    return [f"Radii of the columns: {shown}; all others are fixed."]
+
+
+def _order(classes: Sequence[str]) -> str:
+    shown = ", ".join(f"{k} = {name}" for k, name in enumerate(classes[:MOST_NAMES]))
+    return shown + (f", ... ({len(classes)})" if len(classes) > MOST_NAMES else "")
 
 
 def markdown(*groups: Mapping[str, Any]) -> str:

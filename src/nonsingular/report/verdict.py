@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from nonsingular.report.summary import Model, mean_spread, middle, telling, weight_unit
+from nonsingular.report.summary import Model, input_unit, mean_spread, middle, telling, weight_unit
 
 WEIGHTS = {
     "sample": "Each example meets its own worst weights.",
@@ -20,7 +20,7 @@ def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
     """What a point of the grid says, in plain words: the first model, and the best if it is another."""
     grid = models[0].runs.surfaces[0]
     row_, column = at = telling(models)
-    radii = (("input value", grid.eps_x[column], ""), ("weight", grid.eps_w[row_], weight_unit(grid.about)))
+    radii = (("input value", grid.eps_x[column], input_unit(grid.about)), ("weight", grid.eps_w[row_], weight_unit(grid.about)))
     moved = [f"every {what} off by up to {radius:g}{unit}" for what, radius, unit in radii if radius > 0]
     first = models[0]
     rivals = [m for m in models if m.runs.surfaces[0].kind == grid.kind]
