@@ -367,6 +367,7 @@ def test_wrapper_is_what_it_wraps(name: str) -> None:
     assert all("module." in n for n in point.weights)
 
 
+@pytest.mark.slow  # imports torch.compile
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")
 def test_compiled_module_is_what_it_wraps() -> None:
     model, x, y = built("scalar factor")
@@ -512,7 +513,7 @@ def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 ARGUMENTS = ["--data", "digits", "--limit", "40", "--workers", "1", "--eps-x", "0,0.1", "--eps-w", "0,0.01"]
 
 
-@pytest.mark.parametrize("kind, scope", [("half", "sample"), ("bfloat16", "dataset")])
+@pytest.mark.parametrize("kind, scope", [("half", "sample"), pytest.param("bfloat16", "dataset", marks=pytest.mark.slow)])
 def test_command_line_gives_the_model_its_dtype(
     kind: str, scope: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

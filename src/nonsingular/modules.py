@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -67,9 +68,14 @@ _WRAPPERS = {
 
 def _wrapped(module: nn.Module) -> str | None:
     """The name under which a wrapper has what it wraps; None for a module that does something of its own."""
-    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
     hooked = module._forward_hooks or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    return None if hooked else next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), None)
+    return None if hooked else _name_of_inner(type(module))
+
+
+@cache
+def _name_of_inner(kind: type[nn.Module]) -> str | None:
+    names = (f"{k.__module__}.{k.__qualname__}" for k in kind.__mro__)
+    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
 
 
 def duplicate(model: nn.Module) -> nn.Module:
@@ -266,10 +272,10 @@ def logits_of_each(moving: nn.Module) -> Each:
             return outputs(moving, x.clone())
         return chosen(x)(weights, x)
 
-    ways: dict[Any, Each] = {}
+    kinds, ways = tuple(type(module) for module in moving.modules()), dict[Any, Each]()
 
     def chosen(x: Tensor) -> Each:
-        key = x.shape[1:], x.dtype, x.device, tuple(type(module) for module in moving.modules())
+        key = x.shape[1:], x.dtype, x.device, kinds
         if key not in ways:
             known = _WAYS.setdefault(moving, {})
             if key not in known:
