@@ -21,6 +21,7 @@ from cyclopts import App, Parameter
 
 from nonsingular import __version__
 from nonsingular.errors import GateMissed, InvalidInput, SoundnessError, Unconfirmed
+from nonsingular.plain import plain as _plain
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -220,7 +221,7 @@ def evaluate(
     where = _where(workers, engine, address)
     if preflight:
         found = preflight_run(settings, where["workers"])
-        return print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
+        return _tell(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
     run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
     _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet, track)
 
@@ -297,7 +298,7 @@ def _one_surface(
     if "fronts" in found:
         _print(fronts_table(found["fronts"]))
     for line in masking_lines(found):
-        print(line)
+        _tell(line)
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
 
@@ -415,7 +416,7 @@ def verify(
 
     with use_threads(threads):
         said, wrong = verify_run(run)
-    print("\n".join(said))
+    _tell("\n".join(said))
     if wrong:
         raise Unconfirmed(f"{run}: {'; '.join(wrong)}")
 
@@ -484,7 +485,7 @@ def check(
     outcomes = check_results(read_results(run), gates, interval=interval)
     if junit:
         write_atomic(junit, as_junit(str(run), outcomes))
-    print("\n".join(map(str, outcomes)))
+    _tell("\n".join(map(str, outcomes)))
     if failed := sum(not o.passed for o in outcomes):
         raise GateMissed(f"{failed} of {len(outcomes)} gates missed")
 
@@ -604,7 +605,7 @@ def _show(results: Mapping[str, Any], out: Path) -> None:
         _print(claims_table(results))
     for model in results["models"].values():
         for line in masking_lines(model):
-            print(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
+            _tell(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
     _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
 
 
@@ -616,12 +617,27 @@ def _print(table: Any) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(_plain(text), file=sys.stderr)
+
+
+def _tell(text: str) -> None:
+    """Onto stdout."""
+    print(_plain(text))
+
+
+class _PlainLines(logging.Formatter):
+    """What is logged may quote files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _plain(super().format(record))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point.  Returns the exit code; a user's mistake is one line on stderr, without a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_PlainLines("%(message)s"))
     argv = sys.argv[1:] if argv is None else argv
     _command.set(shlex.join(["nonsingular", *argv]))
     try:
