@@ -21,7 +21,7 @@ from cyclopts import App, Parameter
 
 from nonsingular import __version__
 from nonsingular.errors import GateMissed, InvalidInput, SoundnessError, Unconfirmed
-from nonsingular.plain import plain as _plain
+from nonsingular.plain import legible
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -617,19 +617,19 @@ def _print(table: Any) -> None:
 
 
 def _say(text: str) -> None:
-    print(_plain(text), file=sys.stderr)
+    print(legible(text), file=sys.stderr)
 
 
 def _tell(text: str) -> None:
     """Onto stdout."""
-    print(_plain(text))
+    print(legible(text))
 
 
 class _PlainLines(logging.Formatter):
     """What is logged may quote files."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _plain(super().format(record))
+        return legible(super().format(record))
 
 
 def main(argv: list[str] | None = None) -> int:

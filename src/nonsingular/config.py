@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
-from nonsingular.plain import plain
+from nonsingular.plain import legible
 
 AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
 BoundName = Annotated[
@@ -254,4 +254,4 @@ def to_yaml(settings: Settings) -> str:
     """The settings as YAML that `read_config` reads back."""
     values = json.loads(settings.model_dump_json())
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text if plain(text) == text else yaml.safe_dump(values, sort_keys=False)
+    return text if legible(text) == text else yaml.safe_dump(values, sort_keys=False)

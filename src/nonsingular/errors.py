@@ -1,6 +1,6 @@
 """errors.py - what a user is told when something cannot be used, and when a number contradicts another."""
 
-from nonsingular.plain import plain
+from nonsingular.plain import legible
 
 
 class InvalidInput(ValueError):
@@ -11,7 +11,7 @@ class InvalidInput(ValueError):
     """
 
     def __str__(self) -> str:
-        return plain(super().__str__())
+        return legible(super().__str__())
 
 
 class UnsupportedModel(InvalidInput):

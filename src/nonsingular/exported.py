@@ -1,7 +1,7 @@
 """exported.py - a file of torch.export (.pt2) as a module that attacks and bounds can use.
 
-The file is data, but torch reads it in ways in which a crafted one could run code: export_archive.py looks through it first, and
-torch reads what that makes of it.  The graph is then written again in the functions that operators.py knows, with the parameters under
+The file is data, but torch reads it in ways in which a crafted one could run code: export_archive.py looks through it, and torch
+reads what that makes of it.  The graph is then written again in the functions that operators.py knows, with the parameters under
 their own names.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nonsingular.comparison import per_example
 from nonsingular.errors import InvalidInput
-from nonsingular.plain import plain
+from nonsingular.plain import legible
 from nonsingular.records import Surface
 
 Kind = Literal["attacked", "certified"]
@@ -127,6 +127,6 @@ def junit(run: str, outcomes: Sequence[Checked]) -> str:
         if not o.passed:
             ET.SubElement(case, "failure", message=str(o))
     for element in suite.iter():
-        element.attrib = {k: plain(v, keep="") for k, v in element.attrib.items()}  # XML has no way to write control characters
+        element.attrib = {k: legible(v, keep="") for k, v in element.attrib.items()}  # XML has no way to write control characters
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

@@ -18,12 +18,12 @@ _FORMULA = tuple("=+-@|%＝＋－＠")
 """What a spreadsheet takes for the start of a formula."""
 
 
-def plain(text: str, keep: str = "\n") -> str:
+def legible(text: str, keep: str = "\n") -> str:
     r"""The text with every character that acts instead of being seen written out as in Python, those in `keep` apart.
 
-    >>> plain("a\x1b[31m \u202eb\n")
+    >>> legible("a\x1b[31m \u202eb\n")
     'a\\x1b[31m \\u202eb\n'
-    >>> plain("one\r\ntwo", keep="")
+    >>> legible("one\r\ntwo", keep="")
     'one\\r\\ntwo'
     """
     if text.isascii() and text.isprintable():
@@ -35,14 +35,14 @@ def _written(c: str) -> str:
     return c.encode("unicode_escape").decode("ascii")
 
 
-def plain_all(value: Any) -> Any:
+def legible_all(value: Any) -> Any:
     """Numbers, lists and mappings as they are, with every text in them, keys too, made plain."""
     if isinstance(value, str):
-        return plain(value)
+        return legible(value)
     if isinstance(value, Mapping):
-        return {plain_all(k): plain_all(v) for k, v in cast("Mapping[Any, Any]", value).items()}
+        return {legible_all(k): legible_all(v) for k, v in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [plain_all(v) for v in cast("list[Any]", value)]
+        return [legible_all(v) for v in cast("list[Any]", value)]
     return value
 
 
@@ -53,5 +53,5 @@ def cell(text: str) -> str:
     ("'=1+2", 'mlp', "' @x", "'\\t-1")
     """
     starts = text.lstrip()[:1] in _FORMULA if text.strip() else False
-    shown = plain(text, keep="")
+    shown = legible(text, keep="")
     return f"'{shown}" if starts or text[:1] in ("\t", "\r", "\n", "'") else shown

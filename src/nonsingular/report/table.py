@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from nonsingular.plain import plain, plain_all
+from nonsingular.plain import legible, legible_all
 from nonsingular.records import Surface
 from nonsingular.report.compare import statement
 from nonsingular.report.single import class_rows
@@ -163,7 +163,7 @@ def markdown(*groups: Mapping[str, Any]) -> str:
 
     groups: results, one after the other; within each the numbers compare.
     """
-    groups = tuple(plain_all(results) for results in groups)
+    groups = tuple(legible_all(results) for results in groups)
     lines = ["# Results", ""]
     for reason in statement(groups):
         lines += [_cell(reason), ""]
@@ -220,7 +220,7 @@ def _fill(table: Table, rows: Iterable[Sequence[str]]) -> Table:
 
 def _text(text: str) -> Text:
     """Brackets in a name are no markup, and nothing in it commands the terminal."""
-    return Text(plain(text))
+    return Text(legible(text))
 
 
 def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
@@ -232,7 +232,7 @@ def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 
 
 
 def _cell(text: str) -> str:
-    flat = html.escape(" ".join(plain(text).split()), quote=False)
+    flat = html.escape(" ".join(legible(text).split()), quote=False)
     flat = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
     return re.sub(r"(?i)(https?|ftp|mailto|www)([:.])", r"\1\\\2", flat)  # else some readers make links of bare addresses
 
@@ -241,7 +241,7 @@ def masking_lines(model: Mapping[str, Any]) -> list[str]:
     """What a run says about masked gradients, line by line; nothing if it did not look.  model: an entry of results["models"]."""
     if "masking" not in model:
         return []
-    found = plain_all(model["masking"])
+    found = legible_all(model["masking"])
     where = f" at ({found['eps_x']:g}, {found['eps_w']:g})" if "eps_x" in found else ""
     asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples{where}"
     if not found["flags"] and found.get("inconclusive"):
