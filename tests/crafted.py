@@ -1,7 +1,7 @@
 """crafted.py - files that try to run code, and mutations that know the formats: names, sizes, texts and structure.
 
-Every text that is put into a file carries CANARY where it would be run or looked up.  `watched` sees what Python compiles, imports,
-opens and starts while a file is read.
+Every text that is put into a file carries CANARY where it would be run or looked up.  `watched` sees what Python compiles,
+imports, opens and starts while a file is read.
 """
 
 from __future__ import annotations
@@ -258,8 +258,9 @@ def zip_mutated(rng: random.Random, archive: bytes, other: bytes) -> bytes:
         case 3:  # other names
             files = list(files_of(archive).items())
             i = rng.randrange(len(files))
-            name = rng.choice([*NAMES, f"../{files[i][0]}", f"/{files[i][0]}", files[i][0] + "/", f"evil/{files[i][0]}",
-                               files[i][0].replace("weight_", "custom_obj_"), files[i][0].upper(), f"a/extra/{CANARY}.so"])  # fmt: skip
+            old = files[i][0]
+            near = [f"../{old}", f"/{old}", f"{old}/", f"evil/{old}", old.replace("weight_", "custom_obj_"), old.upper()]
+            name = rng.choice([*NAMES, *near, f"a/extra/{CANARY}.so"])
             files[i] = (name.replace("\x00", "") or "a", files[i][1])
             return zipped(dict(files))
         case 4:  # packed
@@ -310,9 +311,9 @@ def exported(kind: int = 0) -> bytes:
 
 def with_model(archive: bytes, change: Callable[[str, Any], Any]) -> bytes:
     """The archive with each of its records in JSON changed."""
-    return zipped({
-        n: json.dumps(change(n, json.loads(data))).encode() if n.endswith(".json") else data for n, data in files_of(archive).items()
-    })  # fmt: skip
+    files = files_of(archive)
+    records = {n: json.dumps(change(n, json.loads(data))).encode() for n, data in files.items() if n.endswith(".json")}
+    return zipped(files | records)
 
 
 def everywhere(old: str, new: str) -> Callable[[str, Any], Any]:
@@ -471,13 +472,20 @@ def _results() -> str:
         "data": {"name": "digits", "split": "test", "n": 2, "classes": ["cat", "dog"]},
         "grid": {"eps_x": [0.0, 0.1], "eps_w": [0.0, 0.01]}, "config": {"model": "net"}, "environment": {"platform": "Linux"},
         "models": {"net": {
-            "title": "net", "settings": {"model": "net"}, "seeds": [0], "clean": [1.0], "auc": [found["auc"]], "auc_x": [found["auc_x"]],
-            "auc_w": [found["auc_w"]], "surfaces": [found],
-            "examples": {"by_class": {"n": [1, 1], "undisturbed": [1, 1], "cells": [{"eps_x": 0.1, "eps_w": 0.01, "right": [0, 0]}]},
-                         "first": [{"example": 0, "label": 0, "predicted": 1, "eps_x": 0.1, "eps_w": 0.0, "margin_undisturbed": 1.0,
-                                    "margin": -0.1, "input": {"numbers": [{"at": [0], "x": 0.1, "moved": 0.2}]},
-                                    "weights": [{"tensor": "0.weight", "largest": 1.0, "mean": 0.5}]}]},
-            "masking": {"attack": "strongest", "scope": "sample", "examples": 2, "eps_x": 0.1, "eps_w": 0.01, "flags": {"x": "because"}},
+            "title": "net", "settings": {"model": "net"}, "seeds": [0], "clean": [1.0], "auc": [found["auc"]],
+            "auc_x": [found["auc_x"]], "auc_w": [found["auc_w"]], "surfaces": [found],
+            "examples": {
+                "by_class": {"n": [1, 1], "undisturbed": [1, 1], "cells": [{"eps_x": 0.1, "eps_w": 0.01, "right": [0, 0]}]},
+                "first": [{
+                    "example": 0, "label": 0, "predicted": 1, "eps_x": 0.1, "eps_w": 0.0, "margin_undisturbed": 1.0,
+                    "margin": -0.1,
+                    "input": {"numbers": [{"at": [0], "x": 0.1, "moved": 0.2}]},
+                    "weights": [{"tensor": "0.weight", "largest": 1.0, "mean": 0.5}],
+                }],
+            },
+            "masking": {
+                "attack": "strongest", "scope": "sample", "examples": 2, "eps_x": 0.1, "eps_w": 0.01, "flags": {"x": "why"}
+            },
         }},
     })  # fmt: skip
 

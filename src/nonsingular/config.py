@@ -221,15 +221,24 @@ def _say(schema: type[Settings], error: Any) -> str:
 
 LARGEST = 2**18
 """Bytes of a config file."""
+DEEPEST = 20
+"""Values within values of a config file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: nine lines of them can stand for a billion values."""
+    """Without aliases, nine lines of which can stand for a billion values, and without deep nesting."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"it refers to another place with *{self.peek_event().anchor}; write the value out")
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            raise yaml.YAMLError(f"it nests values {DEEPEST} deep; settings are flat")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_config(path: Path) -> dict[str, Any]:
