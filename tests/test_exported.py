@@ -82,7 +82,7 @@ def test_one_example_is_enough_to_export(tmp_path):
     torch.testing.assert_close(load_exported(export(model, tmp_path / "m.pt2", dynamic=False, x=X[:1]))(X), model(X))
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "resnet", "normalised"])
+@pytest.mark.parametrize("name", ["mlp", "normalised", *(pytest.param(n, marks=pytest.mark.slow) for n in ("conv", "resnet"))])
 def test_bounds_and_attacks_give_what_they_give_on_the_module(name, tmp_path):
     model = make(name)
     found = load_exported(export(model, tmp_path / "m.pt2"))

@@ -102,6 +102,10 @@ def node(found: Any) -> Any:
     return found["graph_module"]["graph"]["nodes"][0]
 
 
+def sizes(found: Any) -> Any:
+    return found["graph_module"]["graph"]["tensor_values"]["input"]["sizes"]
+
+
 FACTORY = {"default_factory_module": crafted.CANARY, "default_factory_name": "f", "dict_context": []}
 ENUM = {"__enum__": True, "fqn": f"{crafted.CANARY}:A", "name": "b"}
 PT2: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -124,6 +128,7 @@ PT2: dict[str, tuple[Callable[[], bytes], str]] = {
     "a symbol that counts": (
         lambda: in_program(lambda f: f.update(range_constraints={"u999999999": {"min_val": 0, "max_val": 1}})), "holds the name"),
     "an object": (lambda: with_file("m/data/constants/opaque_obj_0", pickle.dumps(crafted.Trap())), "code or a"),
+    "an example of gigabytes": (lambda: in_program(lambda f: sizes(f)[1].update(as_int=10**9)), "at most 512 MiB are tried"),
     "packed": (lambda: packed(crafted.files_of(crafted.exported())), "compressed"),
     "a tensor of more than it holds": (lambda: crafted.with_model(crafted.exported(), huge), "declares the shape"),
 }  # fmt: skip
@@ -151,6 +156,17 @@ def huge(name: str, found: Any) -> Any:
 def test_a_crafted_model_is_refused(name: str) -> None:
     make, message = PT2[name]
     refused(load_exported, "m.pt2", make(), message)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_that_would_take_gigabytes_is_not_run() -> None:
+    class Large(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat(1, 2**30).sum(1, keepdim=True) + x
+
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(Large(), (torch.zeros(1, 4),)), stream)
+    refused(load_exported, "m.pt2", stream.getvalue(), "makes a tensor of shape .* and at most 4 GiB are tried")
 
 
 @pytest.mark.filterwarnings("ignore")

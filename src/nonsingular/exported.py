@@ -301,7 +301,7 @@ def _check_memory(unlifted: fx.GraphModule, shape: list[int], dtype: torch.dtype
         with fake.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             _Sized(unlifted, garbage_collect_values=True).run(torch.empty(shape, dtype=dtype))
     except InvalidInput as e:
-        raise InvalidInput(f"{path}: {e}, and at most {LARGEST // 2**30} GiB are tried; {AGAIN}") from None
+        raise InvalidInput(f"{path}: {_first_line(e)}, and at most {LARGEST // 2**30} GiB are tried; {AGAIN}") from None
     except Exception:  # an operation that needs its values: it is tried with them
         return
 

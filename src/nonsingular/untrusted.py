@@ -23,6 +23,8 @@ from nonsingular.errors import InvalidInput
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
 _PATH = re.compile(r"\w{1,255}(\.\w{1,255}){0,63}", re.ASCII)
+SHADOWS = frozenset({"self", "torch", "getattr"})
+"""What generated code itself calls by name."""
 FLOOR, RATIO = 2**28, 100
 """What a file may unpack to: 256 MiB, or a hundred times its size where that is more."""
 JSON = 2**25
@@ -34,12 +36,14 @@ ENTRIES = 2**16
 
 
 def is_identifier(name: object) -> bool:
-    """Whether a name may stand in generated code: an ASCII identifier, no keyword, and none of Python's own (__class__).
+    """Whether a name may stand in generated code: an ASCII identifier, no keyword, and none that Python uses itself.
 
     >>> is_identifier("p_0_weight"), is_identifier("input=f()"), is_identifier("lambda"), is_identifier("__class__")
     (True, False, False, False)
     """
-    return isinstance(name, str) and bool(_IDENTIFIER.fullmatch(name)) and not keyword.iskeyword(name) and name[:2] != "__"
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+        return False
+    return not keyword.iskeyword(name) and name not in SHADOWS and name[:2] != "__"
 
 
 def is_path(name: object) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from nonsingular.untrusted import SHADOWS
+
 
 def module_of(root: nn.Module, graph: fx.Graph, name: str) -> nn.Module:
     """A module that computes `graph`, in eval mode, with the parameters and buffers of `root` that it uses under their names.
@@ -27,9 +29,9 @@ def module_of(root: nn.Module, graph: fx.Graph, name: str) -> nn.Module:
 
 
 def is_taken(name: str) -> bool:
-    """Whether a word of a path is one that nn.Module itself, or Python, needs: "forward", "_buffers", "lambda", "__class__"."""
+    """Whether a word of a path is one that nn.Module, Python or generated code needs: "forward", "_buffers", "lambda", "self"."""
     own = vars(nn.Module())
-    return any(hasattr(nn.Module, w) or w in own or keyword.iskeyword(w) for w in name.split("."))
+    return any(hasattr(nn.Module, w) or w in own or keyword.iskeyword(w) or w in SHADOWS for w in name.split("."))
 
 
 class Writer:
