@@ -1,7 +1,8 @@
-"""Damaged files and random structures for everything that reads: nothing but InvalidInput may come out.
+"""Damaged and crafted files for everything that reads: no code of them runs, and nothing but InvalidInput may come out.
 
 A *case* is one file: a whole one with some of its bytes changed, cut, doubled or replaced, or nothing but noise; or a random
-structure of settings.  It is drawn from a seed and can be repeated from it.  Warnings count as errors, as in the tests.
+structure of settings; or a file of its format with other names, sizes, texts and structure (crafted.py).
+It is drawn from a seed and can be repeated from it.  Warnings count as errors, as in the tests.
 The work is done in a process of its own with 4 GB of memory, so that a crash of a library is found and named, too.
 
     python tests/fuzz.py --minutes 10 --out fuzz.jsonl            # one line per block of cases; exit 1 if something else came out
@@ -11,21 +12,24 @@ The work is done in a process of its own with 4 GB of memory, so that a crash of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import io
 import json
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import string
+import sys
 import tempfile
 import time
 import traceback
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +37,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save
 
 from nonsingular.config import CertifySettings, EvaluateSettings, ReproduceSettings, TrainSettings, checked, read_config, to_yaml
 from nonsingular.data import Split, as_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.records import Log
+from nonsingular.exported import load_exported
+from nonsingular.gates import Gate, junit
+from nonsingular.gates import check as check_gates
+from nonsingular.loading import load_run
+from nonsingular.onnx_graph import load_onnx
+from nonsingular.perturbations import read_found
+from nonsingular.records import CONFIG, RESULTS, WEIGHTS, Log
+from nonsingular.report import cells_csv, markdown, page
+from nonsingular.runs import read_results
+from nonsingular.weights import fit_weights, kind_of, read_weights
+
+sys.path.insert(0, str(Path(__file__).parent))
+import crafted
 
 BLOCK = 500
 SLOW = 10.0  # seconds that no case may take
@@ -309,8 +327,109 @@ def _values(rng: random.Random, folder: Path) -> None:
     as_tensors(rng.choice([parts, tuple(parts), [tuple(parts)] * 2, structure(rng)]))
 
 
+# --- models, weights and runs: crafted ---------------------------------------------------------------------------------------
+
+
+def _unwarned(case: Callable[[random.Random, Path], None]) -> Callable[[random.Random, Path], None]:
+    """What torch and onnx warn of on their way is no fault of ours."""
+
+    def run(rng: random.Random, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case(rng, folder)
+
+    return run
+
+
+def _pt2(rng: random.Random, folder: Path) -> None:
+    whole = crafted.pt2(rng)
+    (folder / "m.pt2").write_bytes(damaged(rng, whole) if rng.random() < 0.1 else whole)
+    model = load_exported(folder / "m.pt2")
+    with contextlib.suppress(RuntimeError):
+        model(torch.zeros(2, 4))
+
+
+def _onnx(rng: random.Random, folder: Path) -> None:
+    (folder / "m.onnx").write_bytes(crafted.onnx(rng) if rng.random() < 0.9 else damaged(rng, crafted.onnx(rng)))
+    model = load_onnx(folder / "m.onnx")
+    with contextlib.suppress(RuntimeError):
+        model(torch.zeros(2, 4))
+
+
+def _torch(rng: random.Random, folder: Path) -> None:
+    whole = crafted.state_dict(rng)
+    (folder / "w.pt").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
+    if kind_of(folder / "w.pt") == "torch":
+        fit_weights(crafted.network(), read_weights(folder / "w.pt"), folder / "w.pt")
+
+
+def _safetensors(rng: random.Random, folder: Path) -> None:
+    whole = crafted.safetensors(rng)
+    (folder / "w.safetensors").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
+    fit_weights(crafted.network(), read_weights(folder / "w.safetensors"), folder / "w.safetensors")
+
+
+def _run(rng: random.Random, folder: Path) -> None:
+    """The folder of a trained model: its settings, and the form that its weights are for."""
+    settings = json.loads(TrainSettings(network={"hidden": (3,), "bias": True}).model_dump_json())  # type: ignore[arg-type]
+    settings = crafted.mutated(rng, settings) if rng.random() < 0.5 else settings
+    (folder / CONFIG).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    form = {"input_shape": [4], "classes": 2}
+    about = {"built_for": json.dumps(crafted.mutated(rng, form) if rng.random() < 0.6 else form)}
+    tensors = {"1.weight": torch.zeros(3, 4), "1.bias": torch.zeros(3), "3.weight": torch.zeros(2, 3), "3.bias": torch.zeros(2)}
+    whole = crafted.safetensors(rng, about, tensors) if rng.random() < 0.3 else save(tensors, about)
+    (folder / WEIGHTS).write_bytes(whole)
+    load_run(folder)
+
+
+def _results(rng: random.Random, folder: Path) -> None:
+    results = crafted.mutated(rng, crafted.results())
+    (folder / RESULTS).write_text(json.dumps(results), encoding="utf-8")
+    found = read_results(folder)
+    with _malformed():
+        text = page([found]) + markdown(found) + cells_csv([found]) + junit("a", check_gates(found, [Gate(0.1)]))
+        crafted.check_text(text)
+
+
+def _perturbations(rng: random.Random, folder: Path) -> None:
+    heads = [{"radii": [0.1, 0.01], "scope": "sample"}]
+    tensors = {"0.rows": torch.arange(2), "0.x": torch.zeros(2, 4), "0.weights.0.weight": torch.zeros(2, 3, 4)}
+    about = {"groups": json.dumps(crafted.mutated(rng, heads) if rng.random() < 0.5 else heads)}
+    whole = crafted.safetensors(rng, about, tensors) if rng.random() < 0.6 else save(tensors, about)
+    (folder / "p.safetensors").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
+    with _malformed():
+        read_found(folder / "p.safetensors")
+
+
+@contextlib.contextmanager
+def _malformed() -> Generator[None]:
+    """Of results and stored perturbations only what they run and what they write is looked at here."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError):
+        return
+
+
+def _texts(rng: random.Random, folder: Path) -> None:
+    """Settings with texts that would do something if they were evaluated, looked up or formatted."""
+    values = crafted.mutated(rng, json.loads(_SETTINGS.model_dump_json()))
+    (folder / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    to_yaml(checked(EvaluateSettings, read_config(folder / "c.yaml")))
+
+
 TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
+    "pt2": _unwarned(_pt2),
+    "onnx": _unwarned(_onnx),
+    "torch": _unwarned(_torch),
+    "safetensors": _safetensors,
+    "run": _unwarned(_run),
+    "results": _unwarned(_results),
+    "perturbations": _perturbations,
+    "texts": _texts,
     "npz": _file("a.npz", _npz),
+    "npz-zip": _file("a.npz", lambda rng: crafted.zip_mutated(rng, _npz(rng), _npz(rng)), always=False),
     "npz-members": _file("a.npz", _zip_of_damaged, always=False),
     "idx": _idx_pair,
     "images": _images,
@@ -331,14 +450,17 @@ def check(target: str, seed: int) -> str:
     rng = random.Random(f"{target} {seed}")
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("error")
-        started = time.monotonic()
+        started, here = time.monotonic(), Path.cwd()
+        os.chdir(name)
         try:
-            TARGETS[target](rng, Path(name))
+            with crafted.watched():
+                TARGETS[target](rng, Path(name))
         except InvalidInput as e:
             said = str(e)
         else:
             return "read"
         finally:
+            os.chdir(here)
             if time.monotonic() - started > SLOW:
                 raise TimeoutError(f"took longer than {SLOW} s")
     assert said.strip(), "a message that says nothing"
@@ -401,6 +523,8 @@ def main() -> None:
         return
     lines: list[dict[str, Any]] = []
     names = [options.target] if options.target else list(TARGETS)
+    if "pt2" in names:
+        crafted.exported(0), crafted.exported(1)  # once, not in every block
     started, first = time.monotonic(), options.first
     while time.monotonic() - started < 60 * options.minutes:
         for target in names:

@@ -21,6 +21,7 @@ from cyclopts import App, Parameter
 
 from nonsingular import __version__
 from nonsingular.errors import GateMissed, InvalidInput, SoundnessError, Unconfirmed
+from nonsingular.plain import legible
 
 if TYPE_CHECKING:
     from nonsingular.config import Settings
@@ -234,7 +235,7 @@ def evaluate(
     where = _where(workers, engine, address)
     if preflight:
         found = preflight_run(settings, where["workers"])
-        return print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
+        return _tell(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
     run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
     _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet, track)
 
@@ -315,7 +316,7 @@ def _one_surface(
     if "fronts" in found:
         _print(fronts_table(found["fronts"]))
     for line in masking_lines(found):
-        print(line)
+        _tell(line)
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
 
@@ -435,7 +436,7 @@ def verify(
     if json:
         print(json_.dumps({"confirmed": found.confirmed, "wrong": found.wrong, "open": found.open}))
     else:
-        print("\n".join([*(f"confirmed: {s}" for s in found.confirmed), *(f"open: {s}" for s in found.open)]))
+        _tell("\n".join([*(f"confirmed: {s}" for s in found.confirmed), *(f"open: {s}" for s in found.open)]))
     if found.wrong:
         raise Unconfirmed(f"{run} is not confirmed: {'; '.join(found.wrong)}")
 
@@ -515,7 +516,7 @@ def check(
     outcomes = check_results(read_results(run), gates, interval=interval)
     if junit:
         write_atomic(junit, as_junit(str(run), outcomes))
-    print("\n".join(map(str, outcomes)))
+    _tell("\n".join(map(str, outcomes)))
     if failed := sum(not o.passed for o in outcomes):
         raise GateMissed(f"{failed} of {len(outcomes)} gates missed")
 
@@ -637,7 +638,7 @@ def _show(results: Mapping[str, Any], out: Path) -> None:
         _print(claims_table(results))
     for model in results["models"].values():
         for line in masking_lines(model):
-            print(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
+            _tell(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
     _say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
 
 
@@ -649,12 +650,27 @@ def _print(table: Any) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(legible(text), file=sys.stderr)
+
+
+def _tell(text: str) -> None:
+    """Onto stdout."""
+    print(legible(text))
+
+
+class _PlainLines(logging.Formatter):
+    """What is logged may quote files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return legible(super().format(record))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point.  Returns the exit code; a user's mistake is one line on stderr, without a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(_PlainLines("%(message)s"))
     argv = sys.argv[1:] if argv is None else argv
     _command.set(shlex.join(["nonsingular", *argv]))
     try:

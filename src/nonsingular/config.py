@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
 
 AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
 BoundName = Annotated[
@@ -254,13 +256,39 @@ def _say(schema: type[Settings], error: Any) -> str:
     if error["type"] == "missing":
         return f"'{where}' is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f", not {error['input']!r}")
+    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f", not {reprlib.repr(error['input'])}")
+
+
+LARGEST = 2**18
+"""Bytes of a config file."""
+DEEPEST = 20
+"""Values within values of a config file."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, nine lines of which can stand for a billion values, and without deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"it refers to another place with *{self.peek_event().anchor}; write the value out")
+        if self.depth == DEEPEST:
+            raise yaml.YAMLError(f"it nests values {DEEPEST} deep; settings are flat")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A YAML or JSON mapping.  Raises InvalidInput if the file is missing or is no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > LARGEST:
+            raise InvalidInput(f"{path} is {size:,} bytes long; a config file of at most {LARGEST:,} is read")
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except InvalidInput:
+        raise
     except FileNotFoundError:
         raise InvalidInput(f"there is no config file {path}") from None
     except (OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as e:
@@ -273,4 +301,6 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def to_yaml(settings: Settings) -> str:
     """The settings as YAML that `read_config` reads back."""
-    return yaml.safe_dump(json.loads(settings.model_dump_json()), sort_keys=False, allow_unicode=True)
+    values = json.loads(settings.model_dump_json())
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text if legible(text) == text else yaml.safe_dump(values, sort_keys=False)

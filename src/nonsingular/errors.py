@@ -1,12 +1,17 @@
 """errors.py - what a user is told when something cannot be used, and when a number contradicts another."""
 
+from nonsingular.plain import legible
+
 
 class InvalidInput(ValueError):
     """A value, file or model given by the user cannot be used.
 
     The message is one sentence that quotes what was given, followed by what to do instead.
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2.  What it quotes from files is written out in plain text.
     """
+
+    def __str__(self) -> str:
+        return legible(super().__str__())
 
 
 class UnsupportedModel(InvalidInput):

@@ -1,21 +1,20 @@
 """exported.py - a file of torch.export (.pt2) as a module that attacks and bounds can use.
 
-The file is data, but torch reads it with pickle, sympify and getattr, so that a crafted one could run code: it is looked through
-first, and what torch would unpickle or evaluate is refused.  The graph is then written again in the functions that operators.py
-knows, with the parameters under their own names.
+The file is data, but torch reads it in ways in which a crafted one could run code: export_archive.py looks through it, and torch
+reads what that makes of it.  The graph is then written again in the functions that operators.py knows, with the parameters under
+their own names.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import io
-import json
+import logging
+import math
 import operator
 import os
 import re
-import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.export_archive import AGAIN, checked_archive
 from nonsingular.written import module_of
 
-_AGAIN = "export it again with torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
+LARGEST = 2**32
+"""Bytes of an activation that are allocated to try a graph, and of its input an eighth of that."""
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -37,7 +38,6 @@ def load_exported(path: Path) -> nn.Module:
     Raises InvalidInput for a damaged file, one that could run code, several inputs, train mode, or a batch size that cannot be
     changed.  Operations without a counterpart among those of operators.py stay as they are: attacks work, bounds refuse them.
     """
-    _look_through(path)
     program = _read(path)
     try:
         with redirect_stderr(io.StringIO()):  # an fx.GraphModule prints its own tracebacks
@@ -47,7 +47,7 @@ def load_exported(path: Path) -> nn.Module:
     except InvalidInput:
         raise
     except Exception as e:  # a graph that no export writes
-        raise InvalidInput(f"{path} cannot be run ({type(e).__name__}: {_first_line(e)}); {_AGAIN}") from e
+        raise InvalidInput(f"{path} cannot be run ({type(e).__name__}: {_first_line(e)}); {AGAIN}") from e
     return module
 
 
@@ -64,9 +64,10 @@ def _first_line(e: Exception) -> str:
 
 def _read(path: Path) -> Any:
     export: Any = importlib.import_module("torch.export")
+    archive = checked_archive(path)
     try:
-        with path.open("rb") as f, _tensors_only():
-            return export.load(f)
+        with _tensors_only(), _quiet():
+            return export.load(archive)
     except Exception as e:  # whatever the reader of a newer or older torch makes of it
         raise InvalidInput(
             f"{path} cannot be read by torch {torch.__version__} ({type(e).__name__}: {_first_line(e)}); "
@@ -89,75 +90,17 @@ def _tensors_only() -> Generator[None]:
             os.environ[name] = before
 
 
-# --- is it safe to read ---------------------------------------------------------------------------------------------------
-
-_TARGET = re.compile(
-    r"torch\.ops\.(aten|prims|torchvision)\.\w+\.\w+|torch\.sym_\w+|torch\._ops\.(aten|prims)\.\w+\.\w+|math\.\w+"
-    r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge)"
-)
-_CALLS = re.compile(r"[A-Z][A-Za-z]+")
-_SYMBOL = re.compile(r"[A-Za-z]\w{0,31}")
-
-
-def _look_through(path: Path) -> None:
-    """Raises InvalidInput if reading the archive would unpickle an object, load a library or evaluate a string of Python."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(set(names)) < len(names):
-            raise InvalidInput(f"{path} holds a file twice, which no export does; export it again")
-        for name in names:
-            if re.search(r"custom_obj_|opaque_obj_|aotinductor|\.so$", name):
-                raise InvalidInput(f"{path} holds '{name}', which is code or a pickled object; {_AGAIN}")
-        for name in names:
-            if name.endswith(".json"):
-                _look_at(path, archive, name)
-
-
-def _look_at(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+@contextmanager
+def _quiet() -> Generator[None]:
+    """torch logs what it cannot read, with a traceback; ours is one line."""
+    log = logging.getLogger("torch.export")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        found = json.loads(archive.read(name))
-    except (ValueError, RecursionError, zipfile.BadZipFile, OSError) as e:
-        raise InvalidInput(f"'{name}' in {path} is damaged ({e}); copy or download the file again") from e
-    for entry in _mappings(found):
-        target, text = entry.get("target"), entry.get("expr_str")
-        if "inputs" in entry and isinstance(target, str) and not _TARGET.fullmatch(target):
-            raise InvalidInput(f"{path} calls '{target}', which is no tensor operation of torch; export a plain nn.Module")
-        if text is not None and not _is_expression(text):
-            raise InvalidInput(f"{path} has the size {str(text)[:60]!r}, which is no expression of sizes; export it again")
-        if re.match(r"(custom|opaque)_obj_", str(entry.get("path_name", ""))) or entry.get("use_pickle"):
-            raise InvalidInput(f"{path} holds a pickled object; {_AGAIN}")
-
-
-def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    todo = [value]
-    while todo:
-        v = todo.pop()
-        if isinstance(v, dict):
-            yield v
-        todo.extend(v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
-
-
-def _is_expression(text: Any) -> bool:
-    """Sums and products of numbers and named sizes, and calls of sympy's classes: no attribute, index or underscore."""
-    try:
-        nodes = list(ast.walk(ast.parse(str(text), mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    plain = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
-    for node in nodes:
-        if isinstance(node, ast.Call):
-            good = isinstance(node.func, ast.Name) and bool(_CALLS.fullmatch(node.func.id))
-        elif isinstance(node, ast.Name):
-            good = bool(re.fullmatch(r"[a-z]{1,4}\d+|int_oo|oo|[A-Z][A-Za-z]+", node.id))
-        elif isinstance(node, ast.keyword):
-            good = node.arg is not None and isinstance(node.value, ast.Constant)
-        elif isinstance(node, ast.Constant):
-            good = isinstance(node.value, int | float) or (isinstance(node.value, str) and bool(_SYMBOL.fullmatch(node.value)))
-        else:
-            good = isinstance(node, (*plain, ast.Load))
-        if not good:
-            return False
-    return True
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 # --- in functions that are known --------------------------------------------------------------------------------------------
@@ -255,7 +198,7 @@ def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
     for node in unlifted.graph.nodes:
         if node.op == "call_module" or (node.op == "get_attr" and not node.users):
             if node.users:
-                raise UnsupportedModel(f"{path} calls the module '{node.target}', which cannot be used; {_AGAIN}")
+                raise UnsupportedModel(f"{path} calls the module '{node.target}', which cannot be used; {AGAIN}")
             continue  # guards on shapes
         name = _aten(node)
         if node.op == "output":
@@ -273,7 +216,7 @@ def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
                 new = graph.node_copy(node, lambda n: env[n])
             env[node] = new
         elif re.match(r"(batch_norm|native_batch_norm|_native_batch_norm)", name) or node.target == "copy_":
-            raise InvalidInput(f"{path} updates BatchNorm statistics: it was exported in train mode; {_AGAIN}")
+            raise InvalidInput(f"{path} updates BatchNorm statistics: it was exported in train mode; {AGAIN}")
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
     _check_eval(graph, path)
@@ -307,7 +250,7 @@ def _check_eval(graph: fx.Graph, path: Path) -> None:
     for node in graph.nodes:
         mode = {F.batch_norm: 5, F.dropout: 2, F.dropout2d: 2}.get(node.target)
         if mode is not None and len(node.args) > mode and node.args[mode]:
-            raise InvalidInput(f"{path} was exported in train mode ('{node}' is {node.target.__name__}); {_AGAIN}")
+            raise InvalidInput(f"{path} was exported in train mode ('{node}' is {node.target.__name__}); {AGAIN}")
 
 
 # --- does it do what the file does ------------------------------------------------------------------------------------------
@@ -326,13 +269,41 @@ def _try(module: nn.Module, unlifted: fx.GraphModule, path: Path) -> None:
         raise InvalidInput(f"{path} takes {example.dtype} inputs of shape {tuple(example.shape)}; export a model of float inputs")
     static = isinstance(shape[0], int)
     batch: int = shape[0] if static else 3
+    _check_memory(unlifted, [batch, *shape[1:]], example.dtype, path)
     x = torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=example.dtype)
     with torch.no_grad():
         want = unlifted(x)
         if not _close(module(x), want):
             raise UnsupportedModel(f"{path} read into modules gives other outputs than the file itself; please report it")
         if static and not _any_batch(module, x, want):
-            raise InvalidInput(f"{path} was exported for batches of exactly {batch}, and its graph needs it; {_AGAIN}")
+            raise InvalidInput(f"{path} was exported for batches of exactly {batch}, and its graph needs it; {AGAIN}")
+
+
+class _Sized(fx.Interpreter):
+    """Runs a graph on tensors without memory, and stops at one that is too large."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        for t in found if isinstance(found, list | tuple) else (found,):
+            if isinstance(t, Tensor) and t.numel() * t.element_size() > LARGEST:
+                raise InvalidInput(f"'{n}' makes a tensor of shape {tuple(t.shape)}")
+        return found
+
+
+def _check_memory(unlifted: fx.GraphModule, shape: list[int], dtype: torch.dtype, path: Path) -> None:
+    """Raises InvalidInput if the graph would allocate a tensor of more than LARGEST bytes for its own example."""
+    if math.prod(shape) * dtype.itemsize > LARGEST // 8:
+        raise InvalidInput(
+            f"{path} was exported with an example of shape {tuple(shape)}; at most {LARGEST // 8 // 2**20} MiB are tried: {AGAIN}"
+        )
+    fake: Any = importlib.import_module("torch._subclasses.fake_tensor")
+    try:
+        with fake.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            _Sized(unlifted, garbage_collect_values=True).run(torch.empty(shape, dtype=dtype))
+    except InvalidInput as e:
+        raise InvalidInput(f"{path}: {_first_line(e)}, and at most {LARGEST // 2**30} GiB are tried; {AGAIN}") from None
+    except Exception:  # an operation that needs its values: it is tried with them
+        return
 
 
 def _any_batch(module: nn.Module, x: Tensor, want: Tensor) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nonsingular.comparison import per_example
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
 from nonsingular.records import Surface
 
 Kind = Literal["attacked", "certified"]
@@ -125,5 +126,7 @@ def junit(run: str, outcomes: Sequence[Checked]) -> str:
         case = ET.SubElement(suite, "testcase", classname=o.model, name=f"{o.gate.name} >= {o.gate.least:g}")
         if not o.passed:
             ET.SubElement(case, "failure", message=str(o))
+    for element in suite.iter():
+        element.attrib = {k: legible(v, keep="") for k, v in element.attrib.items()}  # XML has no way to write control characters
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

@@ -94,8 +94,12 @@ def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
     tensors, about = read_tensors(run / WEIGHTS)
     try:
         built_for = json.loads(about["built_for"])
+        with torch.device("meta"):
+            wanted = sum(p.numel() for p in build(settings, built_for["input_shape"], built_for["classes"]).parameters())
+        if wanted > 2 * sum(t.numel() for t in tensors.values()):
+            raise ValueError(f"a network of {wanted} weights")
         model = build(settings, built_for["input_shape"], built_for["classes"])
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as e:
         raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
     fit_weights(model, tensors, run / WEIGHTS)
     return model.eval(), settings

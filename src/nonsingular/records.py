@@ -137,8 +137,11 @@ def pack(bits: NDArray[np.bool_]) -> str:
 
 
 def unpack(text: str, n: int) -> NDArray[np.bool_]:
-    """(n,) the bits that `pack` wrote."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=n).astype(bool)
+    """(n,) the bits that `pack` wrote.  Raises InvalidInput if there are fewer."""
+    held = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    if not 0 <= n <= 8 * len(held):
+        raise InvalidInput(f"{n} outcomes are declared, and {8 * len(held)} recorded; evaluate again")
+    return np.unpackbits(held, count=n).astype(bool)
 
 
 def _text(data: bytes) -> str:

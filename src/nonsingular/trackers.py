@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible, legible_all
 
 Tracker = Callable[[Mapping[str, Any], Path], None]
 """(results, run directory with its pictures) -> nothing."""
@@ -28,7 +29,7 @@ def tracker(name: str) -> Tracker:
 
 def numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
     """(name, value, seed) of every headline number: areas and clean accuracy of each model, attacked and certified."""
-    for name, model in results["models"].items():
+    for name, model in legible_all(results["models"]).items():
         for seed, surface in zip(model["seeds"], model["surfaces"], strict=True):
             yield f"{name}/clean_accuracy", surface["about"]["clean_accuracy"], seed
             for shown in filter(None, (surface, surface.get("certified"))):
@@ -51,7 +52,7 @@ def _mlflow(results: Mapping[str, Any], run: Path) -> None:
     """A run of its name: settings as parameters, numbers as metrics, the report as artifacts; where, MLflow is asked."""
     mlflow = import_module(NEEDS["mlflow"])
     with mlflow.start_run(run_name=run.name):
-        mlflow.log_params({name: str(value)[:500] for name, value in results["config"].items()})
+        mlflow.log_params({legible(name): legible(str(value))[:500] for name, value in results["config"].items()})
         for name, value, seed in numbers(results):
             mlflow.log_metric(name, value, step=seed)
         for file in ("figure1.png", "report.html", "report.md", "results.json"):

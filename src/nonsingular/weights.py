@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
+from nonsingular.untrusted import BROKEN, PICKLE, check_pickle, entries
 
 SHOWN = 3
 """Names that an error lists of a kind."""
@@ -136,7 +137,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from e
 
 
+def _check_torch(path: Path) -> None:
+    """Raises InvalidInput for an archive that torch.save does not write, and for a pickle that asks for memory."""
+    try:
+        if not zipfile.is_zipfile(path):  # torch.save before 1.6: pickles, and then the numbers
+            with path.open("rb") as f:
+                return check_pickle(path, f.read(PICKLE))
+        with zipfile.ZipFile(path) as archive:
+            for entry in entries(archive, path, packed=False):
+                if entry.filename.endswith("data.pkl"):
+                    check_pickle(path, archive.read(entry))
+    except InvalidInput:
+        raise
+    except BROKEN as e:
+        raise InvalidInput(f"{path} is a torn or damaged file of weights ({e}); copy or download it again") from e
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    _check_torch(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:

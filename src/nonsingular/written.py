@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from typing import Any
 
 from torch import Tensor, fx, nn
+
+from nonsingular.untrusted import SHADOWS
 
 
 def module_of(root: nn.Module, graph: fx.Graph, name: str) -> nn.Module:
@@ -23,6 +26,12 @@ def module_of(root: nn.Module, graph: fx.Graph, name: str) -> nn.Module:
     for key, child in compiled._modules.items():  # pyright: ignore[reportPrivateUsage]
         module.add_module(key, child)
     return module.eval()
+
+
+def is_taken(name: str) -> bool:
+    """Whether a word of a path is one that nn.Module, Python or generated code needs: "forward", "_buffers", "lambda", "self"."""
+    own = vars(nn.Module())
+    return any(hasattr(nn.Module, w) or w in own or keyword.iskeyword(w) or w in SHADOWS for w in name.split("."))
 
 
 class Writer:
@@ -80,10 +89,8 @@ class Writer:
     def _legal(self, name: str) -> str:
         """`name` as attributes of modules: letters, digits, _ and dots, never that of something else."""
         parts = [re.sub(r"\W", "_", part, flags=re.ASCII) for part in name.split(".")]
-        path = (
-            ".".join(part + "_" if hasattr(nn.Module, part) or part in vars(nn.Module()) else part for part in parts if part)
-            or "w"
-        )
+        parts = [re.sub(r"^_{2,}", "_", part)[:255] for part in parts]  # Python's own names begin with two
+        path = ".".join(part + "_" if is_taken(part) else part for part in parts if part) or "w"
         clash = [t for t in self._taken if t == path or t.startswith(path + ".") or path.startswith(t + ".")]
         if clash:
             path = path.replace(".", "_")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nonsingular.errors import InvalidInput
 from nonsingular.readers.images import decode, extra
 from nonsingular.readers.raw import Arrays, Part, Raw, by_part, inputs, labels, numbered
+from nonsingular.untrusted import check_size
 
 SUFFIXES = (".parquet", ".arrow")
 LABELS = ("label", "labels", "target", "y")
@@ -99,14 +100,30 @@ def _rows(arrow: Any, path: Path) -> Any:
     try:
         if kind == "parquet":
             with extra("pyarrow.parquet", path).ParquetFile(path) as file:
+                about, size = file.metadata, path.stat().st_size
+                groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
+                check_size(path, max(sum(groups), about.num_rows * about.num_columns), size)
                 return file.read()
         data = arrow.py_buffer(path.read_bytes())
         try:
-            return arrow.ipc.open_file(data).read_all()
+            reader = arrow.ipc.open_file(data)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         except arrow.ArrowInvalid:  # a stream has no footer
-            return arrow.ipc.open_stream(data).read_all()
+            reader = batches = arrow.ipc.open_stream(data)
+        return arrow.Table.from_batches(list(_no_more(path, batches, data.size)), reader.schema)
+    except InvalidInput:
+        raise
     except (arrow.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError, NotImplementedError) as e:
         raise InvalidInput(f"{path} cannot be read as {kind}, it is truncated or damaged ({e}); get it again") from e
+
+
+def _no_more(path: Path, batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The batches of a file, as long as they are not more than may be."""
+    total = 0
+    for batch in batches:
+        total += max(batch.nbytes, batch.num_rows * max(1, batch.num_columns))
+        check_size(path, total, size)
+        yield batch
 
 
 def _features(table: Any) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.readers.raw import Arrays, Part, Raw, part_of
+from nonsingular.untrusted import check_size, most
 
 IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 
@@ -22,7 +23,15 @@ IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 def unpacked(path: Path, remedy: str = "get it again") -> bytes:
     """The bytes of a file, which is unpacked if its name ends in .gz."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        size = path.stat().st_size
+        with gzip.open(path) as stream:
+            data = stream.read(most(size) + 1)
+        check_size(path, len(data), size)
+        return data
+    except InvalidInput:
+        raise
     except (OSError, EOFError, zlib.error) as e:
         raise InvalidInput(f"{path} cannot be read, it is truncated or damaged ({e}); {remedy}") from e
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.readers.raw import NAMED, Arrays, Part, Raw
+from nonsingular.untrusted import check_size
 
 log = logging.getLogger("nonsingular")
 
@@ -77,6 +78,9 @@ def decode(
             expected = f"expected {like}" if like else f"expected one of the modes {', '.join(CHANNELS)}"
             raise InvalidInput(f"{name} is {found}; {expected}{'' if i == 0 or remedy != RESIZE else ' as before it'}; {remedy}")
         if x is None:
+            sizes = (b.stat().st_size if isinstance(b, Path) else len(b) if isinstance(b, bytes) else 0 for b in blobs)
+            pixels_each = like.height * like.width * CHANNELS[like.mode]
+            check_size(f"{name}, with {len(names) - 1} more images of its size,", len(names) * pixels_each, sum(sizes))
             x = np.empty((len(names), like.height, like.width, CHANNELS[like.mode]), np.uint8)
         x[i] = pixels.reshape(x.shape[1:])
     assert x is not None

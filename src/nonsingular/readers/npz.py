@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.readers.raw import Arrays, Part, Raw, examples
+from nonsingular.untrusted import check_array, entries
 
 UNREADABLE = (
     OSError, EOFError, TypeError, ValueError, KeyError, IndexError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
@@ -49,15 +50,20 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an .npz file."""
     name = ""
     try:
-        with warnings.catch_warnings(), path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
             warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
             found: dict[str, NDArray[Any]] = {}
-            for name in stored.files:
-                array: Any = stored[name]
-                if not isinstance(array, np.ndarray):  # a file of another kind within the archive comes back as bytes
+            for entry in entries(archive, path, packed=True):
+                name = entry.filename.removesuffix(".npy")
+                if name == entry.filename:
                     raise TypeError("it is no array")
-                found[name] = array
+                with archive.open(entry) as stream:
+                    check_array(f"{path}: array {name}", stream, entry.file_size)
+                with archive.open(entry) as stream:
+                    found[name] = np.lib.format.read_array(stream, allow_pickle=False)
             return found
+    except InvalidInput:
+        raise
     except UNREADABLE as e:
         what = f"{path}: array {name}" if name else f"{path}"
         raise InvalidInput(f"{what} cannot be read ({e}); write the file with numpy.savez, from arrays of numbers") from e

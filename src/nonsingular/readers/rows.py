@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
 from nonsingular.readers.npz import UNREADABLE
+from nonsingular.untrusted import check_array
+
+MOST = 2**28
+"""Bytes of a file of indices that are read."""
 
 
 def read(path: Path, n: int) -> NDArray[np.int64]:
@@ -41,12 +45,16 @@ def sha256(path: Path) -> str:
 
 
 def _numbers(path: Path) -> NDArray[Any]:
+    if (size := path.stat().st_size) > MOST:
+        raise InvalidInput(f"{path} is {size:,} bytes long; at most {MOST:,} of indices are read")
     expected = "expected .npy from numpy.save, .json with a list, or .txt with one number a line"
     try:
         match path.suffix:
             case ".npy":
                 with warnings.catch_warnings(), path.open("rb") as file:
                     warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
+                    check_array(path, file, path.stat().st_size)
+                    file.seek(0)
                     return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
             case ".json":
                 found = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nonsingular.plain import cell
 from nonsingular.records import Surface
 from nonsingular.report.summary import Model, read
 
@@ -23,7 +24,8 @@ def cells_csv(groups: Sequence[Mapping[str, Any]]) -> str:
     writer.writerow(HEADER)
     for results in groups:
         for model in read(results):
-            writer.writerows([*row, results["data"]["name"]] for row in _rows(model))
+            for row in _rows(model):
+                writer.writerow([cell(v) if isinstance(v, str) else v for v in (*row, str(results["data"]["name"]))])
     return text.getvalue()
 
 

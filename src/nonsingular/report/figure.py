@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
 from nonsingular.records import Surface, write_atomic
 from nonsingular.report.summary import (
     Seeds,
@@ -66,7 +67,7 @@ def contours(
     suffix = None if path is None else _suffix(Path(path))
     if not 1 <= len(panels) <= len(string.ascii_lowercase):
         raise InvalidInput(f"a figure of {len(panels)} panels cannot be drawn; give 1 to {len(string.ascii_lowercase)} models")
-    runs = {name: Seeds(tuple(surfaces)) for name, surfaces in panels.items()}
+    runs = {legible(name): Seeds(tuple(surfaces)) for name, surfaces in panels.items()}
     same_grid(s for r in runs.values() for s in r.surfaces)
     with style():
         figure = _draw(runs, title)
@@ -149,7 +150,7 @@ def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
 def under(figure: Figure, caption: str) -> None:
     """Writes the caption below a finished figure and fixes the layout, so that every file shows the same one."""
     draw = cast(Any, figure)
-    text = textwrap.fill(caption, int(figure.get_size_inches()[0] * 16))
+    text = textwrap.fill(legible(caption), int(figure.get_size_inches()[0] * 16))
     draw.supxlabel(text, x=0.01, ha="left", fontsize=8, color="0.25", parse_math=False)
     draw.draw_without_rendering()
     figure.set_layout_engine("none")

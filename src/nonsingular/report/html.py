@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nonsingular.plain import legible_all
 from nonsingular.records import Surface
 from nonsingular.report.cards import cards
 from nonsingular.report.compare import statement
@@ -55,6 +56,7 @@ def page(groups: Sequence[Mapping[str, Any]], radii_svg: Sequence[str] = ()) -> 
     groups: results, one after the other; within each the numbers compare.  radii_svg: for each, the figure of its fronts as
     `render` wrote it, or "".
     """
+    groups = [legible_all(results) for results in groups]
     apart = len(groups) > 1
     names = ", ".join(dict.fromkeys(str(g["data"]["name"]) for g in groups))
     name = escape(f"Robustness to inputs and weights: {names}")

@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from nonsingular.plain import legible
+
 
 def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each run that is held against the first.  found: comparison.Comparison as mappings."""
@@ -16,14 +18,14 @@ def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
         f"held against {base}, AUC {found[0]['auc'][0]:.4f}, on the same {n:,} examples; intervals of 95 %, p of a paired "
         f"permutation test; cells of {cells} that differ at 5 % by McNemar's test, corrected by Holm"
     )
-    table = Table(caption=Text(caption), caption_justify="left")
+    table = Table(caption=Text(legible(caption)), caption_justify="left")
     table.add_column("run")
     for name in ("AUC", "difference", "interval", "p", "cells better", "cells worse", "largest difference"):
         table.add_column(name, justify="right")
     for c in found:
         eps_x, eps_w, gain = c["largest"]
         table.add_row(
-            Text(c["names"][1]), f"{c['auc'][1]:.4f}", f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}",
+            Text(legible(c["names"][1])), f"{c['auc'][1]:.4f}", f"{c['difference']:+.4f}", f"{c['low']:+.4f} to {c['high']:+.4f}",
             f"{c['p']:.4f}", str(c["better"]), str(c["worse"]), f"{100 * gain:+.1f} points at ({eps_x:g}, {eps_w:g})",
         )  # fmt: skip
     return table

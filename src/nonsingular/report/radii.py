@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from nonsingular.plain import legible
 from nonsingular.report.figure import W_LABEL, plain, style, ticks, under, x_label
 from nonsingular.report.summary import Model, every_surface, how, units
 
@@ -57,7 +58,7 @@ def _panel(ax: Axes, m: Model) -> None:
     draw.legend(
         loc="upper right", title="of the examples", fontsize=8, title_fontsize=8, frameon=True, framealpha=0.85, edgecolor="none"
     )
-    draw.set_title(textwrap.fill(m.title, 40, max_lines=2, placeholder=" …"), loc="left", parse_math=False)
+    draw.set_title(textwrap.fill(legible(m.title), 40, max_lines=2, placeholder=" …"), loc="left", parse_math=False)
     draw.tick_params(labelsize=8)
     draw.grid(color="0.9", linewidth=0.6)
     draw.set_axisbelow(True)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from nonsingular.plain import legible, legible_all
 from nonsingular.records import Surface
 from nonsingular.report.compare import statement
 from nonsingular.report.single import class_rows
@@ -72,7 +73,7 @@ CLAIM_HEADER = ["Claim", "Statement", "Verdict", "Evidence"]
 def model_table(results: Mapping[str, Any]) -> Table:
     """The models for the terminal; ± is the sample standard deviation over the seeds."""
     models = read(results)
-    table = Table(caption=Text(" ".join(setting(results))), caption_justify="left")
+    table = Table(caption=_text(" ".join(setting(results))), caption_justify="left")
     for k, heading in enumerate(model_header(models)):
         table.add_column(heading, justify="left" if k < 1 + len(_kind(models, "")) else "right")
     return _fill(table, model_rows(models))
@@ -96,7 +97,7 @@ def surface_table(surface: Surface) -> Table:
     if risen:
         why = "the attack missed something" if surface.kind == "attacked" else "the bound was looser before it"
         caption += f"; ↑ accuracy rises to this point: {why}"
-    table = Table("ε_w \\ ε_x", title=Text(title), caption=Text(caption), caption_justify="left")
+    table = Table("ε_w \\ ε_x", title=_text(title), caption=_text(caption), caption_justify="left")
     for x in surface.eps_x:
         table.add_column(f"{x:g}", justify="right")
     return _fill(
@@ -183,6 +184,7 @@ def markdown(*groups: Mapping[str, Any]) -> str:
 
     groups: results, one after the other; within each the numbers compare.
     """
+    groups = tuple(legible_all(results) for results in groups)
     lines = ["# Results", ""]
     for reason in statement(groups):
         lines += [_cell(reason), ""]
@@ -233,8 +235,13 @@ def _span(name: str, radii: Sequence[float]) -> str:
 
 def _fill(table: Table, rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a name are not markup
+        table.add_row(*map(_text, row))
     return table
+
+
+def _text(text: str) -> Text:
+    """Brackets in a name are no markup, and nothing in it commands the terminal."""
+    return Text(legible(text))
 
 
 def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
@@ -246,15 +253,16 @@ def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 
 
 
 def _cell(text: str) -> str:
-    flat = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", flat)
+    flat = html.escape(" ".join(legible(text).split()), quote=False)
+    flat = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
+    return re.sub(r"(?i)(https?|ftp|mailto|www)([:.])", r"\1\\\2", flat)  # else some readers make links of bare addresses
 
 
 def masking_lines(model: Mapping[str, Any]) -> list[str]:
     """What a run says about masked gradients, line by line; nothing if it did not look.  model: an entry of results["models"]."""
     if "masking" not in model:
         return []
-    found = model["masking"]
+    found = legible_all(model["masking"])
     where = f" at ({found['eps_x']:g}, {found['eps_w']:g})" if "eps_x" in found else ""
     asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples{where}"
     if not found["flags"] and found.get("inconclusive"):
