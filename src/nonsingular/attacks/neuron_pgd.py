@@ -67,7 +67,7 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        network = shifts(model, ball)
+        network = shifts(model, ball, x)
         check_labels(y, len(x), len(network.net.weights[-1]))
         x, y = x.detach().clone(), y.long().clone()
         generator = generator or torch.Generator(x.device).manual_seed(0)

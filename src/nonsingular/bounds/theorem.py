@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import hidden_upper_bounds
-from nonsingular.graph import Dense, dense_chain
+from nonsingular.graph import Dense, check_chain, dense_chain
 from nonsingular.margins import check_labels, margins
 from nonsingular.threat import JointBall, largest
 
@@ -73,6 +73,8 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
     x: (B, *input).  y: (B,).  Raises UnsupportedModel outside the hypotheses.  Cost: about three forward passes and O(B K^2).
     """
     net = dense_chain(model)
+    ball.check_domain(x)
+    check_chain(net, model, x, ball)
     return _lower_margins(net, x, y, ball, zeta(net, x, ball))
 
 
