@@ -209,8 +209,9 @@ REFUSED = {
     "no rule for cumprod at node": "h = h.cumprod(1)",
     "no rule for squeeze_ at node|no rule for unsqueeze_ at node": "h.unsqueeze_(1).squeeze_(1)",
     "no rule for pow at node": "h = h**2",
-    "the values of its inputs, on the size or the order of the batch": "h = h + 1 if len(h) > 1 else h",
+    "on the values of its inputs, on their type, on the size": "h = h + 1 if len(h) > 1 else h",
     "no parameter .*is not among the model's|is not among": "h = h + OTHER[:6]",
+    "do not give": "h = h + float(torch.is_grad_enabled())",
     "infinite": "h = h.masked_fill(self.mask, float('-inf'))",
     "different for each example": "h = h + torch.arange(5.0)[:, None]",
     "outlives": "KEPT.add_(1); h = h + KEPT",
@@ -264,6 +265,13 @@ def test_no_example_is_verified_that_the_module_gets_wrong_at_x_or_near(method):
     for x, eps in ((11.0, 0.0), (9.0, 3.0)):
         with pytest.raises(UnsupportedModel):
             ns.certify(model, torch.tensor([[x, 0.0]]), y, ns.JointBall(eps, 0.0, None), method=method)
+
+
+def test_a_forward_that_depends_on_the_type_of_its_inputs_is_refused():
+    """Bounds are computed in float64, where this one is another function."""
+    model = Net(lambda self, x: self.b(self.a(x)) + (1.0 if x.dtype == torch.float64 else 0.0) * torch.arange(3)).eval()
+    with pytest.raises(UnsupportedModel, match="on their type"):
+        ns.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), ns.JointBall(0.1, 0.0), method="crown")
 
 
 def test_the_surface_notices_too():

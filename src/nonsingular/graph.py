@@ -419,8 +419,16 @@ class Graph:
         return torch.where(lower >= 0, p_y * -torch.expm1(-lower), (lower / 2).tanh())
 
 
-_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Graph]] = weakref.WeakKeyDictionary()
-"""Graphs of copies that nobody changes."""
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Of a copy that nobody changes: its graphs by input shape, and what it was copied from, in that one's own type."""
+
+    graphs: dict[tuple[int, ...], Graph]
+    original: nn.Module | None
+    dtype: torch.dtype
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
 
 
 def precise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -429,12 +437,12 @@ def precise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     Casts in its forward to the type of the model's own weights, or to a wider one, become casts to `dtype`.
     """
     kinds = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
-    moved = twin(model).to(dtype)
+    moved, original, own = twin(model).to(dtype), None, dtype
     if kinds - {dtype}:
-        own = max(kinds, key=lambda kind: torch.finfo(kind).eps)
+        original, own = twin(model), max(kinds, key=lambda kind: torch.finfo(kind).eps)
         moved.register_forward_pre_hook(partial(_enter_casts, own, dtype))
         moved.register_forward_hook(_leave_casts, always_call=True)
-    _KEPT[moved] = {}
+    _KEPT[moved] = _Kept({}, original, own)
     return moved
 
 
@@ -459,8 +467,8 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     """
     shape = tuple(example_shape)
     kept = _KEPT.get(model)
-    if kept is not None and shape in kept:
-        return kept[shape]
+    if kept is not None and shape in kept.graphs:
+        return kept.graphs[shape]
     replica = twin(model)
     params = {name: p.detach() for name, p in model.named_parameters()}
     first = next((t for t in [*params.values(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
@@ -475,7 +483,9 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
         except RuntimeError as e:
             raise UnsupportedModel(f"the recorded operations do not work on one example alone: {e}") from e
         _compare(alone, logits)
-        _compare(alone[:1], _run(replica, x[:1].clone()))
+        with torch.enable_grad():  # as attacks call it
+            single = _run(replica, x[:1].clone()).detach()
+        _compare(alone[:1], single)
         moved = {
             n: p
             + 0.1 * p.std(correction=0).nan_to_num() * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
@@ -484,7 +494,7 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
         }
         _compare(replace(graph, params={**params, **moved}).outputs(other[:-1]), _moved(replica, moved, other[:-1]))
     if kept is not None:
-        kept[shape] = graph
+        kept.graphs[shape] = graph
     return graph
 
 
@@ -531,7 +541,8 @@ def _check(
 ) -> None:
     if not len(at):
         return
-    still = model if model in _KEPT else twin(model)
+    kept = _KEPT.get(model)
+    still = twin(model) if kept is None else model
     generator = torch.Generator(at.device).manual_seed(len(at))
     few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # of few examples each several times
 
@@ -541,6 +552,9 @@ def _check(
 
     with torch.inference_mode(False), torch.no_grad():
         _compare(ours({}, at), still(at.clone()))
+        if kept is not None and kept.original is not None:  # where its forward depends on the type of its inputs
+            theirs = kept.original(at[few].to(kept.dtype))
+            _compare(ours({}, at[few]), theirs.to(at.dtype), torch.finfo(kept.dtype).eps ** 0.25)
         for corner in (True, False):
             point = some(Interval(x.lo[few], x.hi[few]), corner)
             if corner:
@@ -555,9 +569,9 @@ def _moved(replica: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
     return functional_call(replica, moved, (x.clone(),), tie_weights=False)
 
 
-def _compare(ours: Tensor, theirs: Tensor) -> None:
-    """Raises UnsupportedModel if a graph's outputs are not its module's, but for rounding."""
-    close = torch.finfo(theirs.dtype).eps ** 0.5
+def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:
+    """Raises UnsupportedModel if a graph's outputs are not its module's, but for rounding: `close`, relative to the largest."""
+    close = close or torch.finfo(theirs.dtype).eps ** 0.5
     if ours.shape == theirs.shape:
         finite = torch.isfinite(theirs).all(1) & torch.isfinite(ours).all(1)  # what overflows is no bound
         ours, theirs = ours[finite], theirs[finite]
@@ -571,7 +585,7 @@ def _compare(ours: Tensor, theirs: Tensor) -> None:
     raise UnsupportedModel(
         "the traced operations do not give the model's outputs: they differ by "
         f"{gap:.2g} of the largest (more than {close:.2g}, which rounding explains). Its forward may depend on the values of its "
-        "inputs, on the size or the order of the batch, or on what it was called with before"
+        "inputs, on their type, on the size or the order of the batch, or on what it was called with before"
     )
 
 
