@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 import nonsingular as ns
+import operator_nets
 from nonsingular.bounds.interval import region
 from nonsingular.errors import UnsupportedModel
 from nonsingular.graph import dense_chain, logits_at, trace_graph
@@ -408,3 +409,16 @@ def test_a_part_of_the_signal_is_no_size():
 
     with pytest.raises(UnsupportedModel):
         dense_chain(Skips().eval())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_networks_of_the_operators_are_bounded(seed):
+    assert operator_nets.check(seed)["violations"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_many_random_networks_of_the_operators_are_bounded(block):
+    """5,000 networks in all."""
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+        assert operator_nets.check(seed)["violations"] == []
