@@ -571,20 +571,20 @@ def _moved(replica: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
 
 def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:
     """Raises UnsupportedModel if a graph's outputs are not its module's, but for rounding: `close`, relative to the largest."""
-    close = close or torch.finfo(theirs.dtype).eps ** 0.5
+    limit = close or float(torch.finfo(theirs.dtype).eps) ** 0.5
     if ours.shape == theirs.shape:
         finite = torch.isfinite(theirs).all(1) & torch.isfinite(ours).all(1)  # what overflows is no bound
         ours, theirs = ours[finite], theirs[finite]
         if not len(ours):
             return
         gap = ((ours - theirs).abs() / (1 + theirs.abs().amax(1, keepdim=True))).max().item()
-        if gap <= close:
+        if gap <= limit:
             return
     else:
         gap = float("inf")
     raise UnsupportedModel(
         "the traced operations do not give the model's outputs: they differ by "
-        f"{gap:.2g} of the largest (more than {close:.2g}, which rounding explains). Its forward may depend on the values of its "
+        f"{gap:.2g} of the largest (more than {limit:.2g}, which rounding explains). Its forward may depend on the values of its "
         "inputs, on their type, on the size or the order of the batch, or on what it was called with before"
     )
 
