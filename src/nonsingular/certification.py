@@ -16,11 +16,10 @@ from nonsingular.bounds.rounding import rounding
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.checks import check_inputs
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain, products
+from nonsingular.graph import dense_chain, lower_outputs, precise, products
 from nonsingular.heads import classifier
 from nonsingular.margins import worst_margin
 from nonsingular.memory import halving
-from nonsingular.modules import twin
 from nonsingular.records import axis
 from nonsingular.threat import JointBall, Perturbation, Scope
 
@@ -75,7 +74,7 @@ class Prover:
         self.bound = lookup(BOUNDS, method, "bound")
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"dtype is {dtype}; bounds are computed in torch.float32 or torch.float64")
-        self.models = {d: twin(model).to(d) for d in {dtype, torch.float64}}
+        self.models = {d: precise(model, d) for d in {dtype, torch.float64}}
         self.dtype = dtype
 
     def __call__(self, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
@@ -93,7 +92,8 @@ class Prover:
     def _in(self, dtype: torch.dtype, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
         def run(size: int) -> Tensor:
             cuts = zip(x.split(size), y.split(size), strict=True)
-            return torch.cat([self.bound(self.models[dtype], part.to(dtype), labels, ball) for part, labels in cuts])
+            lower = [self.bound(self.models[dtype], part.to(dtype), labels, ball) for part, labels in cuts]
+            return lower_outputs(self.models[dtype], x, torch.cat(lower))
 
         return halving(run, AT_ONCE)
 
@@ -115,9 +115,10 @@ def verify(
     """
     model = classifier(model, x)
     check_inputs(model, x, y, ball)
-    exact, x, y, ball = twin(model).double(), x.double(), y.long(), ball.rounded(x.dtype)
+    exact, x, y, ball = precise(model, torch.float64), x.double(), y.long(), ball.rounded(x.dtype)
     known = _attacked(exact, x, y, ball, attack)
-    return search(exact, x, y, ball, known=known, parts=parts, seconds=seconds, report=report)
+    found = search(exact, x, y, ball, known=known, parts=parts, seconds=seconds, report=report)
+    return replace(found, lower=lower_outputs(exact, x, found.lower))
 
 
 def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:

@@ -97,6 +97,16 @@ def of_linear(w_shape: tuple[int, ...]) -> Derivatives:
     )
 
 
+def of_matmul(w_shape: tuple[int, ...]) -> Derivatives:
+    """Of z @ w with a matrix w, at any number of positions."""
+    return Derivatives(
+        z=lambda A, w: A @ w.mT,
+        z_each=lambda A, w: torch.einsum("n...o,nio->n...i", A, w),
+        z_ones=lambda A: A.sum(-1, keepdim=True),
+        w=lambda A, z: torch.einsum("sb...o,b...i->sbio", A, z),
+    )
+
+
 def of_scale(w_shape: tuple[int, ...], *, spread: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Derivatives | None:
     """Of z * spread(w) of the shape of z; None if w has a batch dimension too."""
     if len(w_shape) > len(shape):

@@ -6,8 +6,8 @@ Nothing here, and nothing that uses it, writes into the user's module.
 
 from __future__ import annotations
 
-import math
 import operator
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +17,16 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import halving
-from nonsingular.modules import duplicate, logits_of_each, outputs, products, twin
+from nonsingular.modules import aliases, duplicate, logits_of_each, outputs, products, twin
 from nonsingular.onelogit import HEAD, OneLogit
-from nonsingular.operators import COMPUTED, RULES, Call, Input, Map, Name, Node, Product, Signal, batch_norm_module
+from nonsingular.operators import Head, Node, Product
 from nonsingular.passes import count
-from nonsingular.threat import JointBall, Perturbation, Radius
+from nonsingular.threat import Interval, JointBall, Perturbation, Radius
+from nonsingular.tracing import PROBES, Casts, Recorded, record
 
 
 @contextmanager
@@ -145,7 +147,6 @@ _ACTIVATIONS: dict[Any, Activation] = {
 _RESHAPES = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 _OFFSETS = {operator.add, operator.sub}
 _SCALINGS = {*_OFFSETS, operator.mul, operator.truediv}
-_SIZES = {"size", getattr, len, operator.getitem}
 
 
 class _Tracer(fx.Tracer):
@@ -163,7 +164,8 @@ def trace(model: nn.Module) -> fx.Graph:
     """
     if isinstance(model, OneLogit):
         return unflattened(trace(model.inner)) if model.flat else trace(model.inner)
-    if model._forward_hooks or model._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+    hooks = [*model._forward_hooks.values(), *model._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage]
+    if any(getattr(hook, "func", hook) not in (_enter_casts, _leave_casts) for hook in hooks):
         raise UnsupportedModel("the model has forward hooks, which tracing would miss; remove them, or make them part of forward")
     try:
         return _Tracer().trace(model)
@@ -223,7 +225,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
 
     for node in trace(replica).nodes:
         args = _arguments(node)
-        if node.op in ("placeholder", "get_attr", "output") or node.target in _SIZES:
+        if node.op in ("placeholder", "get_attr", "output") or _is_size(node):
             if node.op == "placeholder" and current is not None and node.users:
                 raise UnsupportedModel(f"a dense network has one input; this model has another: '{node}'")
             if node.op == "placeholder" and current is None:
@@ -278,6 +280,14 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
         stretch=stretch,
         from_one=outer.new_tensor(HEAD) if len(outer) == 1 else None,
     )
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node reads a shape, or a number of one."""
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, fx.Node) and source.op != "placeholder" and _is_size(source)
+    return node.target in ("size", "dim", len) or (node.target is getattr and node.args[1] in ("shape", "ndim"))
 
 
 def _constant(replica: nn.Module, args: list[Any]) -> Tensor | float | None:
@@ -343,10 +353,10 @@ def _flattens(node: fx.Node, args: list[Any]) -> bool:
     return keeps_batch or (sizes[0] == -1 and isinstance(sizes[1], int) and sizes[1] > 0)  # x.view(-1, 784)
 
 
-# --- any network that torch.fx can follow ---------------------------------------------------------------------------------
+# --- any network whose operations are known -------------------------------------------------------------------------------
 
-PROBES = 5
-"""Examples that a traced graph is run on.  Not 1: an operation across the batch must show."""
+POINTS = 16
+"""Examples at which a graph and its module are compared with moved inputs and weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,10 +364,12 @@ class Graph:
     """A network as typed nodes in the order of computation; the first is its input, the last its (K,) logits.
 
     params: all parameters of the module by name, detached; a tied tensor has one name and is used by several nodes.
+    head: the module returns the softmax or log_softmax of these logits.
     """
 
     nodes: tuple[Node, ...]
     params: Mapping[str, Tensor]
+    head: Head | None = None
 
     def value(self, parameter: str | Tensor) -> Tensor:
         """The tensor behind a parameter of a node."""
@@ -375,144 +387,208 @@ class Graph:
                 values.append(cast(Any, node).apply(*z))
         return values[-1]
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """(B, K) what the module returns."""
+        logits = self(x)
+        return logits if self.head is None else logits.log_softmax(1) if self.head == "log_softmax" else logits.softmax(1)
+
+    def lower_outputs(self, lower: Tensor) -> Tensor:
+        """(B, K) lower margins of what the module returns, from `lower` margins of its logits, column y 0.
+
+        log_softmax: the same.  softmax: with m_j >= l_j the margins of the logits, p_y = 1 / (1 + sum_j exp(-m_j)) grows with
+        each m_j, and p_y - p_j = p_y (1 - exp(-m_j)).  For l_j >= 0 both factors are least at l.  Otherwise p_y is at most
+        1 / (1 + exp(-m_j)), so where the second factor is negative the product is at least tanh(m_j / 2), which grows with m_j.
+        """
+        if self.head != "softmax":
+            return lower
+        p_y = 1 / (-lower).exp().sum(1, keepdim=True)  # column y counts 1
+        return torch.where(lower >= 0, p_y * -torch.expm1(-lower), (lower / 2).tanh())
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Of a copy that nobody changes: its graphs by input shape, and what it was copied from, in that one's own type."""
+
+    graphs: dict[tuple[int, ...], Graph]
+    original: nn.Module | None
+    dtype: torch.dtype
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
+
+
+def precise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A `twin` in another floating-point type, of which nothing may be changed: its graph is read once.
+
+    Casts in its forward to the type of the model's own weights, or to a wider one, become casts to `dtype`.
+    """
+    kinds = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
+    moved, original, own = twin(model).to(dtype), None, dtype
+    if kinds - {dtype}:
+        original, own = twin(model), max(kinds, key=lambda kind: torch.finfo(kind).eps)
+        moved.register_forward_pre_hook(partial(_enter_casts, own, dtype))
+        moved.register_forward_hook(_leave_casts, always_call=True)
+    _KEPT[moved] = _Kept({}, original, own)
+    return moved
+
+
+_ACTIVE: list[Casts] = []
+
+
+def _enter_casts(own: torch.dtype, dtype: torch.dtype, module: nn.Module, args: Any) -> None:
+    _ACTIVE.append(Casts(own, dtype))
+    _ACTIVE[-1].__enter__()
+
+
+def _leave_casts(module: nn.Module, args: Any, result: Any) -> None:
+    _ACTIVE.pop().__exit__(None, None, None)
+
 
 def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     """Reads the operations of `model` on inputs of shape (B, *example_shape); see operators.py for those that are known.
 
-    The graph is run on random inputs, one at a time, and compared with the model: in-place operations that change another value
-    of the network, and operations across the batch, are refused.  Never changes `model`.  Cost: milliseconds.
+    The graph is compared with the model on random inputs, one at a time, and with moved weights.  Never changes `model`.
+    Cost: four forward passes of PROBES examples, and about 30 microseconds an operation.
     Raises InvalidInput for BatchNorm or Dropout in train mode, UnsupportedModel, with node and operation, for what has no rule.
     """
+    shape = tuple(example_shape)
+    kept = _KEPT.get(model)
+    if kept is not None and shape in kept.graphs:
+        return kept.graphs[shape]
     replica = twin(model)
     params = {name: p.detach() for name, p in model.named_parameters()}
     first = next((t for t in [*params.values(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
     generator = torch.Generator(first.device).manual_seed(0)
-    x = torch.randn(PROBES, *example_shape, generator=generator, dtype=first.dtype, device=first.device)
+    x, other = torch.randn(2, PROBES, *shape, generator=generator, dtype=first.dtype, device=first.device)
     with torch.inference_mode(False), torch.no_grad():
+        found = _recorded(replica, x.clone())
         logits = _run(replica, x.clone())
-        nodes = _Reader(replica, trace(replica)).read(x.clone())
-        if isinstance(model, OneLogit):
-            nodes += _two_logits(nodes, first.new_tensor(HEAD))
-        graph = Graph(tuple(nodes), params)
+        graph = Graph(found.nodes, params, found.head)
         try:
-            alone = torch.cat([graph(one) for one in x.split(1)])
+            alone = torch.cat([graph.outputs(one) for one in x.split(1)])
         except RuntimeError as e:
-            raise UnsupportedModel(f"the traced operations do not work on one example alone: {e}") from e
-    scale = logits.abs().amax() + 1
-    if alone.shape != logits.shape or not torch.allclose(alone / scale, logits / scale, rtol=1e-3, atol=1e-4):
-        raise UnsupportedModel(
-            "the traced operations do not give the model's outputs: an operation works in place on a value that is used again, "
-            "or across the batch; write it without in-place operations, one example independent of the others"
-        )
+            raise UnsupportedModel(f"the recorded operations do not work on one example alone: {e}") from e
+        _compare(alone, logits)
+        with torch.enable_grad():  # as attacks call it
+            single = _run(replica, x[:1].clone()).detach()
+        _compare(alone[:1], single)
+        moved = {
+            n: p
+            + 0.1 * p.std(correction=0).nan_to_num() * torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+            for n, p in params.items()
+            if p.is_floating_point()
+        }
+        _compare(replace(graph, params={**params, **moved}).outputs(other[:-1]), _moved(replica, moved, other[:-1]))
+    if kept is not None:
+        kept.graphs[shape] = graph
     return graph
 
 
-def _two_logits(nodes: Sequence[Node], head: Tensor) -> list[Node]:
-    """What makes the logits (0, z) of the one number z of the last node."""
-    last, end = nodes[-1], len(nodes) - 1
-    if math.prod(last.shape) != 1:
-        raise UnsupportedModel(
-            f"the one logit is picked from {math.prod(last.shape)} at node '{last.name}'; let the last layer make it"
-        )
-    found: list[Node] = []
-    if last.shape != (1,):
-        found.append(Map("z", (end,), (1,), _flat, True))
-        end += 1
-    return [*found, Product("logits", (end,), (2,), F.linear, head, None, lambda b: b, dense=True)]
+def lower_outputs(model: nn.Module, x: Tensor, lower: Tensor) -> Tensor:
+    """(B, K) lower margins of what `model` returns, from `lower` margins of its logits: they differ if it ends in a softmax."""
+    try:
+        return trace_graph(model, x.shape[1:]).lower_outputs(lower)
+    except UnsupportedModel:  # a bound that needs no graph, of a dense network
+        return lower
+
+
+def check_graph(graph: Graph, model: nn.Module, x: Interval, boxes: Mapping[str, Interval], at: Tensor) -> None:
+    """Compares a graph with its module at the examples `at` (B, *input) and, for POINTS of these, at points of their ball.
+
+    x: their input boxes.  boxes: of the parameters that move.  The points: corners of all boxes, and points within.
+    Raises UnsupportedModel where they differ by more than rounding.  Cost: two forward passes of the examples, four of POINTS.
+    """
+
+    def ours(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return replace(graph, params={**graph.params, **weights}).outputs(x)
+
+    _check(ours, model, x, boxes, at)
+
+
+def check_chain(net: Dense, model: nn.Module | Dense, x: Tensor, ball: JointBall) -> None:
+    """As `check_graph`, for the chain of a dense network and the examples x (B, *input) of a ball."""
+    if isinstance(model, Dense):
+        return
+
+    def ours(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        moved = tuple(weights.get(n, w) for n, w in zip(net.weight_names, net.weights, strict=True))
+        shifted = tuple(b if n is None else weights.get(n, b) for n, b in zip(net.bias_names, net.biases, strict=True))
+        return replace(net, weights=moved, biases=shifted)(x)
+
+    _check(ours, model, ball.input_box(x.detach()), ball.weight_boxes(net.params), x.detach())
+
+
+def _check(
+    ours: Callable[[Mapping[str, Tensor], Tensor], Tensor],
+    model: nn.Module,
+    x: Interval,
+    boxes: Mapping[str, Interval],
+    at: Tensor,
+) -> None:
+    if not len(at):
+        return
+    kept = _KEPT.get(model)
+    still = twin(model) if kept is None else model
+    generator = torch.Generator(at.device).manual_seed(len(at))
+    few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # of few examples each several times
+
+    def some(box: Interval, corner: bool) -> Tensor:
+        u = torch.rand(box.lo.shape, generator=generator, dtype=box.lo.dtype, device=box.lo.device)
+        return torch.where(u < 0.5, box.lo, box.hi) if corner else torch.lerp(box.lo, box.hi, u)
+
+    with torch.inference_mode(False), torch.no_grad():
+        _compare(ours({}, at), still(at.clone()))
+        if kept is not None and kept.original is not None:  # where its forward depends on the type of its inputs
+            theirs = kept.original(at[few].to(kept.dtype))
+            _compare(ours({}, at[few]), theirs.to(at.dtype), torch.finfo(kept.dtype).eps ** 0.25)
+        for corner in (True, False):
+            point = some(Interval(x.lo[few], x.hi[few]), corner)
+            if corner:
+                point[0], point[-1] = x.lo[few[0]], x.hi[few[-1]]
+            weights = {n: some(box, corner) for n, box in boxes.items()}
+            _compare(ours(weights, point), _moved(still, weights, point))
+
+
+def _moved(replica: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """(B, K) the module's own outputs with other weights, all examples at once."""
+    moved = {place: weights[name] for place, name in aliases(replica).items() if name in weights}
+    return functional_call(replica, moved, (x.clone(),), tie_weights=False)
+
+
+def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:
+    """Raises UnsupportedModel if a graph's outputs are not its module's, but for rounding: `close`, relative to the largest."""
+    limit = close or float(torch.finfo(theirs.dtype).eps) ** 0.5
+    if ours.shape == theirs.shape:
+        finite = torch.isfinite(theirs).all(1) & torch.isfinite(ours).all(1)  # what overflows is no bound
+        ours, theirs = ours[finite], theirs[finite]
+        if not len(ours):
+            return
+        gap = ((ours - theirs).abs() / (1 + theirs.abs().amax(1, keepdim=True))).max().item()
+        if gap <= limit:
+            return
+    else:
+        gap = float("inf")
+    raise UnsupportedModel(
+        "the traced operations do not give the model's outputs: they differ by "
+        f"{gap:.2g} of the largest (more than {limit:.2g}, which rounding explains). Its forward may depend on the values of its "
+        "inputs, on their type, on the size or the order of the batch, or on what it was called with before"
+    )
+
+
+def _recorded(replica: nn.Module, x: Tensor) -> Recorded:
+    try:
+        return record(replica, x)
+    except UnsupportedModel:
+        raise
+    except Exception as e:  # whatever the user's own forward raises
+        raise UnsupportedModel(f"the model does not accept inputs of shape {tuple(x.shape)}: {e}") from e
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:
     try:
         y = model(x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as e:
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as e:
         raise UnsupportedModel(f"the model does not accept inputs of shape {tuple(x.shape)}: {e}") from e
     if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(x):
         raise UnsupportedModel("the model does not return one (B, K) tensor of logits")
     return y
-
-
-class _Reader(fx.Interpreter):
-    """Runs a traced model once and turns each operation on the signal into nodes."""
-
-    def __init__(self, replica: nn.Module, traced: fx.Graph) -> None:
-        super().__init__(fx.GraphModule(replica, traced))
-        self.names = {id(p): name for name, p in replica.named_parameters()}
-        self.order = {node: i for i, node in enumerate(traced.nodes)}
-        self.nodes: list[Node] = []
-        self.signals: dict[fx.Node, Signal] = {}
-        self.computed: set[fx.Node] = set()
-        """Values computed from parameters or from shapes: no constants."""
-        self.extra_traceback = False
-
-    def read(self, x: Tensor) -> list[Node]:
-        self.run(x)
-        return self.nodes
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "placeholder":
-            if self.nodes:
-                raise UnsupportedModel(f"the model has a second input: '{n}'")
-            self.nodes.append(Input(n.name, (), tuple(value.shape[1:])))
-            self.signals[n] = Signal(0, tuple(value.shape[1:]))
-        elif n.op == "output":
-            if n.args[0] not in self.signals or self.signals[n.args[0]].number != len(self.nodes) - 1:
-                raise UnsupportedModel(f"the model returns {n.args[0]}, not the value of its last operation")
-        elif n.op != "get_attr":
-            self._operation(n, value)
-        return value
-
-    def _operation(self, n: fx.Node, value: Any) -> None:
-        sources = n.all_input_nodes
-        if not isinstance(value, Tensor) or not any(s in self.signals for s in sources):
-            if not isinstance(value, Tensor) and n.target not in _SIZES and any(s in self.signals for s in sources):
-                raise UnsupportedModel(f"no rule for {n.target} at node '{n}': it is not a tensor")
-            if any(s in self.computed or s in self.signals or self._is_parameter(s) for s in sources):
-                self.computed.add(n)  # for example sizes, which only reshapes may use
-            return
-        if n.op == "call_module":
-            module = self.fetch_attr(str(n.target))
-            args = (n.args[0], *(getattr(module, "weight", None), getattr(module, "bias", None)))
-            call = self._call(n, type(module), args, {}, value)
-            nodes = batch_norm_module(call, module)
-        else:
-            call = self._call(n, n.target, n.args, dict(n.kwargs), value)
-            if call.target not in RULES:
-                raise call.refuse("nonsingular does not know it")
-            nodes = RULES[call.target](call)
-        if value.dim() == 0 or len(value) != PROBES:
-            raise call.refuse("it does not keep the batch as first dimension")
-        self._check_in_place(n, call)
-        for node in nodes:
-            inputs = tuple(len(self.nodes) - 1 if i < 0 else i for i in node.inputs)  # -1: the node before it
-            self.nodes.append(replace(node, inputs=inputs))
-        self.signals[n] = Signal(len(self.nodes) - 1, tuple(value.shape[1:]))
-
-    def _is_parameter(self, n: fx.Node) -> bool:
-        return n.op == "get_attr" and isinstance(self.fetch_attr(str(n.target)), nn.Parameter)
-
-    def _call(self, n: fx.Node, target: Any, args: Any, kwargs: dict[str, Any], value: Tensor) -> Call:
-        def known(a: Any) -> Any:
-            if isinstance(a, nn.Parameter):
-                return Name(self.names[id(a)])
-            if not isinstance(a, fx.Node):
-                return a
-            if a in self.signals:
-                return self.signals[a]
-            if a.op == "get_attr":
-                return known(self.fetch_attr(str(a.target)))
-            return COMPUTED if a in self.computed else self.env[a]
-
-        def deep(a: Any) -> Any:
-            return type(a)(deep(v) for v in a) if isinstance(a, list | tuple) else known(a)
-
-        kwargs = {k: deep(v) for k, v in kwargs.items()}
-        return Call(n.name, target, tuple(deep(a) for a in args), kwargs, tuple(value.shape[1:]))
-
-    def _check_in_place(self, n: fx.Node, call: Call) -> None:
-        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
-        in_place = n.kwargs.get("inplace") or name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
-        if in_place and n.op != "call_module":
-            changed = n.all_input_nodes[0]
-            if any(self.order[user] > self.order[n] for user in changed.users):
-                raise call.refuse(f"it works in place on '{changed}', which is used again later")

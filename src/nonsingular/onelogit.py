@@ -6,6 +6,7 @@ import copy
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD = ((0.0,), (1.0,))
@@ -31,7 +32,7 @@ class OneLogit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.inner(x).reshape(-1, 1)
-        return torch.cat([torch.zeros_like(z), z], 1)
+        return F.linear(z, torch.tensor(HEAD, dtype=z.dtype, device=z.device))
 
     def train(self, mode: bool = True) -> Self:
         self.inner.train(mode)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import Dense, dense_chain
+from nonsingular.graph import Dense, check_chain, dense_chain
 from nonsingular.threat import JointBall, Perturbation, Radius, Side, ends, largest
 
 
@@ -111,13 +111,16 @@ class Shifts:
         return found
 
 
-def shifts(model: nn.Module | Dense, ball: JointBall) -> Shifts:
+def shifts(model: nn.Module | Dense, ball: JointBall, at: Tensor | None = None) -> Shifts:
     """The network (x, s) -> logits of `model` under `ball`.
 
-    Raises UnsupportedModel if the model is not dense, or if one tensor is the weight of two layers: these move together,
-    which a scalar per neuron cannot express.
+    at: examples (B, *input) in whose balls the chain of layers is compared with the model.
+    Raises UnsupportedModel if the model is not dense, if the two differ, or if one tensor is the weight of two layers: these move
+    together, which a scalar per neuron cannot express.
     """
     net = dense_chain(model)
+    if at is not None:
+        check_chain(net, model, at, ball)
     eps_w, eps_b = net.radii(ball)
     for names, radii in ((net.weight_names, eps_w), (net.bias_names, eps_b)):
         moving = [n for n, r in zip(names, radii, strict=True) if largest(r)]

@@ -60,7 +60,7 @@ def corners(
         search = _Search(draws, steps, generator or torch.Generator(x.device).manual_seed(0))
         if scope != "sample":
             return _shared(moving, x, y, boxes, point, search, chunk).check(model, x, ball)
-        run = _chooser(model, moving, ball, boxes)
+        run = _chooser(model, moving, x, ball, boxes)
         at_once = max(1, min(chunk, AT_ONCE // max(1, sum(box.lo.numel() for box in boxes.values()))))
         parts: list[Perturbation] = []
         for at in torch.arange(len(x), device=x.device).split(at_once):
@@ -104,10 +104,10 @@ Run = Callable[[Perturbation, Tensor, "_Search"], Mapping[str, Tensor]]
 """(where to begin, labels, search) -> weights (B, *shape)."""
 
 
-def _chooser(model: nn.Module, moving: nn.Module, ball: JointBall, boxes: Mapping[str, Interval]) -> Run:
+def _chooser(model: nn.Module, moving: nn.Module, x: Tensor, ball: JointBall, boxes: Mapping[str, Interval]) -> Run:
     """The search over neurons where the network is dense, else over weights."""
     try:
-        return partial(_over_neurons, shifts(model, ball), ball)
+        return partial(_over_neurons, shifts(model, ball, x), ball)
     except UnsupportedModel:
         return partial(_over_weights, moving, boxes)
 

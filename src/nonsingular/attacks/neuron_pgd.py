@@ -69,7 +69,7 @@ def neuron_pgd(
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
         model = classifier(model, x)
-        network = shifts(model, ball)
+        network = shifts(model, ball, x)
         check_labels(y, len(x), network.net.classes)
         x, y = x.detach().clone(), y.long().clone()
         generator = generator or torch.Generator(x.device).manual_seed(0)

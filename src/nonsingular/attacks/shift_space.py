@@ -48,7 +48,7 @@ class ShiftSpace(Space):
 
 def shift_space(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> ShiftSpace:
     """Of a dense network.  Raises UnsupportedModel as `shifts` does."""
-    network, box = shifts(model, ball), ball.input_box(x)
+    network, box = shifts(model, ball, x), ball.input_box(x)
     net = network.net
     free = x[0].numel() if ball.moves_inputs and len(x) else 0
     moves = tuple(largest(r) + largest(b) > 0 for r, b in zip(*net.radii(ball), strict=True))

@@ -18,7 +18,7 @@ from nonsingular.bounds.interval import Region, region
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds, pieces
 from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
-from nonsingular.modules import twin
+from nonsingular.graph import precise
 from nonsingular.operators import Parameter, Product
 from nonsingular.threat import Interval, JointBall, Perturbation
 
@@ -113,7 +113,7 @@ class _Search:
                 raise InvalidInput(f"{name} is {value}; give a finite number above 0")
         self.model, self.x, self.ball, self.gap = model, x.detach(), ball, gap
         with torch.no_grad():
-            self.where = region(twin(model).double().cpu(), self.x.double().cpu(), y.cpu(), ball)
+            self.where = region(precise(model, torch.float64).cpu(), self.x.double().cpu(), y.cpu(), ball)
             refuse_relaxations(self.where)
             self.stored = _stored(self.where, model, self.x, ball)
             self.y = y.long().cpu()

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.curves import Curve
-from nonsingular.graph import Dense, Graph, trace_graph
+from nonsingular.graph import Dense, Graph, check_graph, trace_graph
 from nonsingular.heads import classifier
 from nonsingular.margins import check_labels
-from nonsingular.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
+from nonsingular.operators import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
 from nonsingular.threat import Interval, JointBall
 
 MEMORY = 2**28
@@ -57,10 +57,15 @@ class Region:
 
 
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
-    """The network and its ball.  Raises UnsupportedModel without a rule for an operation, InvalidInput for x or y."""
-    graph = trace_graph(classifier(model, x), x.shape[1:])
+    """The network and its ball.
+
+    Raises UnsupportedModel without a rule for an operation and where graph and model differ in the ball, InvalidInput for x or y.
+    """
+    model = classifier(model, x)
+    graph = trace_graph(model, x.shape[1:])
     box, boxes = ball.input_box(x.detach(), outward=True), ball.weight_boxes(graph.params, outward=True)
     check_labels(y, len(x), graph.nodes[-1].shape[0])
+    check_graph(graph, model, box, boxes, x.detach())
     return Region(graph, box, boxes)
 
 
@@ -102,6 +107,8 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
                 b = where.box(node.bias)
                 y = Interval(y.lo + node.spread(b.lo), y.hi + node.spread(b.hi))
             return y
+        case NegativePart():  # max(-z, 0) falls
+            return Interval((-z[1].hi).clamp(min=0), (-z[1].lo).clamp(min=0))
         case Sum():  # c >= 0: ends stay; c < 0: ends swap
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]

@@ -29,7 +29,7 @@ def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def dot(A: Tensor, z: Tensor) -> Tensor:
     """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape)."""
-    A, z = A.flatten(2), z.flatten(1)
+    A, z = A.reshape(*A.shape[:2], -1), z.reshape(len(z), -1)  # a scalar has no dimension to flatten
     B = torch.broadcast_shapes(A.shape[1:2], z.shape[:1])[0]
     return torch.einsum("sbn,bn->sb", A.expand(-1, B, -1), z.expand(B, -1))
 
@@ -51,7 +51,7 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
         centre = _centre(b)
         offset = dot(A, node.spread(centre).expand(1, *node.shape))
         if where.moves(node.bias):  # S_b does not depend on z: -E |S_b| is exact
-            offset = offset - (_radius(b) * _sensitivity(node, centre, A).abs()).flatten(2).sum(2)
+            offset = offset - (_radius(b) * _sensitivity(node, centre, A).abs()).view(*A.shape[:2], -1).sum(2)
     if node.weight is None:
         return (A,), offset
     w = where.box(node.weight)

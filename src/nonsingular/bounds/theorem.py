@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nonsingular.bounds.interval import hidden_upper_bounds
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import Dense, dense_chain
+from nonsingular.graph import Dense, check_chain, dense_chain
 from nonsingular.heads import classifier
 from nonsingular.margins import check_labels, margins
 from nonsingular.threat import JointBall, largest
@@ -103,7 +103,10 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
     A box of weights that is not one number either way is widened to the smallest such ball around it.
     x: (B, *input).  y: (B,).  Raises UnsupportedModel outside the hypotheses.  Cost: about three forward passes and O(B K^2).
     """
-    net = _net(model, x)
+    model = model if isinstance(model, Dense) else classifier(model, x)
+    net = dense_chain(model)
+    ball.check_domain(x)
+    check_chain(net, model, x, ball)
     return _lower_margins(net, x, y, ball, zeta(net, x, ball))
 
 

@@ -1,0 +1,99 @@
+"""Random networks of the operators that a forward may call, held against brute force as in soundness.py.
+
+python tests/operator_nets.py FIRST LAST        # architectures; prints what went wrong, and the number of networks
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import soundness
+from soundness import CLASSES, check_architecture
+
+# (forward of x (N, d), shapes of the parameters, width of the output); d: width of the input, o: any other
+STEPS = [
+    ("x @ s.W.t() + s.b", {"W": "od", "b": "o"}, "o"),
+    ("torch.matmul(x, s.W)", {"W": "do"}, "o"),
+    ("torch.addmm(s.b, x, s.W, beta=-0.5, alpha=1.5)", {"W": "do", "b": "o"}, "o"),
+    ("torch.einsum('bi,oi->bo', x, s.W)", {"W": "od"}, "o"),
+    ("torch.einsum('bi,iop->bop', x, s.W).flatten(1)", {"W": "d22"}, "4"),
+    ("torch.matmul(x[:, None, None].expand(-1, 2, 1, -1), s.W).flatten(1)", {"W": "2d3"}, "6"),
+    ("(x[:, :, None] @ s.W.t()).flatten(1)[:, :4]", {"W": "21"}, "4"),
+    ("torch.matmul(s.W, x[:, :, None])[:, :, 0]", {"W": "od"}, "o"),
+    ("F.linear(x, s.W[1:, :], s.b[1:])", {"W": "4d", "b": "4"}, "3"),
+    ("F.linear(x, s.w.expand(3, x.shape[1]))", {"w": "1"}, "3"),
+    ("x - s.p", {"p": "d"}, "d"),
+    ("s.p - x", {"p": "1"}, "d"),
+    ("x * s.g - s.g", {"g": ""}, "d"),
+    ("x.add(s.p, alpha=-2)", {"p": "d"}, "d"),
+    ("F.prelu(x, s.p)", {"p": "d"}, "d"),
+    ("F.prelu(x, s.p)", {"p": "1"}, "d"),
+    ("F.leaky_relu(x, 1.5)", {}, "d"),
+    ("F.leaky_relu(x, -0.3)", {}, "d"),
+    ("torch.max(x, x.flip(1))", {}, "d"),
+    ("torch.min(x, torch.tensor(0.2, dtype=x.dtype))", {}, "d"),
+    ("torch.cat([x.max(1, keepdim=True)[0], x.min(1, keepdim=True).values, x[:, :1]], 1)", {}, "3"),
+    ("torch.cat([s.p.expand(len(x), 2), x[:, :2]], 1)", {"p": "2"}, "4"),
+    ("F.pad(x, (1, -1), value=0.3)", {}, "d"),
+    ("F.pad(x[:, None], (1, -1), mode='constant')[:, 0] + x", {}, "d"),
+    ("torch.cat(x.chunk(2, 1)[::-1], 1)", {}, "d"),
+    ("x[:, :2].repeat(1, 2)", {}, "4"),
+    ("torch.where(torch.arange(x.shape[1]) % 2 == 0, x, -x)", {}, "d"),
+    ("x.roll(1, 1).clamp(-0.4, 0.6)", {}, "d"),
+    ("x + F.embedding(torch.arange(x.shape[1]), s.p)[:, 0]", {"p": "d1"}, "d"),
+    ("x + F.relu(x.clone(), inplace=True)", {}, "d"),
+    ("write(x)", {}, "d"),
+    ("F.relu(x)", {}, "d"),
+]
+
+
+def write(x: torch.Tensor) -> torch.Tensor:
+    """Into a view: the first element becomes minus itself and half the last."""
+    x = x.clone()
+    x[:, :1] += 0.5 * x[:, -1:]
+    x[:, 0].mul_(-1)
+    return x
+
+
+class Step(nn.Module):
+    def __init__(self, d: int, r: random.Random) -> None:
+        super().__init__()
+        text, shapes, out = r.choice(STEPS)
+        size = {"d": d, "o": r.randint(2, 5)}
+        for name, letters in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn([size.get(c) or int(c) for c in letters]) / 2))
+        self.run = eval(f"lambda s, x: {text}", {"torch": torch, "F": F, "write": write})
+        self.out = size.get(out) or int(out)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def network(r: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
+    first = d = r.randint(2, 4)
+    steps: list[nn.Module] = []
+    for _ in range(r.randint(3, 6)):
+        steps.append(r.choice([Step, Step, lambda d, r: nn.Linear(d, 4)])(d, r))
+        d = getattr(steps[-1], "out", 4)
+        if r.random() < 0.4:
+            steps.append(nn.ReLU())
+    return nn.Sequential(*steps, nn.Linear(d, CLASSES)).double().eval(), (first,)
+
+
+def check(seed: int) -> dict:
+    """As `soundness.check_architecture`, of these networks."""
+    before, soundness.network = soundness.network, network
+    try:
+        return check_architecture(seed)
+    finally:
+        soundness.network = before
+
+
+if __name__ == "__main__":
+    found = [check(seed) for seed in range(int(sys.argv[1]), int(sys.argv[2]))]
+    print(*(v for f in found for v in f["violations"]), sum(f["networks"] for f in found), "networks", sep="\n")
