@@ -75,6 +75,10 @@ Domain = Annotated[
 ]
 Moves = Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")]
 Relative = Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")]
+Preflight = Annotated[
+    bool,
+    Parameter(negative="", help="Say within 30 s how long it will take, what moves and what can be certified, and stop."),
+]
 DataDir = Annotated[Path | None, Parameter(help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet.")]
 Out = Annotated[
     Path | None, Parameter(help="Run directory. The same settings go on where they ended; other settings are refused.")
@@ -189,9 +193,7 @@ def evaluate(
         str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
     ] = None,
     masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, where about half is left.")] = None,
-    preflight: Annotated[
-        bool, Parameter(negative="", help="Say how long it will take, what moves and what can be certified, and stop.")
-    ] = False,
+    preflight: Preflight = False,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -215,12 +217,11 @@ def evaluate(
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
         return _print_config(settings)
-    from nonsingular.experiment import evaluate_run, preflight_run
+    from nonsingular.experiment import evaluate_run
 
     where = _where(workers, engine, address)
     if preflight:
-        found = preflight_run(settings, where["workers"])
-        return print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
+        return _preflight(settings, where["workers"], json, quiet)
     run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
     _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet, track)
 
@@ -246,6 +247,7 @@ def certify(
     domain: Domain = None,
     moves: Moves = None,
     relative: Relative = None,
+    preflight: Preflight = False,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -271,7 +273,23 @@ def certify(
         return _print_config(settings)
     from nonsingular.experiment import certify_run
 
-    _one_surface(certify_run, settings, out or _folder("certify", settings), _where(workers, engine, address), json, quiet, track)
+    where = _where(workers, engine, address)
+    if preflight:
+        return _preflight(settings, where["workers"], json, quiet)
+    run = certify_run if quiet or json else partial(certify_run, announce=lambda found: _say(str(found)))
+    _one_surface(run, settings, out or _folder("certify", settings), where, json, quiet, track)
+
+
+def _preflight(settings: Any, workers: int, json: bool, quiet: bool) -> None:
+    """Says what a run is going to be: at once in one line, and then as well as it can be known."""
+    from nonsingular.experiment import preflight_run
+
+    found = preflight_run(
+        settings, workers, lambda first: None if quiet or json else _say(f"at first sight: {first.how_long()} ...")
+    )
+    if json:
+        return print(json_.dumps(found.to_dict()))
+    print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
 
 
 def _one_surface(
@@ -280,7 +298,7 @@ def _one_surface(
     """Runs, writes the report, and shows the surface of the one model."""
     tracked = _tracker(track)
     from nonsingular.records import Surface
-    from nonsingular.report import fronts_table, masking_lines, surface_table, write
+    from nonsingular.report import doubts, fronts_table, masking_lines, surface_table, write
 
     with _progress(quiet or json, {}) as report:
         results = run(settings, out, report=report, command=_command.get(), **where)
@@ -296,7 +314,7 @@ def _one_surface(
             _print(surface_table(shown))
     if "fronts" in found:
         _print(fronts_table(found["fronts"]))
-    for line in masking_lines(found):
+    for line in [*doubts(results), *masking_lines(found)]:
         print(line)
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
@@ -597,9 +615,11 @@ def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str
 
 
 def _show(results: Mapping[str, Any], out: Path) -> None:
-    from nonsingular.report import claims_table, masking_lines, model_table
+    from nonsingular.report import claims_table, doubts, masking_lines, model_table
 
     _print(model_table(results))
+    for line in doubts(results):
+        print(line)
     if "claims" in results:
         _print(claims_table(results))
     for model in results["models"].values():

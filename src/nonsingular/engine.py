@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -155,6 +156,54 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+# --- one process with a deadline ------------------------------------------------------------------------------------------
+
+
+def watched(fn: Callable[..., None], *args: Any, seconds: float) -> Generator[Any]:
+    """What fn(send, *args) sends from a process of its own, until it returns, dies, or `seconds` after its first message.
+
+    It is ended then, whatever it does.  Raises what `fn` raises; BrokenExecutor if it dies before its first message.
+    """
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_watched, args=(sending, fn, args), daemon=True)
+    with _interrupts_blocked():
+        child.start()
+    sending.close()
+    end: float | None = None
+    try:
+        while receiving.poll(None if end is None else max(0.0, end - time.monotonic())):
+            kind, value = receiving.recv()
+            if kind == "raised":
+                raise value
+            if kind == "returned":
+                return
+            end = time.monotonic() + seconds if end is None else end
+            yield value
+    except EOFError:  # it was killed: out of memory, say
+        if end is None:
+            raise BrokenExecutor("the process that looks ahead died (killed, or out of memory)") from None
+    finally:
+        child.kill()
+        child.join()
+        receiving.close()
+
+
+def _watched(sending: Any, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
+    _start_worker()
+    with suppress(ImportError):  # torch.fx makes progress bars, whose lock is a semaphore that an ended process leaves behind
+        import_module("tqdm").tqdm.set_lock(threading.RLock())
+
+    def send(value: Any) -> None:
+        sending.send(("sent", value))
+
+    try:
+        fn(send, *args)
+        sending.send(("returned", None))
+    except Exception as e:
+        sending.send(("raised", e))
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs, warn
-from nonsingular.data import as_tensors
+from nonsingular.data import as_tensors, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
@@ -48,9 +48,11 @@ def choose(
     return Method(attack, name_of(attack), scope, unit, batch_size)
 
 
-def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> None:
-    """Attacks one example, so that an attack that does not fit the model or the scope says so before any work is done."""
-    method.attack(model, x[:1], y[:1].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
+def rehearse(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float, examples: int = 1
+) -> None:  # fmt: skip
+    """Attacks the first examples, so that an attack that does not fit the model or the scope says so before any work is done."""
+    method.attack(model, x[:examples], y[:examples].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
@@ -62,8 +64,8 @@ def evaluate(
     model: nn.Module,
     data: Any,
     *,
-    eps_x: float | Sequence[float],
-    eps_w: float | Sequence[float] | Mapping[str, Radius],
+    eps_x: float | Sequence[float] | None = None,
+    eps_w: float | Sequence[float] | Mapping[str, Radius] | None = None,
     scope: Scope = "sample",
     attack: str | Attack | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0),
@@ -80,7 +82,7 @@ def evaluate(
         which is gathered in its order.  model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
-        radii, 0 to 1.
+        radii, 0 to 1.  Both are needed: without one, the error proposes numbers from the data.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
@@ -92,25 +94,28 @@ def evaluate(
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
-    radii = eps_w if isinstance(eps_w, Mapping) else None
     x, y = as_tensors(data)
+    if eps_x is None or eps_w is None:
+        raise InvalidInput(missing_radii(x, eps_x, eps_w))
+    radii = eps_w if isinstance(eps_w, Mapping) else None
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size
     )
     with use_threads(threads):
-        warn(check_inputs(model, x, y, method.unit))
+        warn(doubts := check_inputs(model, x, y, method.unit))
         columns, rows = axis(eps_x, "eps_x"), axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-        return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log)
+        return surface(model, x, y.long(), method, columns, rows, certify=certify, log=log, doubts=doubts)
 
 
 def surface(
     model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float], *,
     certify: str | None = None, name: str = "model", log: Path | None = None, keep: bool = True, submit: Submit | None = None,
     parts: Parts | None = None, on_cell: Callable[[Cell], None] = lambda cell: None,
-    on_part: Callable[[int], None] = lambda examples: None,
+    on_part: Callable[[int], None] = lambda examples: None, doubts: Sequence[str] = (),
 ) -> Surface:  # fmt: skip
     """`evaluate` on checked inputs, with the work done by `submit` and `parts`.  columns: eps_x.  rows: eps_w.
 
+    doubts: sentences that stand beside the numbers wherever they are shown, from `check_inputs` and whoever else doubts them.
     keep: with a log, what was found is kept in the folder `perturbations` beside it.
     """
     proof = None if certify is None else Proof(certify, method.unit)
@@ -136,13 +141,13 @@ def surface(
         **method.describe(), **made_of[0], "clean_accuracy": is_correct(clean, y).double().mean().item(),
         "moved_at_largest_eps_w": moved_at(model, method.unit.scaled(columns[-1], rows[-1])),
         "passes": {"forward": sum(c.passes[0] for c in cells), "backward": sum(c.passes[1] for c in cells)},
-        "dtype": str(x.dtype), "device": x.device.type,
+        "dtype": str(x.dtype), "device": x.device.type, "doubts": list(doubts),
     }  # fmt: skip
     if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
         cells = nested(cells, columns, rows)
     return Surface.from_cells(
         cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,
-        certified=None if proven is None else proven.surface(name),
+        certified=None if proven is None else proven.surface(name, doubts),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from nonsingular.report.html import page
 from nonsingular.report.paired import comparison_table
 from nonsingular.report.radii import fronts
 from nonsingular.report.summary import read
-from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
+from nonsingular.report.table import claims_table, doubt_lines, fronts_table, markdown, masking_lines, model_table, surface_table
 
 __all__ = [
     "cells_csv",
@@ -23,6 +23,7 @@ __all__ = [
     "comparison_table",
     "contours",
     "differences",
+    "doubts",
     "fronts_table",
     "markdown",
     "masking_lines",
@@ -35,6 +36,11 @@ __all__ = [
     "write",
     "write_all",
 ]
+
+
+def doubts(results: Mapping[str, Any]) -> list[str]:
+    """What is doubted about these numbers, line by line: to be shown beside them."""
+    return doubt_lines(read(results))
 
 
 def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
