@@ -44,7 +44,8 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
         CPUs decide how many calls run at once, and `workers` says nothing.
     What a node of a cluster needs: the same versions of nonsingular, torch, Python and Ray, a processor with the same vector
     instructions, and the folders of data, models and runs under the same paths.  What is printed meanwhile goes to stderr.
-    On an error, and on Ctrl-C, what is not finished is given up, and every process that was started here ends.
+    On an error, and on Ctrl-C or a signal that cli.py makes one of it, what is not finished is given up, and every process that
+    was started here ends.
     A call that loses DEATHS workers fails with BrokenExecutor.
     Raises InvalidInput for an unknown name, less than one worker, Ray that is not installed, or an address where none answers.
 
@@ -108,9 +109,9 @@ class Processes(ThreadPoolExecutor):
             with self._starting:
                 if self._stopped:
                     raise _lost()
-                pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker)
                 before = set(active_children())
-                with _interrupts_blocked():
+                with _interrupts_blocked():  # also while the tracker of multiprocessing starts, which ignores no SIGHUP by itself
+                    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker)
                     pool.submit(os.getpid)  # this starts it
                 self._children |= set(active_children()) - before
                 self._pools.append(pool)
@@ -133,11 +134,11 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Generator[None]:
-    """A process that starts meanwhile inherits this: Ctrl-C is the parent's to handle, also while a worker starts."""
+    """A process that starts meanwhile inherits this: Ctrl-C and a terminal that closes are the parent's to handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
