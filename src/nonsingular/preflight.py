@@ -454,13 +454,15 @@ class _Clock:
         return {"seconds": seconds if len(parts) > 1 else None, "parts": parts, "factor": self._factor(), "unfinished": None}
 
     def _factor(self) -> float:
-        """How far apart the ends are: the fewer examples, the further, and as far as the last two estimates are."""
+        """How far apart the ends are: the fewer examples, the further."""
         if not self.stages:
             return ROUGH
         last = self.stages[-1]
-        if last.n == min(self.plan.most, len(self.pool)) and last.fine:
-            return 1.5
-        return (1.7 if last.n >= 8 else 2.2) if last.fine else 3.0
+        if not last.fine:
+            return 3.0
+        if not self.plan.own:  # how often a point is attacked twice depends on its neighbours, which lie further apart here
+            return 2.0
+        return 1.5 if last.n == min(self.plan.most, len(self.pool)) else 1.7 if last.n >= 8 else 2.2
 
     def _of_size(self, what: str, size: float) -> float:
         """Seconds of `size` examples together, as they grow from stage to stage, or as single pieces do."""
