@@ -94,7 +94,7 @@ def test_a_single_flip_leaves_a_local_optimum(monkeypatch):
     assert lower.item() == pytest.approx(0.6) and moved[0, 0, 0] == -1
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("eps_x", [0.0, 0.1], ids=["weights", "joint"])
 @pytest.mark.parametrize("eps_w, share", [(0.05, 0.95), (0.3, 0.85)])
 def test_reaches_the_exact_optimum_and_never_beats_it(classes, eps_x, eps_w, share):

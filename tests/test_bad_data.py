@@ -465,7 +465,8 @@ def test_doubts_are_shown_once_and_kept(here: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, logger="nonsingular"):
         found = results_of(of("good.npz", model="softmax"))
     assert sum("probabilities" in record.message for record in caplog.records) == 1
-    assert any("probabilities" in doubt for doubt in found["data"]["warnings"])
+    (model,) = found["models"].values()
+    assert any("probabilities" in doubt for doubt in model["surfaces"][0]["about"]["doubts"])
 
 
 def test_sequences(tmp_path: Path) -> None:

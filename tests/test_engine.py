@@ -247,6 +247,7 @@ def cluster(quiet_ray):
         cluster.shutdown()
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_node_killed_in_the_middle_changes_nothing(folder, settings, alone, tmp_path, cluster, capfd):
     (second,) = cluster.worker_nodes

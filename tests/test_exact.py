@@ -362,9 +362,9 @@ def samples(model, x, y, ball, draws=300):
     return (logits[:, [y]] - logits).amin(0)
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", [*range(2), *(pytest.param(k, marks=pytest.mark.slow) for k in range(2, 4))])
 def test_no_bound_is_above_it_and_no_point_is_below_it(block):
-    """100 random networks, every sound bound of the catalog that has rules for them."""
+    """50 random networks, 100 with -m slow; every sound bound of the catalog that has rules for them."""
     for seed in range(25 * block, 25 * (block + 1)):
         model, x, y, ball = random_case(seed)
         found = module.solve(model, x, y, ball)

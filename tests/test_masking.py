@@ -108,7 +108,7 @@ def data(limit=256):
 # ---------------------------------------------------------------- each mask, each flag
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", ["sample", pytest.param("batch", marks=pytest.mark.slow), "dataset"])
 @pytest.mark.parametrize("name", sorted(MASKS))
 @pytest.mark.parametrize("seed", [SEEDS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])])
 def test_each_mask_raises_its_flags_and_no_other(name, scope, seed):
@@ -126,9 +126,9 @@ def test_an_honest_model_raises_none_at_other_radii(ball):
         assert not masking(honest(1), data(), ball, scope=scope).flags
 
 
-def test_an_honest_convolutional_model_raises_none():
-    for scope in ("sample", "dataset"):
-        assert not masking(honest(0, "conv"), data(96), JointBall(0.08, 0.003), scope=scope).flags
+@pytest.mark.parametrize("scope", [pytest.param("sample", marks=pytest.mark.slow), "dataset"])
+def test_an_honest_convolutional_model_raises_none(scope):
+    assert not masking(honest(0, "conv"), data(96), JointBall(0.08, 0.003), scope=scope).flags
 
 
 @pytest.mark.parametrize("attack", ["neuron", "apgd", "square", "corners"])

@@ -105,7 +105,7 @@ def test_attacks_on_one_set_of_weights_are_those_of_smaller_chunks(attack, monke
         torch.testing.assert_close(w, again.weights[name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
+@pytest.mark.parametrize("scope", ["sample", pytest.param("batch", marks=pytest.mark.slow), "dataset"])
 @pytest.mark.parametrize("attack", ["paper", "strongest", "square", "corners"])
 def test_a_surface_does_not_need_room_for_all(scope, attack, monkeypatch):
     model, x, y = setting(40)

@@ -207,6 +207,7 @@ def test_the_real_mnist_by_its_folder_is_mnist_by_name(shared_data: Path) -> Non
     assert tuple(map(len, (by_folder.train, by_folder.val))) == (55_000, 5_000)
 
 
+@pytest.mark.slow
 def test_the_real_cifar10_by_its_folder_is_cifar10_by_name(shared_data: Path) -> None:
     by_name, by_folder = load("cifar10", shared_data), load(str(shared_data / "cifar10-jpeg"))
     assert by_folder.test.sha256() == by_name.test.sha256()

@@ -425,7 +425,7 @@ def test_one_model_has_both_maps_side_by_side() -> None:
     assert left.get_position().y0 == right.get_position().y0 and left.get_position().x1 < right.get_position().x0
 
 
-@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
 def test_any_number_of_models_with_both(count: int) -> None:
     figure = contours_of(with_certificates(results(tuple(map(str, range(count))), (0,))))
     assert sum(isinstance(c, QuadContourSet) and c.filled for ax in figure.axes for c in ax.get_children()) == 2 * count
@@ -562,7 +562,7 @@ def test_one_panel_needs_no_letter_and_one_seed_no_spread() -> None:
     assert figure.axes[0].get_title(loc="left") == f"model\nAUC {s.auc:.3f}"
 
 
-@pytest.mark.parametrize("count", range(1, 13))
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 12])
 def test_any_number_of_panels(count: int) -> None:
     figure = contours({str(k): [surface(k)] for k in range(count)})
     assert render(figure, "svg").count(b"QuadContourSet_") == 2 * count

@@ -168,13 +168,23 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_an_interrupted_evaluation_says_how_to_go_on(whole, tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    ids=lambda number: signal.Signals(number).name,
+)
+def test_an_interrupted_evaluation_says_how_to_go_on(number, whole, tmp_path):
+    """Ctrl-C and a closed terminal reach the whole group; SIGTERM, as `kill` and schedulers send it, this process alone."""
     process = start("evaluate", whole / "run", *GRID, "--workers", 2, "--out", "surface", cwd=tmp_path)
     wait_for(lambda: lines(tmp_path / "surface/events.jsonl") >= 3, process)
     started = time.monotonic()
-    code, err = interrupted(process)
-    assert code == 130
-    assert "same command again" in err
+    if number == signal.SIGTERM:
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)
+    code, _, err = finish(process)
+    assert code == 128 + number
+    assert "same command again: nonsingular evaluate" in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert time.monotonic() - started < 20

@@ -6,9 +6,11 @@ A new attack, bound or model is one function in its folder and one line here; th
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nonsingular.errors import InvalidInput
@@ -49,6 +51,15 @@ MODELS = {
     "resnet": "nonsingular.models:resnet",
 }
 DATASETS = {name: "nonsingular.data:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
+
+
+def described(table: Mapping[str, str], name: str) -> str:
+    """The first paragraph of the docstring behind `name`, read from its file: nothing is imported."""
+    module, function = table[name].split(":")
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    text = next(ast.get_docstring(node) for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return " ".join((text or "").split("\n\n")[0].split())
 
 
 def known(table: Mapping[str, str], name: str, kind: str) -> str:

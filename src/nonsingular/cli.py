@@ -7,7 +7,9 @@ import json as json_
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -31,21 +33,23 @@ app = App(
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
     "Exit codes: 0 done; 1 a gate was missed, a worker process died, an attack beat a certificate, or a run is not confirmed; "
     "2 something given cannot be used; "
-    "130 interrupted (what is finished is kept: run the same command again).",
+    "130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what is finished is kept: run the same command again).",
 )  # fmt: skip
 
-Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]
+Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it. Default: none.")]
 Model = Annotated[
     str | None,
     Parameter(
         help="Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
-        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name."
+        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name. Default: that of --config; "
+        "needed in one of the two."
     ),
 ]
 Weights = Annotated[
     Path | None,
     Parameter(
-        help="For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. Never unpickled."
+        help="For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. "
+        "Never unpickled. Default: those that the function or file comes with."
     ),
 ]
 Data = Annotated[
@@ -64,7 +68,9 @@ Classes = Annotated[
 ]
 Indices = Annotated[
     Path | None,
-    Parameter(help="File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these."),
+    Parameter(
+        help="File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these. Default: all rows."
+    ),
 ]
 Split = Annotated[str | None, Parameter(help="test (default) or val.")]
 Limit = Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")]
@@ -72,11 +78,17 @@ EpsX = Annotated[
     str | None,
     Parameter(
         help="Input radii: low:high:points or a,b,c, in units of the data; or column=radius,column=radius of a table (the axis "
-        "is then their fraction, other columns are fixed; '*=0.1,sex=0' moves all but sex). Default: the grid of the data set."
+        "is then their fraction, other columns are fixed; '*=0.1,sex=0' moves all but sex). Default: the grid of the data set; "
+        "for other data, 6 points to a fifth of the spread of the inputs."
     ),
 ]
 EpsW = Annotated[
-    str | None, Parameter(help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction).")
+    str | None,
+    Parameter(
+        help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction). Default: the "
+        "grid of the data "
+        "set; for other data, and with --relative, 6 points to 0.02 of the largest |weight| of each tensor."
+    ),
 ]
 Domain = Annotated[
     str | None,
@@ -86,10 +98,29 @@ Domain = Annotated[
     ),
 ]
 Moves = Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")]
-Relative = Annotated[bool | None, Parameter(help="Weight radii are multiples of the largest |weight| of each tensor.")]
-DataDir = Annotated[Path | None, Parameter(help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet.")]
+Relative = Annotated[
+    bool | None,
+    Parameter(
+        help="Weight radii are multiples of the largest |weight| of each tensor. Default: no, unless --eps-w is chosen for you."
+    ),
+]
+Preflight = Annotated[
+    bool,
+    Parameter(negative="", help="Say within 30 s how long it will take, what moves and what can be certified, and stop."),
+]
+DataDir = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet. Default: the cache, else a "
+        "download into it."
+    ),
+]
 Out = Annotated[
-    Path | None, Parameter(help="Run directory. The same settings go on where they ended; other settings are refused.")
+    Path | None,
+    Parameter(
+        help="Run directory. The same settings go on where they ended; other settings are refused. Default: a folder "
+        "in runs/ named after them."
+    ),
 ]
 Workers = Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")]
 Engine = Annotated[str, Parameter(help="Where the work is done: local, or ray (extra 'ray'). The results are the same.")]
@@ -97,7 +128,10 @@ Address = Annotated[
     str | None,
     Parameter(help="Ray cluster to join: host:port or auto. Its CPUs then count, not --workers. Default: a Ray of its own."),
 ]
-Track = Annotated[str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed.")]
+Track = Annotated[
+    str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed. Default: to none.")
+]
+PRESET = "Default: that of the method's preset on the data; without one"
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
 PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")]
@@ -125,20 +159,22 @@ def demo(
 @app.command
 def train(
     *,
-    data: str | None = None,
+    data: Annotated[str | None, Parameter(help="As of 'evaluate'. Default: digits.")] = None,
     classes: Classes = None,
-    method: Annotated[str | None, Parameter(help="standard, weight-perturb, at, at-beta, jiwp or joint.")] = None,
-    eps_x: Annotated[float | None, Parameter(help="Training radius of the inputs, in the data's units.")] = None,
-    eps_w: Annotated[float | None, Parameter(help="Training radius of the weights.")] = None,
-    alpha: Annotated[float | None, Parameter(help="Weight of tau in the loss (4).")] = None,
-    beta: Annotated[float | None, Parameter(help="Weight of zeta in the loss (4).")] = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    batch_size: int | None = None,
-    network: Annotated[str | None, Parameter(help="mlp, conv or resnet.")] = None,
-    hidden: Annotated[str | None, Parameter(help="Widths, e.g. 128,64,32.")] = None,
-    bias: bool | None = None,
-    seed: int | None = None,
+    method: Annotated[
+        str | None, Parameter(help="standard, weight-perturb, at, at-beta, jiwp or joint. Default: standard.")
+    ] = None,
+    eps_x: Annotated[float | None, Parameter(help=f"Training radius of the inputs, in the data's units. {PRESET}, 0.")] = None,
+    eps_w: Annotated[float | None, Parameter(help=f"Training radius of the weights. {PRESET}, 0.")] = None,
+    alpha: Annotated[float | None, Parameter(help=f"Weight of tau in the loss (4). {PRESET}, 0.")] = None,
+    beta: Annotated[float | None, Parameter(help=f"Weight of zeta in the loss (4). {PRESET}, 0.")] = None,
+    epochs: Annotated[int | None, Parameter(help=f"Passes over the training data. {PRESET}, 12.")] = None,
+    lr: Annotated[float | None, Parameter(help=f"Learning rate of Adam. {PRESET}, 0.001.")] = None,
+    batch_size: Annotated[int | None, Parameter(help=f"Examples of a step. {PRESET}, 128.")] = None,
+    network: Annotated[str | None, Parameter(help="mlp, conv or resnet. Default: mlp.")] = None,
+    hidden: Annotated[str | None, Parameter(help=f"Widths, e.g. 64,32. {PRESET}, 128,64,32.")] = None,
+    bias: Annotated[bool | None, Parameter(help="Layers with biases. Default: without.")] = None,
+    seed: Annotated[int | None, Parameter(help="Of the weights and of the order of the data. Default: 0.")] = None,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -198,14 +234,15 @@ def evaluate(
     domain: Domain = None,
     moves: Moves = None,
     relative: Relative = None,
-    batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Examples that share W' in scope batch. Default: 128.")] = None,
     certify: Annotated[
-        str | None, Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds').")
+        str | None,
+        Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds'). Default: none."),
     ] = None,
-    masking: Annotated[bool | None, Parameter(help="Also look for signs of masked gradients, where about half is left.")] = None,
-    preflight: Annotated[
-        bool, Parameter(negative="", help="Say how long it will take, what moves and what can be certified, and stop.")
-    ] = False,
+    masking: Annotated[
+        bool | None, Parameter(help="Also look for signs of masked gradients, where about half is left. Default: no.")
+    ] = None,
+    preflight: Preflight = False,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -230,12 +267,11 @@ def evaluate(
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:
         return _print_config(settings)
-    from nonsingular.experiment import evaluate_run, preflight_run
+    from nonsingular.experiment import evaluate_run
 
     where = _where(workers, engine, address)
     if preflight:
-        found = preflight_run(settings, where["workers"])
-        return _tell(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
+        return _preflight(settings, where["workers"], json, quiet)
     run = evaluate_run if quiet or json else partial(evaluate_run, announce=lambda found: _say(str(found)))
     _one_surface(run, settings, out or _folder("evaluate", settings), where, json, quiet, track)
 
@@ -257,11 +293,15 @@ def certify(
         str | None, Parameter(help="A sound bound: crown (default), best, ... ('nonsingular list bounds').")
     ] = None,
     accuracy: Annotated[
-        str | None, Parameter(help="Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x.")
+        str | None,
+        Parameter(
+            help="Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x. Default: none."
+        ),
     ] = None,
     domain: Domain = None,
     moves: Moves = None,
     relative: Relative = None,
+    preflight: Preflight = False,
     data_dir: DataDir = None,
     config: Config = None,
     out: Out = None,
@@ -288,7 +328,23 @@ def certify(
         return _print_config(settings)
     from nonsingular.experiment import certify_run
 
-    _one_surface(certify_run, settings, out or _folder("certify", settings), _where(workers, engine, address), json, quiet, track)
+    where = _where(workers, engine, address)
+    if preflight:
+        return _preflight(settings, where["workers"], json, quiet)
+    run = certify_run if quiet or json else partial(certify_run, announce=lambda found: _say(str(found)))
+    _one_surface(run, settings, out or _folder("certify", settings), where, json, quiet, track)
+
+
+def _preflight(settings: Any, workers: int, json: bool, quiet: bool) -> None:
+    """Says what a run is going to be: at once in one line, and then as well as it can be known."""
+    from nonsingular.experiment import preflight_run
+
+    found = preflight_run(
+        settings, workers, lambda first: None if quiet or json else _say(f"at first sight: {first.how_long()} ...")
+    )
+    if json:
+        return print(json_.dumps(found.to_dict()))
+    print(f"{found}\ntensors that move, at the largest eps_w:\n{found.details()}")
 
 
 def _one_surface(
@@ -298,7 +354,7 @@ def _one_surface(
     tracked = _tracker(track)
     from nonsingular.manifest import seal
     from nonsingular.records import Surface
-    from nonsingular.report import fronts_table, masking_lines, surface_table, write
+    from nonsingular.report import doubts, fronts_table, masking_lines, surface_table, write
 
     with _progress(quiet or json, {}) as report:
         results = run(settings, out, report=report, command=_command.get(), **where)
@@ -315,7 +371,7 @@ def _one_surface(
             _print(surface_table(shown))
     if "fronts" in found:
         _print(fronts_table(found["fronts"]))
-    for line in masking_lines(found):
+    for line in [*doubts(results), *masking_lines(found)]:
         _tell(line)
     _say(f"report: {files['report.html']}\nrecords: {out}")
 
@@ -330,7 +386,7 @@ def _tracker(name: str | None) -> Callable[[Mapping[str, Any], Path], None]:
 def reproduce(
     *,
     data: Annotated[str | None, Parameter(help="mnist (default), fashion-mnist or digits.")] = None,
-    seeds: int | None = None,
+    seeds: Annotated[int | None, Parameter(help="Networks of each model. Default: 3.")] = None,
     limit: Annotated[str | None, Parameter(help="Test examples, a seeded subset (default 1000); 'none' for all.")] = None,
     data_dir: DataDir = None,
     config: Config = None,
@@ -491,16 +547,19 @@ def check(
     run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")],
     /,
     *,
-    min_auc: Annotated[float | None, Parameter(help="Least AUC of the attacked surface.")] = None,
+    min_auc: Annotated[float | None, Parameter(help="Least AUC of the attacked surface. Default: none.")] = None,
     min_accuracy: Annotated[
-        list[str] | None, Parameter(help="Least attacked accuracy at a point: eps_x=0.1,eps_w=0.005:0.4. Can be repeated.")
+        list[str] | None,
+        Parameter(help="Least attacked accuracy at a point: eps_x=0.1,eps_w=0.005:0.4. Can be repeated. Default: none."),
     ] = None,
-    min_certified_auc: Annotated[float | None, Parameter(help="Least AUC of the certified surface.")] = None,
-    min_certified: Annotated[list[str] | None, Parameter(help="Least certified accuracy at a point, likewise.")] = None,
+    min_certified_auc: Annotated[float | None, Parameter(help="Least AUC of the certified surface. Default: none.")] = None,
+    min_certified: Annotated[
+        list[str] | None, Parameter(help="Least certified accuracy at a point, likewise. Default: none.")
+    ] = None,
     interval: Annotated[
         bool, Parameter(negative="", help="Hold the lower end of the 95 % interval against each, not the number itself.")
     ] = False,
-    junit: Annotated[Path | None, Parameter(help="Also write the outcomes to this file, as JUnit XML.")] = None,
+    junit: Annotated[Path | None, Parameter(help="Also write the outcomes to this file, as JUnit XML. Default: none.")] = None,
 ) -> None:
     """Pass or fail a run, for continuous integration: exit code 1 if a number is below its gate."""
     from nonsingular.gates import Gate
@@ -522,17 +581,48 @@ def check(
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str, Parameter(help="attacks, bounds, methods, models or data.")], /) -> None:
-    """The names that settings take."""
+def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, models or data.")], /) -> None:
+    """The names that settings take, one a line, with what each is, who shares W' or what it is a bound of, and its source."""
     from nonsingular import catalog
+    from nonsingular.report.cards import ATTACKS, BOUNDS
 
-    tables = {
-        "attacks": catalog.ATTACKS, "bounds": catalog.BOUNDS, "methods": catalog.OBJECTIVES, "models": catalog.MODELS,
-        "data": catalog.DATASETS,
-    }  # fmt: skip
+    tables: dict[str, Callable[[], dict[str, str]]] = {
+        "attacks": lambda: {name: _card(ATTACKS[name]) for name in catalog.ATTACKS},
+        "bounds": lambda: {name: _card(BOUNDS[name]) for name in catalog.BOUNDS},
+        "objectives": lambda: {name: catalog.described(catalog.OBJECTIVES, name) for name in catalog.OBJECTIVES},
+        "models": lambda: {name: catalog.described(catalog.MODELS, name) for name in catalog.MODELS},
+        "data": _data_sets,
+    }
+    kind = {"methods": "objectives", "datasets": "data"}.get(kind, kind)
     if kind not in tables:
         raise InvalidInput(f"there is no list of '{kind}'; choose one of {', '.join(tables)}")
-    print("\n".join(tables[kind]))
+    found = tables[kind]()
+    width = max(map(len, found))
+    print("\n".join(f"{name:{width}}  {line}" for name, line in found.items()))
+
+
+def _card(card: Any) -> str:
+    """An attack or a bound in one line: a bound says on which side it lies, an attack who shares the weights that it moves."""
+    bound = (
+        card.means.split(":")[0] if not card.means.startswith("Upper") else f"W': {card.shares[:1].lower()}{card.shares[1:-1]}"
+    )
+    return f"{card.does} {bound}. Source: {card.source.rstrip('.')}."
+
+
+def _data_sets() -> dict[str, str]:
+    """What is known by name."""
+    from nonsingular import catalog
+    from nonsingular.readers.public import SOURCES
+
+    def line(name: str) -> str:
+        if name not in SOURCES:
+            return "8 x 8 handwritten digits, 10 classes, in the package."
+        source = SOURCES[name]
+        size = " x ".join(map(str, source.shape))
+        sizes = f"{source.sizes[0]:,} to train and {source.sizes[1]:,} to test"
+        return f"{source.title}: {size} images, {len(source.classes)} classes, {sizes}. Source: {source.url}"
+
+    return {name: line(name) for name in catalog.DATASETS}
 
 
 _command: ContextVar[str] = ContextVar("command", default="nonsingular")
@@ -631,9 +721,11 @@ def _progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str
 
 
 def _show(results: Mapping[str, Any], out: Path) -> None:
-    from nonsingular.report import claims_table, masking_lines, model_table
+    from nonsingular.report import claims_table, doubts, masking_lines, model_table
 
     _print(model_table(results))
+    for line in doubts(results):
+        print(line)
     if "claims" in results:
         _print(claims_table(results))
     for model in results["models"].values():
@@ -674,8 +766,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     _command.set(shlex.join(["nonsingular", *argv]))
     try:
-        app(argv, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
+        with _signals_end_like_ctrl_c():
+            app(argv, exit_on_error=False, print_error=False)
+            sys.stdout.flush()
         return 0
     except cyclopts.CycloptsError as e:
         return _fail(f"{e}\nsee: nonsingular --help")
@@ -694,9 +787,36 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenExecutor:
         _say("error: a worker process died (killed, or out of memory); what is finished is kept: run again, with fewer --workers")
         return 1
-    except KeyboardInterrupt:
-        _say("interrupted; what is finished is kept: run the same command again to go on")
-        return 130
+    except KeyboardInterrupt as e:
+        _say(f"interrupted; what is finished is kept; resume with the same command again: {_command.get()}")
+        return 128 + (e.number if isinstance(e, Interrupted) else signal.SIGINT)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks this process to end.  number: which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _signals_end_like_ctrl_c() -> Generator[None]:
+    """SIGTERM and SIGHUP raise Interrupted, so that what Ctrl-C cleans up is cleaned up; what is ignored (nohup) stays so."""
+
+    def end(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    before: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str) -> int:

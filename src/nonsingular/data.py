@@ -207,6 +207,44 @@ def _renamed(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     return replace(data, train=train, val=val, test=test, classes=classes)
 
 
+@dataclass(frozen=True)
+class FirstRadii:
+    """A grid to begin with where none is given, and where its numbers come from.  eps_w: multiples of the largest |weight|."""
+
+    eps_x: tuple[float, ...]
+    eps_w: tuple[float, ...]
+    why_x: str
+    why_w: str
+
+
+def first_radii(x: Tensor) -> FirstRadii:
+    """Six points each: inputs to a fifth of their spread, weights in steps of what rounding to int8 moves them by.
+
+    x: (N, *input).  The spread is the root of the mean variance of those inputs that vary between examples.
+
+    >>> first_radii(torch.tensor([[0.0, 5.0], [1.0, 5.0]])).eps_x
+    (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)
+    """
+    values = x.detach().double().nan_to_num().flatten(1)
+    variance = values.var(0, correction=0)
+    varies = variance[variance > 0]
+    spread = varies.mean().sqrt().item() if len(varies) else max(values.abs().max().item(), 1.0)
+    top = float(f"{spread / 5:.1g}")
+    return FirstRadii(
+        tuple(float(f"{top * i / 5:.4g}") for i in range(6)), tuple(round(0.004 * i, 3) for i in range(6)),
+        f"to a fifth of the spread of the inputs, {spread:.2g}",
+        "multiples of the largest |weight| of each tensor, a step is what rounding to int8 moves it by",
+    )  # fmt: skip
+
+
+def missing_radii(x: Tensor, eps_x: Any, eps_w: Any) -> str:
+    """What to say where one of the radii is None."""
+    first = first_radii(x)
+    ask = [f"eps_x={list(first.eps_x)} ({first.why_x})"] if eps_x is None else []
+    ask += [f"eps_w={list(first.eps_w)} with relative=True ({first.why_w})"] if eps_w is None else []
+    return f"{' and '.join(n for n, r in (('eps_x', eps_x), ('eps_w', eps_w)) if r is None)} not given; e.g. {', '.join(ask)}"
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()

@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -43,7 +44,8 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
         CPUs decide how many calls run at once, and `workers` says nothing.
     What a node of a cluster needs: the same versions of nonsingular, torch, Python and Ray, a processor with the same vector
     instructions, and the folders of data, models and runs under the same paths.  What is printed meanwhile goes to stderr.
-    On an error, and on Ctrl-C, what is not finished is given up, and every process that was started here ends.
+    On an error, and on Ctrl-C or a signal that cli.py makes one of it, what is not finished is given up, and every process that
+    was started here ends.
     A call that loses DEATHS workers fails with BrokenExecutor.
     Raises InvalidInput for an unknown name, less than one worker, Ray that is not installed, or an address where none answers.
 
@@ -107,9 +109,9 @@ class Processes(ThreadPoolExecutor):
             with self._starting:
                 if self._stopped:
                     raise _lost()
-                pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker)
                 before = set(active_children())
-                with _interrupts_blocked():
+                with _interrupts_blocked():  # also while the tracker of multiprocessing starts, which ignores no SIGHUP by itself
+                    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker)
                     pool.submit(os.getpid)  # this starts it
                 self._children |= set(active_children()) - before
                 self._pools.append(pool)
@@ -132,11 +134,11 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Generator[None]:
-    """A process that starts meanwhile inherits this: Ctrl-C is the parent's to handle, also while a worker starts."""
+    """A process that starts meanwhile inherits this: Ctrl-C and a terminal that closes are the parent's to handle."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
@@ -155,6 +157,54 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+# --- one process with a deadline ------------------------------------------------------------------------------------------
+
+
+def watched(fn: Callable[..., None], *args: Any, seconds: float) -> Generator[Any]:
+    """What fn(send, *args) sends from a process of its own, until it returns, dies, or `seconds` after its first message.
+
+    It is ended then, whatever it does.  Raises what `fn` raises; BrokenExecutor if it dies before its first message.
+    """
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_watched, args=(sending, fn, args), daemon=True)
+    with _interrupts_blocked():
+        child.start()
+    sending.close()
+    end: float | None = None
+    try:
+        while receiving.poll(None if end is None else max(0.0, end - time.monotonic())):
+            kind, value = receiving.recv()
+            if kind == "raised":
+                raise value
+            if kind == "returned":
+                return
+            end = time.monotonic() + seconds if end is None else end
+            yield value
+    except EOFError:  # it was killed: out of memory, say
+        if end is None:
+            raise BrokenExecutor("the process that looks ahead died (killed, or out of memory)") from None
+    finally:
+        child.kill()
+        child.join()
+        receiving.close()
+
+
+def _watched(sending: Any, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
+    _start_worker()
+    with suppress(ImportError):  # torch.fx makes progress bars, whose lock is a semaphore that an ended process leaves behind
+        import_module("tqdm").tqdm.set_lock(threading.RLock())
+
+    def send(value: Any) -> None:
+        sending.send(("sent", value))
+
+    try:
+        fn(send, *args)
+        sending.send(("returned", None))
+    except Exception as e:
+        sending.send(("raised", e))
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.checks import check_inputs, warn
 from nonsingular.columns import input_axis
-from nonsingular.data import as_tensors, columns_of
+from nonsingular.data import as_tensors, columns_of, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
@@ -52,9 +52,11 @@ def choose(
     return Method(attack, name_of(attack), scope, unit, batch_size)
 
 
-def rehearse(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> None:
-    """Attacks one example, so that an attack that does not fit the model or the scope says so before any work is done."""
-    method.attack(model, x[:1], y[:1].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
+def rehearse(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float, examples: int = 1
+) -> None:  # fmt: skip
+    """Attacks the first examples, so that an attack that does not fit the model or the scope says so before any work is done."""
+    method.attack(model, x[:examples], y[:examples].long(), method.unit.scaled(eps_x, eps_w), scope=method.scope)
 
 
 def attack_cell(model: nn.Module, x: Tensor, y: Tensor, method: Method, eps_x: float, eps_w: float) -> Cell:
@@ -66,8 +68,8 @@ def evaluate(
     model: nn.Module,
     data: Any,
     *,
-    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any],
-    eps_w: float | Sequence[float] | Mapping[str, Radius],
+    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any] | None = None,
+    eps_w: float | Sequence[float] | Mapping[str, Radius] | None = None,
     scope: Scope = "sample",
     attack: str | Attack | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0),
@@ -88,7 +90,7 @@ def evaluate(
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
         radii, 0 to 1.  So it is for eps_x as a mapping from column to radius, by name or number ({"age": 2.0, "income": 500.0}:
         all others are fixed), and for an array of two or more dimensions that broadcasts to one input: (1, d) of a table, a mask
-        times a radius.
+        times a radius.  Both are needed: without one, the error proposes numbers from the data.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
@@ -100,8 +102,10 @@ def evaluate(
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
-    radii = eps_w if isinstance(eps_w, Mapping) else None
     x, y = as_tensors(data)
+    if eps_x is None or eps_w is None:
+        raise InvalidInput(missing_radii(x, eps_x, eps_w))
+    radii = eps_w if isinstance(eps_w, Mapping) else None
     unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     method = choose(
         model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size,
@@ -124,8 +128,8 @@ def surface(
 ) -> Surface:  # fmt: skip
     """`evaluate` on checked inputs, with the work done by `submit` and `parts`.  columns: eps_x.  rows: eps_w.
 
-    doubts: what is known to look like a mistake; the surface keeps them, and what its own numbers make doubtful.
-
+    doubts: sentences that stand beside the numbers wherever they are shown, from `check_inputs` and whoever else doubts them;
+        what the numbers themselves make doubtful joins them.
     keep: with a log, what was found is kept in the folder `perturbations` beside it.
     """
     proof = None if certify is None else Proof(certify, method.unit)
@@ -158,7 +162,7 @@ def surface(
         cells = nested(cells, columns, rows)
     return Surface.from_cells(
         cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,
-        certified=None if proven is None else proven.surface(name),
+        certified=None if proven is None else proven.surface(name, doubts),
     )  # fmt: skip
 
 

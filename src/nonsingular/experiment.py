@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ from nonsingular.config import (
     Settings,
     TrainSettings,
 )  # fmt: skip
-from nonsingular.data import Dataset, Domain, Split, hash_tensors, load
+from nonsingular.data import Dataset, Domain, Split, first_radii, hash_tensors, load
 from nonsingular.engine import engine as start
+from nonsingular.engine import watched
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.examples import examples
@@ -43,7 +45,7 @@ from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
 from nonsingular.objectives import Objective
 from nonsingular.onelogit import OneLogit
-from nonsingular.preflight import Preflight, preflight
+from nonsingular.preflight import Plan, Preflight, looked_at, preflight, preflights
 from nonsingular.presets import GRIDS, TITLES
 from nonsingular.readers import rows as index_file
 from nonsingular.records import (
@@ -64,8 +66,12 @@ from nonsingular.threat import JointBall
 from nonsingular.train import CHECKPOINT, Epoch, accuracy, train
 from nonsingular.work import TASKS
 
+log = logging.getLogger("nonsingular")
+
 Report = Callable[[str, int], None]
 """Progress: (what was done, how many units)."""
+BRIEF, LIMIT = 5.0, 20.0
+"""Seconds for the estimate before a run, and seconds after which an estimate that was asked for is ended as far as it is."""
 
 
 # --- training -------------------------------------------------------------------------------------------------------------
@@ -138,7 +144,10 @@ def dataset(name: str, data_dir: Path | None, domain: Domain = "own", classes: t
 class Job:
     """One model, the examples and the grid that settings name: what a worker needs to do a piece of the work."""
 
-    def __init__(self, settings: EvaluateSettings | CertifySettings) -> None:
+    def __init__(
+        self, settings: EvaluateSettings | CertifySettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
+    ) -> None:
+        """quick: checks no more examples than can be seen in a few seconds, rehearses nothing.  on_loaded: called before that."""
         self.model, trained = load_model(settings.model, settings.weights)
         name = settings.data or (trained.data if trained else None)
         if name is None:
@@ -147,23 +156,32 @@ class Job:
         classes = settings.classes or (trained.classes if trained else None)
         self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own, classes)
         self.split = _as_floats_of(self.model, _chosen(self.data, settings))
-        self.model = classifier(self.model, self.split.x)
-        default_x, default_w = GRIDS.get(name, (None, None))
-        columns, rows = settings.eps_x or default_x, settings.eps_w or default_w
-        if columns is None or rows is None:
-            raise InvalidInput(f"there is no default grid for '{name}'; give eps_x and eps_w, e.g. 0:0.1:11")
+        columns, rows, relative, self.proposed = _grid(settings, name, self.split)
         radii = rows if isinstance(rows, dict) else None
         unit_x, self.columns = input_axis(columns, self.split.x.shape[1:], self.split.columns)
         self.rows = axis(1.0, "eps_w") if isinstance(rows, dict) else rows
         self.input_radii = moving(unit_x, self.split.columns)
         """Column -> radius of those that move, where the settings name columns."""
-        self.unit = JointBall(unit_x, 1.0 if radii is None else radii, self.data.domain, settings.moves, settings.relative)
-        self.doubts = check_inputs(self.model, self.split.x, self.split.y, self.unit, classes=len(self.data.classes))
+        self.unit = JointBall(unit_x, 1.0 if radii is None else radii, self.data.domain, settings.moves, relative)
+        x, y = self.split.x, self.split.y
+        on_loaded()
+        self.model = classifier(self.model, x)
+        if quick:
+            self.unit.check_domain(x)
+        self.seen = looked_at(self.model, x, y, self.unit) if quick else torch.arange(len(x), device=x.device)
+        self.doubts = check_inputs(self.model, x[self.seen], y[self.seen], self.unit, classes=len(self.data.classes))
         self.model_sha256 = hash_tensors(self.model.state_dict())
         self.data_sha256 = self.split.sha256()
         domain = "none" if self.data.domain is None else self.data.domain
         self.settings = settings.model_copy(
-            update={"data": name, "classes": classes, "eps_x": columns, "eps_w": rows, "domain": domain}
+            update={
+                "data": name,
+                "classes": classes,
+                "eps_x": columns,
+                "eps_w": rows,
+                "domain": domain,
+                "relative": relative,
+            }
         )
         """The settings with every default filled in."""
 
@@ -187,6 +205,30 @@ def _radii_of(radii: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} by {'{:g} down, {:g} up'.format(*r) if isinstance(r, list) else f'{r:g}'}" for name, r in radii.items()
     )
+
+
+def _grid(settings: EvaluateSettings | CertifySettings, name: str, split: Split) -> tuple[Any, Any, bool, str | None]:
+    """(eps_x, eps_w, relative, what was proposed and why) of these settings: given, of the data set, or from the inputs.
+
+    The weight radii of a data set are of its own networks: asked for in multiples of the weights, they are proposed.
+    """
+    default_x, default_w = GRIDS.get(name, (None, None))
+    columns, rows, relative = settings.eps_x or default_x, settings.eps_w, settings.relative
+    if rows is None and not relative:
+        rows = default_w
+    first = first_radii(split.x)
+    told: list[str] = []
+    if columns is None:
+        columns = first.eps_x
+        told.append(f"--eps-x {_written(columns)} ({first.why_x})")
+    if rows is None:
+        rows, relative = first.eps_w, True
+        told.append(f"--relative --eps-w {_written(rows)} ({first.why_w})")
+    return columns, rows, relative, f"not given, so chosen here: {'; '.join(told)}" if told else None
+
+
+def _written(radii: Sequence[float]) -> str:
+    return ",".join(f"{r:g}" for r in radii)
 
 
 def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Split:
@@ -216,8 +258,10 @@ class Attacked(Job):
 
     settings: EvaluateSettings
 
-    def __init__(self, settings: EvaluateSettings) -> None:
-        super().__init__(settings)
+    def __init__(
+        self, settings: EvaluateSettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        super().__init__(settings, quick=quick, on_loaded=on_loaded)
         unit = self.unit
         radii = unit.eps_w if isinstance(unit.eps_w, Mapping) else None
         self.method = choose(
@@ -225,8 +269,8 @@ class Attacked(Job):
             relative=unit.relative, batch_size=settings.batch_size, unit_x=unit.eps_x,
         )  # fmt: skip
         self.settings = self.settings.model_copy(update={"attack": self.method.name})
-        if settings.certify:
-            self.proof = Proof(settings.certify, unit)
+        self.proof = Proof(settings.certify, unit) if settings.certify else None
+        if self.proof and not quick:
             rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
 
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report, keep: bool = True) -> Surface:
@@ -240,7 +284,7 @@ class Attacked(Job):
         return surface(
             self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
             name=name, log=log, keep=keep, submit=submit if pool else None, on_cell=lambda cell: report("cells", 1),
-            parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n),
+            parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n), doubts=self.doubts,
         )  # fmt: skip
 
     def examples(self, log: Path) -> dict[str, Any]:
@@ -248,13 +292,12 @@ class Attacked(Job):
         y = self.split.y.long()
         return examples(self.model, self.split.x, y, self.method, self.columns, self.rows, log)
 
-    def preflight(self, workers: int) -> Preflight:
-        """What the run is going to be."""
-        found = preflight(
-            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
-            workers=workers,
+    def plan(self, workers: int, loading: float = 0.0) -> Plan:
+        """What takes time."""
+        return Plan(
+            self.model, self.split.x, self.split.y, self.columns, self.rows, self.unit, self.method, self.proof,
+            masking=self.settings.masking, workers=workers, loading=loading,
         )  # fmt: skip
-        return replace(found, about=tuple(self.about()))
 
     def masking(self, found: Surface) -> dict[str, Any]:
         """Signs of masked gradients where about half of what is right undisturbed is left, both radii as large as they can be."""
@@ -276,17 +319,27 @@ class Certified(Job):
 
     settings: CertifySettings
 
-    def __init__(self, settings: CertifySettings) -> None:
-        super().__init__(settings)
+    def __init__(
+        self, settings: CertifySettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        super().__init__(settings, quick=quick, on_loaded=on_loaded)
         self.proof = Proof(settings.method, self.unit)
-        rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+        if not quick:
+            rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+
+    def plan(self, workers: int, loading: float = 0.0) -> Plan:
+        """What takes time."""
+        return Plan(
+            self.model, self.split.x, self.split.y, self.columns, self.rows, self.unit, None, self.proof,
+            fronts=bool(self.settings.accuracy), workers=workers, loading=loading,
+        )  # fmt: skip
 
     def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
         """The certified surface of this job, its work spread over `pool`."""
         return prove(
             self.model, self.split.x, self.split.y, self.proof, self.columns, self.rows, log=log,
             parts=_parts(Certified, self, pool), on_part=lambda n: report("examples certified", n),
-        ).surface(name)  # fmt: skip
+        ).surface(name, self.doubts)  # fmt: skip
 
     def front(self, pool: Executor | None, report: Report) -> Front:
         """The largest certified weight radii of the examples at each input radius of the grid, up to the grid's largest."""
@@ -357,15 +410,62 @@ def evaluate_run(
     """
     with threads(1):  # as where the work is done
         job = _rehearsed(settings)
-        if announce and check_free(out, job.settings):
-            announce(job.preflight(workers))
-        return _run(job, out, start(engine, workers, address), report, command)
+        return _announced(job, out, workers, engine, address, report, command, announce)
 
 
-def preflight_run(settings: EvaluateSettings, workers: int) -> Preflight:
-    """What `evaluate_run` of these settings is going to be.  Writes nothing."""
+def _announced(
+    job: Attacked | Certified, out: Path, workers: int, engine: str, address: str | None, report: Report, command: str,
+    announce: Callable[[Preflight], None] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Says what the run is going to be, unless it goes on with an earlier one, and runs it."""
+    new = check_free(out, job.settings)
+    if new and job.proposed:
+        log.info(job.proposed)
+    if new and announce:
+        found = preflight(job.plan(workers), job.seen, [], seconds=BRIEF)  # the run itself shows the doubts
+        announce(replace(found, about=tuple(job.about())))
+    return _run(job, out, start(engine, workers, address), report, command)
+
+
+def preflight_run(
+    settings: EvaluateSettings | CertifySettings, workers: int, on_first: Callable[[Preflight], None] = lambda found: None
+) -> Preflight:
+    """What `evaluate_run` or `certify_run` of these settings is going to be.  Writes nothing.
+
+    on_first: given the first estimate of the time, seconds before the last one.
+    Takes LIMIT seconds at most once model and data are loaded, whatever is asked: the clock runs in a process of its own, which
+    is ended then; what it had not finished is named.  Raises what the run would raise.
+    """
+    last: Preflight | None = None
+    first = False
+    for told in watched(_preflight, settings.model_dump_json(), isinstance(settings, CertifySettings), workers, seconds=LIMIT):
+        if isinstance(told, Preflight):
+            if not first and told.seconds is not None and not told.unfinished:
+                first = True
+                on_first(told)
+            last = told
+    if last is None:
+        raise InvalidInput(
+            f"the model is not through with its first examples after {LIMIT:.0f} s; give fewer of them with --limit"
+        )
+    return last
+
+
+def _preflight(send: Callable[[Any], None], settings: str, certify: bool, workers: int) -> None:
+    """Sends what is known, again and again as it gets better."""
+    started = time.perf_counter()
+    schema = CertifySettings if certify else EvaluateSettings
+    asked = schema.model_validate_json(settings)
     with threads(1):
-        return _rehearsed(settings).preflight(workers)
+        loaded = partial(send, "loaded")
+        job = (
+            Certified(asked, quick=True, on_loaded=loaded)
+            if isinstance(asked, CertifySettings)
+            else Attacked(asked, quick=True, on_loaded=loaded)
+        )
+        plan = job.plan(workers, time.perf_counter() - started)
+        for told in preflights(plan, job.seen, job.doubts, patient=True):
+            send(replace(told, proposed=job.proposed, about=tuple(job.about())))
 
 
 def _rehearsed(settings: EvaluateSettings) -> Attacked:
@@ -377,11 +477,11 @@ def _rehearsed(settings: EvaluateSettings) -> Attacked:
 
 def certify_run(
     settings: CertifySettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
-    *, engine: str = "local", address: str | None = None,
+    *, engine: str = "local", address: str | None = None, announce: Callable[[Preflight], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
     with threads(1):
-        return _run(Certified(settings), out, start(engine, workers, address), report, command)
+        return _announced(Certified(settings), out, workers, engine, address, report, command, announce)
 
 
 def _run(
@@ -400,7 +500,6 @@ def _run(
             fronts = [front_dict(front, share) for share in job.settings.accuracy]
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
         results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
-        results["data"]["warnings"] = job.doubts
         if job.split.columns:
             results["data"]["columns"] = list(job.split.columns)
         if job.input_radii:

@@ -255,7 +255,8 @@ class Surface:
             f"AUC {self.auc:.3f} (eps_w = {self.eps_w[0]:g}: {self.auc_x:.3f}, eps_x = {self.eps_x[0]:g}: {self.auc_w:.3f}); "
             f"accuracy in % of {self.n} examples, {how}"
         )
-        return "\n".join([head, *rows, tail, *([] if self.certified is None else ["", str(self.certified)])])
+        doubts = [f"warning: {doubt}" for doubt in self.about.get("doubts", ())]
+        return "\n".join([head, *rows, tail, *doubts, *([] if self.certified is None else ["", str(self.certified)])])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """The contour of this surface as a matplotlib figure; written to `path` (png, svg, pdf) if given."""

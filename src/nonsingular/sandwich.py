@@ -23,7 +23,7 @@ from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.certification import Prover
 from nonsingular.checks import check_inputs, warn
 from nonsingular.columns import input_axis
-from nonsingular.data import as_tensors, columns_of, hash_tensors
+from nonsingular.data import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at, trace_graph
 from nonsingular.graph import threads as use_threads
@@ -72,8 +72,8 @@ def certified_surface(
     model: nn.Module,
     data: Any,
     *,
-    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any],
-    eps_w: float | Sequence[float] | Mapping[str, Any],
+    eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any] | None = None,
+    eps_w: float | Sequence[float] | Mapping[str, Any] | None = None,
     method: str = "crown",
     domain: tuple[float, float] | None = (0.0, 1.0),
     moves: Moves = "weights",
@@ -91,14 +91,16 @@ def certified_surface(
     Guarantee: that of the bound, cell by cell.  Cost: up to rows + columns bounds of every example.
     """
     x, y = as_tensors(data)
+    if eps_x is None or eps_w is None:
+        raise InvalidInput(missing_radii(x, eps_x, eps_w))
     radii = eps_w if isinstance(eps_w, Mapping) else None
     unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     proof = Proof(method, JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative))
     with use_threads(threads):
         model = classifier(model, x)
-        warn(check_inputs(model, x, y, proof.unit))
+        warn(doubts := check_inputs(model, x, y, proof.unit))
         rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
-        return prove(model, x, y.long(), proof, columns, rows, log=log).surface()
+        return prove(model, x, y.long(), proof, columns, rows, log=log).surface(doubts=doubts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +116,12 @@ class Proven:
     """(N,) as the function of this name says."""
     doubts: tuple[str, ...] = ()
 
-    def surface(self, name: str = "model") -> Surface:
-        """Its accuracies."""
+    def surface(self, name: str = "model", doubts: Sequence[str] = ()) -> Surface:
+        """Its accuracies.  doubts: sentences that stand beside them."""
         cells = [Cell(c, r, self.held[i, j]) for i, r in enumerate(self.rows) for j, c in enumerate(self.columns)]
         found = Surface.from_cells(
             cells, self.columns, self.rows, scope="sample", attack=self.about["bound"], model=name, kind="certified",
-            about=self.about,
+            about={**self.about, "doubts": list(doubts)},
         )  # fmt: skip
         return replace(found, seconds=self.seconds)
 

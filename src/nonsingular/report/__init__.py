@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nonsingular.records import write_atomic
-from nonsingular.report.cells import cells_csv
-from nonsingular.report.compare import differences, statement, together
-from nonsingular.report.figure import contours, render
-from nonsingular.report.html import page
-from nonsingular.report.paired import comparison_table
-from nonsingular.report.radii import fronts
-from nonsingular.report.summary import read
-from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
+if TYPE_CHECKING:
+    from nonsingular.report.cells import cells_csv
+    from nonsingular.report.compare import differences, statement, together
+    from nonsingular.report.figure import contours
+    from nonsingular.report.html import page
+    from nonsingular.report.paired import comparison_table
+    from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
+
+_HOME = {
+    "cells_csv": "cells", "contours": "figure", "page": "html", "comparison_table": "paired",
+    **dict.fromkeys(("differences", "statement", "together"), "compare"),
+    **dict.fromkeys(
+        ("claims_table", "fronts_table", "markdown", "masking_lines", "model_table", "surface_table"), "table"
+    ),
+}  # fmt: skip
 
 __all__ = [
     "cells_csv",
@@ -23,6 +30,7 @@ __all__ = [
     "comparison_table",
     "contours",
     "differences",
+    "doubts",
     "fronts_table",
     "markdown",
     "masking_lines",
@@ -37,6 +45,21 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are used: a list of names needs no pictures."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'nonsingular.report' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"nonsingular.report.{_HOME[name]}"), name)
+
+
+def doubts(results: Mapping[str, Any]) -> list[str]:
+    """What is doubted about these numbers, line by line: to be shown beside them."""
+    from nonsingular.report.summary import read
+    from nonsingular.report.table import doubt_lines
+
+    return doubt_lines(read(results))
+
+
 def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
     """Write figure1.png, figure1.svg, report.html, report.md and cells.csv into the folder `out`; name -> path.
 
@@ -49,6 +72,14 @@ def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
 
 def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]:
     """`write` for several results that do not compare, as `together` groups them, on one page.  Later figures are numbered."""
+    from nonsingular.records import write_atomic
+    from nonsingular.report.cells import cells_csv
+    from nonsingular.report.figure import contours, render
+    from nonsingular.report.html import page
+    from nonsingular.report.radii import fronts
+    from nonsingular.report.summary import read
+    from nonsingular.report.table import markdown
+
     made: dict[str, str | bytes] = {}
     radii: list[str] = []
     for k, results in enumerate(groups):

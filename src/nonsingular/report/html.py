@@ -35,6 +35,7 @@ from nonsingular.report.table import (
     CLAIM_HEADER,
     NOWHERE,
     claim_rows,
+    doubt_lines,
     front_header,
     front_rows,
     masking_lines,
@@ -97,7 +98,7 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> list[str]
     if any(len(m.seeds) > 1 for m in models):
         notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
     return [
-        f'<p class="verdict">{words(verdict(results, models))}</p>', _tiles(models), _also(models), *_warnings(entries),
+        f'<p class="verdict">{words(verdict(results, models))}</p>', _tiles(models), _also(models), *_warnings(models, entries),
         note(" ".join(notes)),
         explorer(models, number), _models(models), _claims(results), _fronts(models, radii_svg, number),
         by_class(entries, classes), first_to_break(entries, classes, results["data"].get("columns", ())), _masking(entries),
@@ -129,11 +130,12 @@ def _also(models: Sequence[Model]) -> str:
     return f'<p class="also">{words(text)}</p>' if text else ""
 
 
-def _warnings(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Signs of masked gradients stand beside the verdict: they say that its number may be far too high."""
+def _warnings(models: Sequence[Model], entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What is doubted about the numbers, and signs of masked gradients, which say that the attacked one may be far too high."""
     signs = [(title, ", ".join(e["masking"]["flags"])) for title, e in entries if e.get("masking", {}).get("flags")]
     told = "Signs of masked gradients in “{}” ({}): its accuracy under attack may be far above the truth."
-    return [f'<p class="warn">{words(told.format(title, flags))}</p>' for title, flags in signs]
+    lines = [line[:1].upper() + line[1:] for line in doubt_lines(models)]
+    return [f'<p class="warn">{words(line)}</p>' for line in (*lines, *(told.format(title, flags) for title, flags in signs))]
 
 
 # --- models, radii, masking, claims ---------------------------------------------------------------------------------------

@@ -265,3 +265,8 @@ _MOVES = (("An input value", "ε_x", input_unit), ("A weight", "ε_w", weight_un
 
 def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def doubts_of(surfaces: Iterable[Surface]) -> list[str]:
+    """What the records of these surfaces doubt about their numbers, each sentence once."""
+    return list(dict.fromkeys(doubt for s in surfaces for doubt in s.about.get("doubts", ())))

@@ -21,6 +21,7 @@ from nonsingular.report.summary import (
     Model,
     Radii,
     Seeds,
+    doubts_of,
     every_surface,
     how,
     kinds_of,
@@ -77,6 +78,15 @@ def model_table(results: Mapping[str, Any]) -> Table:
     for k, heading in enumerate(model_header(models)):
         table.add_column(heading, justify="left" if k < 1 + len(_kind(models, "")) else "right")
     return _fill(table, model_rows(models))
+
+
+def doubt_lines(models: Sequence[Model]) -> list[str]:
+    """One line for each thing that is doubted, to stand beside the numbers; of several models, with those that it is said of."""
+    said: dict[str, list[str]] = {}
+    for m in models:
+        for doubt in doubts_of(every_surface([m.runs])):
+            said.setdefault(doubt, []).append(m.title)
+    return [f"warning: {', '.join(of) + ': ' if len(models) > 1 else ''}{doubt}" for doubt, of in said.items()]
 
 
 def claims_table(results: Mapping[str, Any]) -> Table:
@@ -200,6 +210,7 @@ def _group(results: Mapping[str, Any]) -> list[str]:
     lines = [
         f"**{_cell(verdict(results, models))}**",
         "",
+        *(line for doubt in doubt_lines(models) for line in (f"**{_cell(doubt)}**", "")),
         _cell(f"{areas(models)} {remarks(models)}"),
         "",
         *map(_cell, setting(results)),
