@@ -416,7 +416,7 @@ def make_bad_files():
     save_file(state() | {f"fc{i}.weight": torch.zeros(1) for i in range(7, 12)}, "more.safetensors")
     save_file(state() | {"fc1.weight": torch.zeros(5, 63)}, "narrow.safetensors")
     save_file({k: (v * 10).to(torch.int8) for k, v in state().items()}, "whole_numbers.safetensors")
-    save_file({f"encoder.{k}": v for k, v in state().items()}, "other_names.safetensors")
+    save_file({k.replace("fc", "dense"): v for k, v in state().items()}, "other_names.safetensors")
     save_file(state() | {"fc1.bias": torch.full((5,), torch.nan)}, "nan.safetensors")
 
 
@@ -498,7 +498,7 @@ def test_bad_models_are_one_line_and_leave_nothing_behind(spec, here, capsys, mo
 
 
 def test_weights_that_do_not_fit_leave_the_model_as_it_was():
-    from nonsingular.weights import fit_weights
+    from nonsingular.checkpoints import fit_weights
 
     model = net()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nonsingular import hub
 from nonsingular.catalog import MODELS, lookup
+from nonsingular.checkpoints import classes_of, fit_checkpoint, fit_weights
 from nonsingular.config import TrainSettings, checked, read_config
 from nonsingular.errors import InvalidInput
 from nonsingular.exported import load_exported
@@ -33,7 +34,7 @@ from nonsingular.models import Normalized
 from nonsingular.modules import duplicate
 from nonsingular.onnx_graph import load_onnx
 from nonsingular.records import CONFIG, WEIGHTS
-from nonsingular.weights import REFUSED, classes_of, fit_weights, kind_of, read_tensors, read_weights
+from nonsingular.weights import REFUSED, StateDicts, kind_of, read_tensors, read_weights
 
 FORMS = (
     "file.py:function, package.module:function, an .onnx or .pt2 file, torchvision:name or timm:name, "
@@ -145,18 +146,18 @@ def _instead_of_name(spec: str) -> str:
 # --- weights ----------------------------------------------------------------------------------------------------------------
 
 
-def _tensors(weights: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors, and what to call their file."""
+def _tensors(weights: str) -> tuple[StateDicts, str]:
+    """What lies in a file of weights, and what to call it."""
     path = hub.fetch(weights, WEIGHTS) if weights.startswith(hub.PREFIX) else Path(weights).expanduser()
     return read_weights(path), weights
 
 
-def _fit(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+def _fit(model: nn.Module, inside: StateDicts, name: str) -> None:
     """Weights of what is normalised may also be given under the names that they have in it."""
-    inner = model
-    while isinstance(inner, Normalized) and "mean" not in tensors and not any(k.startswith("model.") for k in tensors):
-        inner = inner.model
-    fit_weights(inner, tensors, name)
+    models = [model]
+    while isinstance(models[-1], Normalized):
+        models.append(models[-1].model)
+    fit_checkpoint(models, inside, name)
 
 
 # --- the user's code --------------------------------------------------------------------------------------------------------
@@ -292,13 +293,13 @@ def _of_library(library: str, name: str, weights: str | None) -> nn.Module:
         raise InvalidInput(
             f"{library}:{name} is a network without weights; give --weights with a safetensors file or a state dict"
         )
-    tensors, called = _tensors(weights)
-    classes = classes_of(tensors)
+    inside, called = _tensors(weights)
+    classes = classes_of(inside)
     settings = {} if classes is None else {"num_classes": classes}
     make = module.models.get_model if library == "torchvision" else module.create_model
     with _errors_of(f"{library}:{name}"):
         model: nn.Module = make(name, **({"weights": None} if library == "torchvision" else {"pretrained": False}), **settings)
-    _fit(model, tensors, called)
+    _fit(model, inside, called)
     return model.eval()
 
 

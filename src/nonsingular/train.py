@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from nonsingular.checkpoints import fit_weights
 from nonsingular.data import Split
 from nonsingular.errors import InvalidInput
 from nonsingular.margins import is_correct
 from nonsingular.objectives import Objective
 from nonsingular.records import write_atomic
-from nonsingular.weights import fit_weights, read_tensors
+from nonsingular.weights import read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 

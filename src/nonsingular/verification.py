@@ -203,7 +203,10 @@ def _one(
     again = assemble(
         {label: (label, {}, [again_surface])}, [0], job.data, settings, results.get("environment", {}), results["command"]
     )
-    again["data"]["warnings"] = job.doubts
+    if job.split.columns:
+        again["data"]["columns"] = list(job.split.columns)
+    if job.input_radii:
+        again["data"]["input_radii"] = job.input_radii
     if "indices" in results["data"]:
         again["data"]["indices"] = results["data"]["indices"]
     if isinstance(job, Attacked):

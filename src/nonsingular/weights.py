@@ -1,4 +1,4 @@
-"""weights.py - files of weights: what a file is, its tensors, and how they get into a network.  No code of a file is run."""
+"""weights.py - files of weights: what a file is, and its tensors.  No code of a file is run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from nonsingular.errors import InvalidInput
 from nonsingular.untrusted import BROKEN, PICKLE, check_pickle, entries
 
 SHOWN = 3
 """Names that an error lists of a kind."""
-_NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
-"""Under which keys checkpoints keep a state dict, the likeliest first."""
+DEPTH = 4
+"""How deep in a checkpoint a state dict is looked for."""
+_NO_NETWORKS = re.compile(r"(^|[^a-z])(optim|sched|lr_|scaler|callback|loops|rng|random|args|config|history)", re.IGNORECASE)
+"""Keys of a checkpoint under which no network lies."""
 _SAVE = "save its weights with safetensors.torch.save_file or torch.save(model.state_dict(), ...)"
 _EXPORT = "export it with torch.export.save and give the .pt2 file as the model, or " + _SAVE
 
@@ -108,10 +110,14 @@ REFUSED = {
 # --- the tensors of a file ------------------------------------------------------------------------------------------------
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file or of a torch state dict (.pt, .pth), on the CPU.
+StateDicts = dict[str, dict[str, Tensor]]
+"""Where in a file they lie ("" for the file itself, "state_dict", "model[0]") -> names -> tensors."""
 
-    A state dict may lie in a checkpoint ({"state_dict": ...}, {"model": ...}).  Never unpickles anything but tensors.
+
+def read_weights(path: Path) -> StateDicts:
+    """Every state dict in a safetensors file or in a torch file (.pt, .pth, .ckpt), on the CPU, the outermost first.
+
+    They may lie in mappings and lists ({"state_dict": [...], "epoch": 3}).  Never unpickles anything but tensors.
     Raises InvalidInput for every other kind of file, which it names, and for a damaged one.
     """
     kind = kind_of(path)
@@ -119,7 +125,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InvalidInput(f"{path} holds a whole model; give it as the model, without --weights")
     if kind in REFUSED:
         raise InvalidInput(f"{path} {REFUSED[kind]}")
-    return read_tensors(path)[0] if kind == "safetensors" else _read_torch(path)
+    return {"": read_tensors(path)[0]} if kind == "safetensors" else _read_torch(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -153,7 +159,7 @@ def _check_torch(path: Path) -> None:
         raise InvalidInput(f"{path} is a torn or damaged file of weights ({e}); copy or download it again") from e
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> StateDicts:
     _check_torch(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -167,81 +173,30 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as e:  # a torn pickle can fail anywhere in its reader
         why = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise InvalidInput(f"{path} is a torn or damaged file of weights ({why}); copy or download it again") from e
-    tensors = _state_dict(found)
-    if tensors is None:
-        holds = f"the keys {_listed(sorted(map(str, found)))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+    inside = _state_dicts(found)
+    if not inside:
+        holds = f"the keys {listed(sorted(map(str, found)))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise InvalidInput(f"{path} has no state dict: it holds {holds}; save torch.save(model.state_dict(), ...)")
-    return tensors
+    return inside
 
 
-def _state_dict(found: Any, depth: int = 2) -> dict[str, Tensor] | None:
-    """The mapping of names to tensors in a checkpoint."""
-    if not isinstance(found, Mapping) or not found:
-        return None
-    values = cast("Mapping[Any, Any]", found)
-    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items()):
-        return dict(values)
-    inner = (_state_dict(values[key], depth - 1) for key in _NESTS if depth and key in values)
-    return next((tensors for tensors in inner if tensors is not None), None)
+def _state_dicts(found: Any, label: str = "", depth: int = DEPTH) -> StateDicts:
+    """The mappings of names to tensors in a checkpoint; numbers and text beside the tensors of one are left out."""
+    if depth < 0 or not isinstance(found, Mapping | list | tuple):
+        return {}
+    inside = StateDicts()
+    if isinstance(found, Mapping):
+        values = cast("Mapping[Any, Any]", found)
+        own = {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if own:
+            inside[label] = own
+        within = {f"{label}.{k}" if label else str(k): v for k, v in values.items() if not _NO_NETWORKS.search(str(k))}
+    else:
+        within = {f"{label}[{i}]": v for i, v in enumerate(cast("list[Any]", found)[:16])}
+    for name, value in within.items():
+        inside |= _state_dicts(value, name, depth - 1)
+    return inside
 
 
-# --- into a network -------------------------------------------------------------------------------------------------------
-
-
-def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Writes `tensors`, read from `path`, into the model.
-
-    The prefixes of DataParallel ("module.") and torch.compile ("_orig_mod.") are taken off where the model has none.
-    Raises InvalidInput, which lists and counts them, if names, shapes or kinds of numbers differ; the model is then unchanged.
-    """
-    own: dict[str, Any] = model.state_dict()
-    given = _without_prefixes(tensors, own)
-    held = {_place(own[k]) for k in given if k in own and isinstance(own[k], Tensor)}  # a tied tensor may be stored once
-    missing = [
-        k for k, v in own.items()
-        if k not in given and not (isinstance(v, Tensor) and v.numel() and _place(v) in held)
-        and not k.endswith("num_batches_tracked")
-    ]  # fmt: skip
-    unexpected = [k for k in given if k not in own]
-    wrong = [
-        f"{k} {_form(given[k])} instead of {_form(own[k])}"
-        for k in given
-        if k in own and isinstance(own[k], Tensor) and _form(given[k]) != _form(own[k])
-    ]
-    if missing or unexpected or wrong:
-        found = [
-            f"{len(names)} {what}: {_listed(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another form", wrong)) if names
-        ]  # fmt: skip
-        raise InvalidInput(f"{path} does not fit the model ({'; '.join(found)}); give the weights of this very network")
-    try:
-        model.load_state_dict(given, strict=False)
-    except RuntimeError as e:
-        raise InvalidInput(f"{path} does not fit the model: {' '.join(str(e).split())}") from e
-
-
-def _without_prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    given = dict(tensors)
-    if not any("_orig_mod." in k for k in own):
-        given = {k.replace("_orig_mod.", ""): v for k, v in given.items()}
-    while given and all(k.startswith("module.") for k in given) and not any(k.startswith("module.") for k in own):
-        given = {k.removeprefix("module."): v for k, v in given.items()}
-    return given
-
-
-def _place(t: Tensor) -> tuple[int, tuple[int, ...]]:
-    return t.data_ptr(), tuple(t.shape)
-
-
-def _form(t: Tensor) -> str:
-    """Shape, and what is no floating-point number."""
-    return f"{tuple(t.shape)}" + ("" if t.is_floating_point() else " of whole numbers" if not t.is_complex() else " complex")
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-
-
-def classes_of(tensors: Mapping[str, Tensor]) -> int | None:
-    """The number of classes that weights are for: the rows of their last matrix; None without one."""
-    return next((len(t) for t in reversed(list(tensors.values())) if t.dim() == 2), None)

@@ -66,9 +66,10 @@ class Writer:
 
     def buffer(self, name: str, value: Tensor, form: str = "fixed") -> fx.Node | float:
         """A tensor that never moves; a number where it is one."""
-        if value.numel() == 1 and value.dim() == 0:
-            return float(value)
-        return self._attribute(name, value.detach().float().contiguous(), form)
+        if value.dim() == 0:
+            return value.item()
+        value = value.detach().contiguous()
+        return self._attribute(name, value.float() if value.is_floating_point() else value, form)
 
     def _attribute(self, name: str, value: Tensor, form: str) -> fx.Node:
         if (name, form) not in self._made:
