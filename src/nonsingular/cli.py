@@ -465,6 +465,9 @@ def verify(
     recompute_certificates: Annotated[
         str, Parameter(help="How many certified pairs (example, cell) are proven again: a number, or all.")
     ] = "8",
+    attack_again: Annotated[
+        int, Parameter(help="How many examples that are said to survive are attacked again; 0 for none.")
+    ] = 8,
     model: Annotated[str | None, Parameter(help="Where the model is now; needed if it is code (file.py:function).")] = None,
     weights: Annotated[Path | None, Parameter(help="Where its weights are now. Default: as the run says.")] = None,
     data: Annotated[str | None, Parameter(help="Where the data are now. Default: as the run says.")] = None,
@@ -473,21 +476,31 @@ def verify(
     threads: int = 1,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Derive a finished run again from what it stored, and name every difference. No attack is run.
+    """Derive a finished run again from what it stored, and name every difference.
 
     Confirmed: outcomes, example by example, against the log, the stored perturbations and the settings; accuracies, intervals and
-    areas; hashes of model, data and files; pages and pictures. Exit code 1 if anything differs or is missing. What cannot be
-    told is listed as open.
+    areas; hashes of model, data and files; pages and pictures. A few certificates are proven again, and a few examples that
+    are said to survive are attacked again, chosen at random. Exit code 1 if anything differs or is missing, 2 if it cannot be
+    read. What cannot be told is listed as open. Time: a small part of the run's; memory: that of one worker.
     """
     from nonsingular.graph import threads as use_threads
     from nonsingular.verification import verify_run
 
     if recompute_certificates != "all" and not recompute_certificates.isdecimal():
         raise InvalidInput(f"--recompute-certificates is '{recompute_certificates}'; give a number, or all")
+    if attack_again < 0:
+        raise InvalidInput(f"--attack-again is {attack_again}; give 0 or more")
     recompute = None if recompute_certificates == "all" else int(recompute_certificates)
     with use_threads(threads):
         found = verify_run(
-            run, recompute=recompute, model=model, weights=weights, data=data, data_dir=data_dir, public_key=public_key
+            run,
+            recompute=recompute,
+            attacks=attack_again,
+            model=model,
+            weights=weights,
+            data=data,
+            data_dir=data_dir,
+            public_key=public_key,
         )
     if json:
         print(json_.dumps({"confirmed": found.confirmed, "wrong": found.wrong, "open": found.open}))

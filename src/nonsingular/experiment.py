@@ -559,11 +559,16 @@ def reproduce(
             for name, recipe in settings.recipes.items()
         }
         results = assemble(models, seeds, data, settings, surroundings, command)
-        whole = set(TITLES) <= set(models) and (settings.scope, settings.attack) == ("dataset", "paper")
-        if whole and settings.eps_x[0] == settings.eps_w[0] == 0:
+        if judged(settings):
             results["claims"] = judge(results["models"])
         write_json(out / RESULTS, results)
     return results
+
+
+def judged(settings: ReproduceSettings) -> bool:
+    """Whether the claims of the paper are about such a run: all of its models, its attack, and a grid from 0."""
+    whole = set(TITLES) <= set(settings.recipes) and (settings.scope, settings.attack) == ("dataset", "paper")
+    return whole and settings.eps_x[0] == settings.eps_w[0] == 0
 
 
 def _train_and_attack(

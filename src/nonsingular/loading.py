@@ -73,6 +73,12 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     return model.eval()
 
 
+def is_code(spec: str) -> bool:
+    """Whether `load_model` would run code that this name chooses: whatever it takes for none of its other forms."""
+    named = spec.startswith(hub.PREFIX) or spec.partition(":")[0] in LIBRARIES
+    return ":" in spec and not named and not _exists(Path(spec).expanduser())
+
+
 def _alone(spec: str, weights: str | None) -> None:
     if weights is not None:
         raise InvalidInput(f"{spec} has its own weights; give either it or file.py:function with --weights {weights}")

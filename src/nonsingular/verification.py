@@ -1,7 +1,8 @@
-"""verification.py - a finished run derived again from what it stored, and held against what it says: no attack is run.
+"""verification.py - a finished run derived again from what it stored, and held against what it says.
 
 Everything in results.json but times, versions and the checks of masked gradients comes again out of the settings, the model, the
-data, the log and the stored perturbations, by the code that made it.  What does not, or is missing, is named.
+data, the log and the stored perturbations, by the code that made it.  What does not, or is missing, is named.  That an example
+survives shows nowhere but in a certificate: some are attacked again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -24,21 +26,26 @@ from nonsingular.claims import judge
 from nonsingular.config import CertifySettings, EvaluateSettings, ReproduceSettings, checked, read_config, to_yaml
 from nonsingular.errors import InvalidInput, SoundnessError, Unconfirmed
 from nonsingular.evaluation import surface
-from nonsingular.experiment import Attacked, Certified, assemble, dataset, front_dict
+from nonsingular.experiment import Attacked, Certified, assemble, dataset, front_dict, judged
 from nonsingular.graph import logits_at
+from nonsingular.loading import is_code, load_run
 from nonsingular.manifest import differences, signed_by
 from nonsingular.margins import attained, is_correct, worst_margin
 from nonsingular.nested import Radii
 from nonsingular.perturbations import FOLDER, Found, read_found
 from nonsingular.presets import TITLES
-from nonsingular.records import CONFIG, EVENTS, RESULTS, Cell, Log, Surface
+from nonsingular.readers import rows as index_file
+from nonsingular.records import CONFIG, EVENTS, RESULTS, Cell, Log, Surface, wilson
 from nonsingular.report import write
 from nonsingular.runs import read_results
-from nonsingular.sandwich import Span, prove
+from nonsingular.sandwich import Span, identity, prove
 from nonsingular.threat import Perturbation
+from nonsingular.work import key_of
 
 PAIRS = 8
-"""Certified pairs (example, cell) that are proven again where nobody asks for more."""
+"""Certified pairs (example, cell) that are proven again where nobody asks for more.  Which ones, no run can foresee."""
+SURVIVORS = 8
+"""Examples that are said to survive, and are attacked again, where nobody asks for more."""
 TOLERANCE = 1e-3
 """How far a margin may lie from the recorded one, relative to 1 + its size: last bits differ from machine to machine."""
 SHOWN = 3
@@ -63,17 +70,21 @@ class Verification:
 
 
 def verify_run(
-    run: Path, *, recompute: int | None = PAIRS, model: str | None = None, weights: Path | None = None, data: str | None = None,
-    data_dir: Path | None = None, public_key: Path | None = None,
+    run: Path, *, recompute: int | None = PAIRS, attacks: int = SURVIVORS, model: str | None = None,
+    weights: Path | None = None, data: str | None = None, data_dir: Path | None = None, public_key: Path | None = None,
 ) -> Verification:  # fmt: skip
     """Derives a finished run of evaluate, certify or reproduce (demo) again.
 
     recompute: how many of the certified pairs (example, cell) are proven again; None for all of them.
+    attacks: how many examples that are said to survive are attacked again, from nothing, each in the largest ball where it does;
+        in scopes batch and dataset two cells of one group, if it is not 0.  That nothing was found leaves no trace which could
+        be derived again: a run whose perturbations were weakened or left out everywhere is found out by this alone.
     model, weights, data, data_dir: where these lie now, if not where the settings say, seen from here, from the run or from a
         folder above it.  A model that is code (file.py:function) runs: it must be named here.
     public_key: that must have signed the manifest.
     Raises InvalidInput for a run that is not finished, or damaged, or whose model or data cannot be found.
-    Cost: a few passes for every stored perturbation, the pages, and the certificates asked for.
+    Cost: a few passes for every stored perturbation, the pages, and the attacks and certificates asked for.  Memory: that of
+    the run with one worker.
     """
     found = Verification()
     results, values = read_results(run), read_config(run / CONFIG)
@@ -86,7 +97,7 @@ def verify_run(
         again = _reproduced(settings, run, results, found, given)
     else:
         settings = checked(EvaluateSettings if "scope" in values else CertifySettings, values)
-        again = _one(settings, run, results, found, given, recompute)
+        again = _one(settings, run, results, found, given, recompute, attacks)
     if (run / CONFIG).read_text(encoding="utf-8") != to_yaml(settings):
         found.wrong.append(f"{CONFIG} is not as a run writes it")
     for part in ("environment", "command"):
@@ -137,9 +148,7 @@ def _at(value: Any, run: Path) -> Any:
 
 def _located(settings: Any, run: Path, given: Mapping[str, Any]) -> Any:
     """The settings with what they name at the place where it is now."""
-    file, colon, name = settings.model.partition(":")
-    code = colon and not name.startswith("/") and file not in ("hf", "torchvision", "timm")
-    if code and given["model"] is None:
+    if given["model"] is None and is_code(_at(settings.model, run)):
         raise InvalidInput(
             f"the model of this run is '{settings.model}', which is code and would be run; if you trust it, name it: "
             f"nonsingular verify {run} --model {settings.model}"
@@ -177,7 +186,7 @@ def _again(job: Attacked | Certified, name: str, log: Path) -> Surface:
 
 def _one(
     settings: EvaluateSettings | CertifySettings, run: Path, results: Mapping[str, Any], found: Verification,
-    given: Mapping[str, Any], recompute: int | None,
+    given: Mapping[str, Any], recompute: int | None, attacks: int,
 ) -> dict[str, Any] | None:  # fmt: skip
     here = _located(settings, run, given)
     job = Attacked(here) if isinstance(here, EvaluateSettings) else Certified(here)
@@ -207,15 +216,20 @@ def _one(
         again["data"]["columns"] = list(job.split.columns)
     if job.input_radii:
         again["data"]["input_radii"] = job.input_radii
-    if "indices" in results["data"]:
-        again["data"]["indices"] = results["data"]["indices"]
+    if here.indices is not None:
+        again["data"]["indices"] = {"file": str(settings.indices), "sha256": index_file.sha256(here.indices)}
     if isinstance(job, Attacked):
         _perturbations(job, run, again_surface, found)
         if known := job.examples(log):
             again["models"][label]["examples"] = known
-        if "masking" in model:
+        _survivors(job, again_surface, found, attacks)
+        if job.settings.masking != ("masking" in model):
+            found.wrong.append(
+                f"{RESULTS}: the signs of masked gradients are {'missing' if job.settings.masking else 'not asked for'}"
+            )
+        elif "masking" in model:
             found.open.append("masking: its attacks are not run again")
-    elif isinstance(settings, CertifySettings) and settings.accuracy and "fronts" not in model:
+    elif job.settings.accuracy and "fronts" not in model:
         found.wrong.append(f"{RESULTS}: the fronts of certified radii are missing")
     proven = again_surface.certified if isinstance(job, Attacked) else again_surface
     if proven is not None and proven.outcomes is not None:
@@ -262,6 +276,8 @@ def _perturbations(job: Attacked, run: Path, again: Surface, found: Verification
                     f"at (eps_x, eps_w) = ({eps_x:g}, {eps_w:g}) the stored perturbations break other examples than "
                     f"{RESULTS} says: {', '.join(map(str, odd[:5]))}{' ...' if len(odd) > 5 else ''}"
                 )
+    if method.scope != "sample" and method.nested:
+        differ += _weaker(job, again.outcomes, stored)
     found.judge(differ, f"{total} stored perturbations lie in their balls and break exactly the examples that count as lost")
     found.judge(_recorded_margins(job, run / EVENTS, stored), "their margins are those of the log")
     if undecided:
@@ -331,11 +347,32 @@ def _lost(job: Attacked, log: Path, stored: Stored, wrong_at_x: NDArray[np.bool_
     return lost
 
 
+def _weaker(job: Attacked, outcomes: NDArray[np.bool_], stored: Stored) -> list[str]:
+    """Cells where one W' for a group, stored for a ball within, leaves fewer right than the run counts there."""
+    groups, wrong = job.method.groups(job.model, len(job.split.x)), set[Radii]()
+    for radii, several in stored.items():
+        for _, numbers, margins in several:
+            if not len(numbers):
+                continue
+            start, stop = next(g for g in groups if g[0] <= int(numbers[0]) < g[1])
+            broken = int((margins <= -TOLERANCE / 100).sum())
+            for i, j in np.argwhere(np.logical_and.outer(np.array(job.rows) >= radii[1], np.array(job.columns) >= radii[0])):
+                if broken > int((~outcomes[i, j, start:stop]).sum()):
+                    wrong.add((job.columns[j], job.rows[i]))
+    return [
+        f"at (eps_x, eps_w) = ({c:g}, {r:g}) a stored perturbation leaves fewer right than {RESULTS} says"
+        for c, r in sorted(wrong)
+    ]
+
+
 def _cells(job: Attacked, log: Path) -> Iterator[tuple[tuple[int, int], Cell]]:
-    """The cells of the log, group by group; of a cell that was written twice, the last."""
+    """The cells of the log that count, group by group; of a cell that was written twice, the last."""
+    x, y = job.split.x, job.split.y.long()
+    with torch.no_grad():
+        key = key_of(job.method, identity(job.model, x, y, logits_at(job.model, Perturbation(x))))
     latest: dict[tuple[tuple[int, int], Radii], Cell] = {}
     for entry in Log(log):
-        for cell in map(Cell.from_dict, entry.get("cells", ())):
+        for cell in map(Cell.from_dict, entry.get("cells", ()) if entry.get("key") == key else ()):
             span = (int(entry["span"][0]), int(entry["span"][1]))
             latest[span, (cell.eps_x, cell.eps_w)] = cell
     for (span, _), cell in latest.items():
@@ -365,6 +402,67 @@ def _recorded_margins(job: Attacked, log: Path, stored: Stored) -> list[str]:
     return wrong
 
 
+# --- what is said to survive ---------------------------------------------------------------------------------------------------
+
+
+def _survivors(job: Attacked, again: Surface, found: Verification, attacks: int) -> None:
+    """Attacks some of what is said to survive uncertified, from nothing.  Honest runs began from smaller balls and found more."""
+    assert again.outcomes is not None
+    held = None if again.certified is None else again.certified.outcomes
+    said = again.outcomes if held is None else again.outcomes & ~held
+    total = int(said.sum())
+    if not total:
+        return
+    shared = job.method.scope != "sample"
+    tried, broken = (_attacked_cells if shared else _attacked_examples)(
+        job, again.outcomes if shared else said, min(attacks, total)
+    )
+    text = f"{broken} of {tried} examples that count as surviving break under {job.method.name}, run again"
+    if broken > max(1, tried // 2) or (shared and broken):
+        found.wrong.append(f"{text}: what {RESULTS} says survives was not attacked like this")
+    elif tried:
+        (found.open if broken else found.confirmed).append(text)
+    found.open.append(
+        f"{total} pairs (example, cell) survive without a certificate: the attack found nothing, and another one may; "
+        f"{'a few were' if tried else 'none was'} attacked again (--attack-again)"
+    )
+
+
+def _attacked_examples(job: Attacked, said: NDArray[np.bool_], attacks: int) -> tuple[int, int]:
+    """(tried, broken): random examples, each in the largest ball where it survives."""
+    x, y = job.split.x, job.split.y.long()
+    size = np.add.outer(np.arange(len(job.rows)), np.arange(len(job.columns)))[:, :, None] * said
+    some = np.flatnonzero(size.any((0, 1)))
+    chosen = SystemRandom().sample(some.tolist(), min(attacks, len(some)))
+    at: dict[tuple[int, int], list[int]] = {}
+    for k in chosen:
+        i, j = np.unravel_index(int(size[:, :, k].argmax()), size.shape[:2])
+        at.setdefault((int(i), int(j)), []).append(k)
+    broken = 0
+    for (i, j), here in at.items():
+        rows, ball = torch.tensor(here), job.method.unit.scaled(job.columns[j], job.rows[i])
+        point = job.method.attack(job.model, x[rows], y[rows], ball, scope="sample").check(job.model, x[rows], ball)
+        broken += int((attained(logits_at(job.model, point), y[rows]) < -TOLERANCE).sum())
+    return len(chosen), broken
+
+
+def _attacked_cells(job: Attacked, outcomes: NDArray[np.bool_], attacks: int) -> tuple[int, int]:
+    """(tried, broken): one group, in its largest ball and in a random one; broken: how many fewer are right, beyond noise."""
+    x, y = job.split.x, job.split.y.long()
+    start, stop = SystemRandom().choice(job.method.groups(job.model, len(x)))
+    cells = [(i, j) for i, r in enumerate(job.rows) for j, c in enumerate(job.columns) if r or c]
+    tried = broken = 0
+    for i, j in {cells[-1], SystemRandom().choice(cells)} if attacks and cells else ():
+        ball = job.method.unit.scaled(job.columns[j], job.rows[i])
+        point = job.method.attack(job.model, x[start:stop], y[start:stop], ball, scope=job.method.scope)
+        right = int(is_correct(logits_at(job.model, point.check(job.model, x[start:stop], ball)), y[start:stop]).sum())
+        low, high = wilson(right, stop - start)
+        fewer = int(outcomes[i, j, start:stop].sum()) - right
+        tried += stop - start
+        broken += fewer if fewer > max(1.0, (stop - start) * float(high - low)) else 0
+    return tried, broken
+
+
 # --- certificates ---------------------------------------------------------------------------------------------------------
 
 
@@ -374,9 +472,9 @@ def _certificates(job: Attacked | Certified, held: NDArray[np.bool_], found: Ver
     if not len(pairs):
         return
     if recompute is not None and recompute < len(pairs):
-        largest = np.lexsort((pairs[:, 2], -(pairs[:, 0] + pairs[:, 1])))  # the largest balls first: these are the claims
-        pairs = pairs[largest[np.linspace(0, len(pairs) - 1, recompute).astype(int)]] if recompute else pairs[:0]
+        pairs = pairs[SystemRandom().sample(range(len(pairs)), recompute)]
     total = int(held.sum())
+    assert job.proof is not None  # something is certified
     prove, x, y = Prover(job.model, job.proof.method), job.split.x, job.split.y.long()
     with torch.no_grad():
         right = is_correct(logits_at(job.model, Perturbation(x)), y).cpu().numpy()
@@ -406,12 +504,28 @@ def _larger(held: NDArray[np.bool_], i: int, j: int) -> Iterator[tuple[int, int]
 
 
 def _fronts(job: Certified, said: Any, found: Verification, recompute: int | None) -> None:
-    if recompute is not None:
-        found.open.append("fronts of certified radii: not computed again (--recompute-certificates all)")
+    """Every front computed again, or its shares certified again at one input radius."""
+    if recompute is None:
+        front = job.front(None, lambda what, n: None)
+        again = [front_dict(front, share) for share in job.settings.accuracy]
+        found.judge([] if said == again else [f"{RESULTS}: fronts are not those computed again"], "fronts of certified radii")
         return
-    front = job.front(None, lambda what, n: None)
-    again = [front_dict(front, share) for share in job.settings.accuracy]
-    found.judge([] if said == again else [f"{RESULTS}: fronts are not those computed again"], "fronts of certified radii")
+    wrong = [] if [f["accuracy"] for f in said] == list(job.settings.accuracy) else [f"{RESULTS}: fronts are of other shares"]
+    x, y = job.split.x, job.split.y.long()
+    for front in said if recompute else ():
+        radii = [(c, r) for c, r in zip(front["eps_x"], front["eps_w"], strict=True) if r is not None]
+        if tuple(front["eps_x"]) != tuple(job.columns):
+            wrong.append(f"{RESULTS}: a front is at other input radii than the grid")
+        elif radii:
+            eps_x, eps_w = SystemRandom().choice(radii)
+            lower = Prover(job.model, job.proof.method)(x, y, job.proof.unit.scaled(eps_x, eps_w))
+            share = float(((worst_margin(lower, y) > 0) & torch.isfinite(lower).all(1)).double().mean())
+            if share < front["accuracy"] - 1e-9:
+                wrong.append(
+                    f"{RESULTS}: fronts say {front['accuracy']:g} at ({eps_x:g}, {eps_w:g}), where {share:g} is certified"
+                )
+    found.judge(wrong, f"fronts of certified radii, {'each at one input radius' if recompute else 'by their form alone'}")
+    found.open.append("fronts at the other input radii, and that no larger radius is certified (--recompute-certificates all)")
 
 
 # --- the whole paper ------------------------------------------------------------------------------------------------------
@@ -436,6 +550,9 @@ def _reproduced(
                 model=str(folder), data=found_at, data_dir=where and Path(where), split=settings.split, limit=settings.limit,
                 eps_x=settings.eps_x, eps_w=settings.eps_w, scope=settings.scope, attack=settings.attack,
             )  # fmt: skip
+            trained = load_run(folder)[1]
+            if (trained.recipe, trained.network, trained.seed) != (recipe, settings.network, seed):
+                found.wrong.append(f"models/{name}-seed{seed} was trained with other settings than {CONFIG} says")
             try:
                 surfaces.append(_again(Attacked(asked), name, folder / EVENTS))
             except Unconfirmed as e:
@@ -443,9 +560,10 @@ def _reproduced(
                 return None
         models[name] = (TITLES.get(name, name), recipe.model_dump(), surfaces)
     again = assemble(models, seeds, data, settings, results.get("environment", {}), results["command"])
-    if "claims" in results:
+    if judged(settings):
         again["claims"] = judge(again["models"])
     found.open.append("outcomes: reproduce keeps no perturbations, so they are those of the log and no more")
+    found.open.append("training: the weights are as stored, and were not trained again")
     return again
 
 
