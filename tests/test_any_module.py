@@ -521,7 +521,7 @@ def test_command_line_gives_the_model_its_dtype(
     run = tmp_path / "run"
     assert main(["evaluate", f"{tmp_path}/model.py:{kind}", *ARGUMENTS, "--scope", scope, "--out", str(run)]) == 0
     assert f"torch.{'float16' if kind == 'half' else kind}" in (run / "results.json").read_text()
-    assert main(["replay", str(run)]) == 0, capsys.readouterr().err
+    assert main(["verify", str(run), "--model", f"{tmp_path}/model.py:{kind}"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind, message", [("Pair", "returns a tuple"), ("lazy", "has no size yet")])

@@ -2,12 +2,12 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from nonsingular.replay import replay
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -15,7 +15,6 @@ from nonsingular import nested
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.strongest import alternating, ensemble, strongest, worst
-from nonsingular.cli import main
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, evaluate
 from nonsingular.graph import logits_at, products
@@ -24,6 +23,7 @@ from nonsingular.nested import ROUNDS, reach
 from nonsingular.perturbations import FOLDER, read_found
 from nonsingular.records import Log
 from nonsingular.threat import JointBall, Perturbation
+from nonsingular.verification import lost_to, stored_perturbations
 
 SCOPES = ("sample", "batch", "dataset")
 COLUMNS, ROWS = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02, 0.05)
@@ -155,19 +155,20 @@ def test_an_accuracy_that_still_falls_is_flagged():
 def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
     model, x, y = setting(kind)
     s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack=attack, log=tmp_path / "log.jsonl")
-    method = choose(model, attack=attack, scope=scope, batch_size=20)
-    again = replay(model, x, y, method, s.accuracy, COLUMNS, ROWS, tmp_path)
-    assert again.differ == []
-    if attack == "strongest":
-        np.testing.assert_allclose(again.found, s.accuracy)
-    assert again.perturbations > 0
-    better = replay(model, x, y, method, s.accuracy - 0.1, COLUMNS, ROWS, tmp_path)
-    assert len(better.differ) == s.accuracy.size or attack == "paper"
+    job = asked(model, x, y, choose(model, attack=attack, scope=scope, batch_size=20))
+    stored = stored_perturbations(job, tmp_path / FOLDER)
+    assert stored
+    np.testing.assert_array_equal(lost_to(stored, job, tmp_path / "log.jsonl"), ~s.outcomes)
+
+
+def asked(model, x, y, method):
+    """The question of a surface, as verification has it of a run."""
+    return SimpleNamespace(model=model, split=SimpleNamespace(x=x, y=y), method=method, columns=COLUMNS, rows=ROWS)
 
 
 def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
     model, x, y = setting("dense")
-    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=tmp_path / "log.jsonl")
+    evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=tmp_path / "log.jsonl")
     (path,) = (tmp_path / FOLDER).glob("*.safetensors")
     found = read_found(path)
     assert any("shifts.0" in f.tensors for f in found)  # one number a neuron, not a matrix an example
@@ -179,10 +180,10 @@ def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
     tensors["0.x"] = tensors["0.x"] + 0.5
     save_file(tensors, path, about)
     with pytest.raises(InvalidInput, match="a stored perturbation is not within"):
-        replay(model, x, y, choose(model), s.accuracy, COLUMNS, ROWS, tmp_path)
+        stored_perturbations(asked(model, x, y, choose(model)), tmp_path / FOLDER)
     path.write_bytes(b"no tensors")
     with pytest.raises(InvalidInput, match="cannot be read as stored perturbations"):
-        replay(model, x, y, choose(model), s.accuracy, COLUMNS, ROWS, tmp_path)
+        stored_perturbations(asked(model, x, y, choose(model)), tmp_path / FOLDER)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -294,30 +295,7 @@ def test_a_group_is_judged_from_its_tensors():
     assert r.origin == (0.1, 0.02)
 
 
-# ---------------------------------------------------------------- the command
-
-
-def test_replay_from_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for command in (
-        "train --data digits --epochs 2 --hidden 16 --quiet --out net",
-        "evaluate net --eps-x 0:0.1:3 --eps-w 0:0.02:3 --limit 60 --workers 1 --quiet --out run",
-    ):
-        assert main(command.split()) == 0
-    assert main(["replay", "run"]) == 0
-    assert "all 9 accuracies are theirs" in capsys.readouterr().err
-    results = (tmp_path / "run" / "results.json").read_text()
-    import json
-
-    changed = json.loads(results)
-    (model,) = changed["models"].values()
-    model["surfaces"][0]["accuracy"][2][2] = -1.0
-    (tmp_path / "run" / "results.json").write_text(json.dumps(changed))
-    assert main(["replay", "run"]) == 1
-    assert "leave more accuracy than it says" in capsys.readouterr().err
-    (tmp_path / "run" / "results.json").unlink()
-    assert main(["replay", "run"]) == 2
-    assert main(["replay", "net"]) == 2
+# ---------------------------------------------------------------- precision
 
 
 class Noting(nn.Sequential):

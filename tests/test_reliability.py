@@ -109,7 +109,7 @@ def killed(home, scope, kills, monkeypatch):
         assert {k: len(v) for k, v in contents(out / "perturbations").items()} == {
             k: len(v) for k, v in contents(f"whole-{scope}/perturbations").items()
         }
-        assert main(["replay", str(out)]) == 0
+        assert main(["verify", str(out)]) == 0
         seed += 1
     assert not list(home.rglob(".events*.part"))
     return done
@@ -236,7 +236,7 @@ def test_damaged_results_are_named_and_kept(home, text, monkeypatch, capsys, tmp
     out = tmp_path / "run"
     shutil.copytree("whole-dataset", out)
     (out / "results.json").write_text(text)
-    for argv in (evaluate("dataset", out), ["report", str(out)], ["replay", str(out)]):
+    for argv in (evaluate("dataset", out), ["report", str(out)], ["verify", str(out)]):
         capsys.readouterr()
         assert main(argv) == 2
         err = capsys.readouterr().err

@@ -294,7 +294,7 @@ def _falls(
         return worst_margin(margins(outputs(moving, inputs.clone()), y), y)
 
     def corner(box: Interval, shape: Sequence[int]) -> Tensor:
-        high = torch.rand(*shape, generator=generator, device=x.device) < 0.5
+        high = torch.rand(tuple(shape), generator=generator, device=x.device) < 0.5
         return torch.where(high, box.hi, box.lo)
 
     clean = margin(x)

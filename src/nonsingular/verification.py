@@ -244,25 +244,17 @@ def _one(
 
 def _perturbations(job: Attacked, run: Path, again: Surface, found: Verification) -> None:
     """What is lost, example by example and cell by cell, is what the stored tensors break."""
-    x, y, method = job.split.x, job.split.y.long(), job.method
+    method = job.method
     assert again.outcomes is not None
-    with torch.no_grad():
-        clean = logits_at(job.model, Perturbation(x))
-    wrong_at_x = ~is_correct(clean, y).cpu().numpy()
-    stored: dict[Radii, list[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]] = {}
-    total = 0
-    for path in sorted((run / FOLDER).glob("*.safetensors")):
-        for one in read_found(path):
-            _fits(one, job, path)
-            numbers, margins = _margins(one, job)
-            total += len(numbers)
-            stored.setdefault(one.radii, []).append((one, numbers, margins))
+    stored = stored_perturbations(job, run / FOLDER)
+    total = sum(len(numbers) for several in stored.values() for _, numbers, _ in several)
+    wrong_at_x = _wrong_at_x(job)
     off = [r for r in stored if r[0] not in job.columns or r[1] not in job.rows]
     lost_somewhere = bool((~again.outcomes & ~wrong_at_x).any())
     if not stored and lost_somewhere:
         found.wrong.append(f"{FOLDER} is missing: nothing shows that the examples that count as lost are")
         return
-    lost = _lost(job, run / EVENTS, stored, wrong_at_x)
+    lost = lost_to(stored, job, run / EVENTS)
     differ = [f"a stored perturbation lies at {r}, which is no point of the grid" for r in off]
     undecided = 0
     for i, eps_w in enumerate(job.rows):
@@ -316,7 +308,25 @@ def _margins(one: Found, job: Attacked, chunk: int = 64) -> tuple[NDArray[np.int
 Stored = Mapping[Radii, Sequence[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]]
 
 
-def _lost(job: Attacked, log: Path, stored: Stored, wrong_at_x: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def stored_perturbations(job: Attacked, folder: Path) -> Stored:
+    """Radii -> what was found there, the numbers of its examples, and the margins that the model attains at it now.
+
+    Raises InvalidInput for damaged files, for tensors of other shapes, and for what lies outside its ball.
+    """
+    stored: dict[Radii, list[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for one in read_found(path):
+            _fits(one, job, path)
+            stored.setdefault(one.radii, []).append((one, *_margins(one, job)))
+    return stored
+
+
+def _wrong_at_x(job: Attacked) -> NDArray[np.bool_]:
+    with torch.no_grad():
+        return ~is_correct(logits_at(job.model, Perturbation(job.split.x)), job.split.y.long()).cpu().numpy()
+
+
+def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
     """(rows, columns, n) what the stored perturbations break, by the rule of the scope.
 
     sample: an example that is broken in a ball is broken in every larger one.  batch, dataset, and attacks that take no start:
@@ -326,7 +336,7 @@ def _lost(job: Attacked, log: Path, stored: Stored, wrong_at_x: NDArray[np.bool_
     lost = np.zeros((len(job.rows), len(job.columns), n), dtype=bool)
     nested = job.method.scope == "sample" and job.method.nested
     if nested:
-        lost |= wrong_at_x
+        lost |= _wrong_at_x(job)
     broken: dict[Radii, NDArray[np.bool_]] = {}
     for radii, several in stored.items():
         at = broken.setdefault(radii, np.zeros(n, dtype=bool))
