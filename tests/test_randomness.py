@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nonsingular as ns
+from nonsingular.cli import main
 
 
 class Noisy(nn.Module):
@@ -105,3 +106,18 @@ def test_an_average_over_nothing_is_refused(passes):
         ns.Averaged(nn.Linear(2, 2), passes)
     with pytest.raises(ns.InvalidInput, match=r"nn\.Module"):
         ns.Averaged(lambda x: x, 2)
+
+
+def test_expectation_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Noisy(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        torch.manual_seed(0)\n        self.a = nn.Linear(64, 10)\n\n    def forward(self, x):\n"
+        "        return self.a(x.flatten(1)) + 0.1 * torch.randn(len(x), 10)\n"
+    )
+    asked = ["evaluate", "net.py:Noisy", "--data", "digits", "--limit", "4", "--eps-x", "0,0.1", "--eps-w", "0", "--workers", "1"]
+    assert main([*asked, "--out", "refused", "--quiet"]) == 2
+    assert "forward is random" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    assert main([*asked, "--expectation", "2", "--attack", "square", "--out", "run", "--quiet"]) == 0
+    assert "means over 2 forward passes" in (tmp_path / "run" / "report.md").read_text()

@@ -58,7 +58,7 @@ def certify(
     A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
     """
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     prove = Prover(model, method, dtype)
     lower = prove(x, y.long(), ball)
@@ -113,7 +113,7 @@ def verify(
     Raises UnsupportedModel without a rule for an operation.  Cost: on the default MNIST network milliseconds to seconds each.
     Memory: the perturbation holds the moving parameters once for each example; give a large set in parts.
     """
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     exact, x, y, ball = precise(model, torch.float64), x.double(), y.long(), ball.rounded(x.dtype)
     known = _attacked(exact, x, y, ball, attack)
@@ -151,7 +151,7 @@ def certified_radius(
     NaN where not even radius 0 along that axis is certified (for example misclassified at x).
     Guarantee: that of `certify` at the radius returned, hence at every smaller one.  Cost: about `bits` bounds of every example.
     """
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     if along not in ("eps_x", "eps_w"):
         raise InvalidInput(f"along is {along!r}; choose eps_x or eps_w")
@@ -194,7 +194,7 @@ def certified_front(
         An example is not tried above its radius at a smaller eps_x.
     `Front.at(accuracy)` is the front for a required accuracy.  Cost: at most len(eps_x) times `bits` bounds of every example.
     """
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     one = ball.eps_x if isinstance(ball.eps_x, float) else None
     columns = axis((1.0 if one is None else one) if eps_x is None else eps_x, "eps_x")

@@ -239,6 +239,10 @@ def evaluate(
         str | None,
         Parameter(help="Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds'). Default: none."),
     ] = None,
+    expectation: Annotated[
+        int | None,
+        Parameter(help="For a random network: average the logits of so many forward passes. Default: a random one is refused."),
+    ] = None,
     masking: Annotated[
         bool | None, Parameter(help="Also look for signs of masked gradients, where about half is left. Default: no.")
     ] = None,
@@ -262,7 +266,7 @@ def evaluate(
         limit=limit,
         eps_x=eps_x, eps_w=eps_w,
         scope=scope, attack=attack, domain=domain, moves=moves,
-        relative=relative, batch_size=batch_size, certify=certify, masking=masking,
+        relative=relative, batch_size=batch_size, certify=certify, masking=masking, expectation=expectation,
     )  # fmt: skip
     settings = _merge(EvaluateSettings, read_config(config) if config else {}, given)
     if print_config:

@@ -202,6 +202,8 @@ class EvaluateSettings(GridSettings):
     batch_size: int = Field(default=128, ge=1)
     certify: BoundName | None = None
     masking: bool = False
+    expectation: int | None = Field(default=None, ge=1)
+    """Forward passes of a random network that are averaged."""
 
 
 class CertifySettings(GridSettings):

@@ -20,7 +20,7 @@ from nonsingular.data import as_tensors, columns_of, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at
 from nonsingular.graph import threads as use_threads
-from nonsingular.heads import classifier
+from nonsingular.heads import classifier, told_of_weights
 from nonsingular.margins import is_correct, margins, worst_margin
 from nonsingular.masks import doubts_of_gradients
 from nonsingular.nested import Method, name_of
@@ -112,8 +112,9 @@ def evaluate(
         unit_x=unit_x,
     )  # fmt: skip
     with use_threads(threads):
-        model = classifier(model, x)
-        warn(doubts := check_inputs(model, x, y, method.unit))
+        told = told_of_weights(model, method.unit)
+        model = classifier(model, x, method.unit)
+        warn(doubts := [*told, *check_inputs(model, x, y, method.unit)])
         rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         found = surface(model, x, y.long(), method, columns, rows, certify=certify, log=log, doubts=doubts)
         warn(found.about["doubts"][len(doubts) :])

@@ -40,9 +40,10 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import choose, rehearse, surface
 from nonsingular.examples import examples
 from nonsingular.graph import threads
-from nonsingular.heads import classifier
+from nonsingular.heads import classifier, told_of_weights
 from nonsingular.loading import build, load_run
 from nonsingular.masks import masking
+from nonsingular.models import Averaged
 from nonsingular.objectives import Objective
 from nonsingular.onelogit import OneLogit
 from nonsingular.preflight import Plan, Preflight, looked_at, preflight, preflights
@@ -165,11 +166,15 @@ class Job:
         self.unit = JointBall(unit_x, 1.0 if radii is None else radii, self.data.domain, settings.moves, relative)
         x, y = self.split.x, self.split.y
         on_loaded()
-        self.model = classifier(self.model, x)
+        told = told_of_weights(self.model, self.unit)
+        if (passes := getattr(settings, "expectation", None)) is not None:
+            self.model = Averaged(self.model, passes)
+            told.append(f"the logits are means over {passes} forward passes, whose random numbers are the same for all inputs")
+        self.model = classifier(self.model, x, self.unit)
         if quick:
             self.unit.check_domain(x)
         self.seen = looked_at(self.model, x, y, self.unit) if quick else torch.arange(len(x), device=x.device)
-        self.doubts = check_inputs(self.model, x[self.seen], y[self.seen], self.unit, classes=len(self.data.classes))
+        self.doubts = [*told, *check_inputs(self.model, x[self.seen], y[self.seen], self.unit, classes=len(self.data.classes))]
         self.model_sha256 = hash_tensors(self.model.state_dict())
         self.data_sha256 = self.split.sha256()
         domain = "none" if self.data.domain is None else self.data.domain

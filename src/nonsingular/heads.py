@@ -1,8 +1,10 @@
-"""heads.py - the door for networks with one output for two classes: what they return -> logits (B, 2)."""
+"""heads.py - the door that every network comes in by: weights that are computed become parameters, one output for two classes
+becomes logits (B, 2)."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import recording, trace, twin
+from nonsingular.graph import recording, trace
+from nonsingular.modules import effective, parametrised, twin
 from nonsingular.onelogit import OneLogit
+from nonsingular.threat import JointBall
 
 LOOKED_AT = 64
 """Examples, and as many far away from these, that tell a logit from a probability."""
@@ -23,15 +27,18 @@ _TAIL = {"squeeze", "flatten", "view", "reshape", "select", "ravel", torch.squee
 """What may reshape the one output of each example after a sigmoid."""
 
 
-def classifier(model: nn.Module, x: Tensor) -> nn.Module:
+def classifier(model: nn.Module, x: Tensor, ball: JointBall | None = None) -> nn.Module:
     """`model` itself, or a network that returns one number for each example, seen as a classifier of two classes (onelogit.py).
 
+    Weights that parametrisations compute (weight norm, spectral norm, pruning, ...) are parameters of what comes back, under
+    their names: a device stores these, and radii move them.  A ball whose eps_w names the raw parameters keeps those.
     x: (B, *input) examples.  A sigmoid at the end is left out, where the module or its graph shows it: the logit under it counts.
     What the model does not accept, and what is no such network, comes back as it is: check_inputs says what is wrong.
     Raises InvalidInput for probabilities of one class without a sigmoid that can be seen.  Cost: a copy, and a pass of two.
     """
     if isinstance(model, OneLogit) or not isinstance(model, nn.Module) or not x.dim() or not len(x):  # pyright: ignore[reportUnnecessaryIsInstance]
         return model
+    model = model if moves_raw(model, ball) else effective(model)
     try:
         still = twin(model)
     except (InvalidInput, UnsupportedModel):  # in train mode, or no copy of it: who uses the model says so
@@ -49,6 +56,27 @@ def classifier(model: nn.Module, x: Tensor) -> nn.Module:
             "logit; return what goes into the sigmoid, or torch.logit of it"
         )
     return OneLogit(inner.train(model.training), flat=flat)
+
+
+def moves_raw(model: nn.Module, ball: JointBall | None) -> bool:
+    """Whether a ball names parameters from which weights are computed."""
+    if ball is None or not isinstance(ball.eps_w, Mapping):
+        return False
+    return bool(set(ball.eps_w) & set(dict(model.named_parameters())) - set(dict(effective(model).named_parameters())))
+
+
+def told_of_weights(model: nn.Module, ball: JointBall) -> list[str]:
+    """What to say of weights that are computed from parameters."""
+    computed = {} if not isinstance(model, nn.Module) else parametrised(model)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not computed:
+        return []
+    which = ", ".join(f"'{name}' ({kind})" for name, kind in list(computed.items())[:3]) + (", ..." if len(computed) > 3 else "")
+    if moves_raw(model, ball):
+        return [f"radii move the raw parameters from which {which} are computed, not these weights themselves"]
+    return [
+        f"computed weights are moved as what they come to, as a device stores them: {which}; name the raw parameters in eps_w to "
+        "move these instead"
+    ]
 
 
 def _shape(still: nn.Module, two: Tensor) -> tuple[int, ...] | None:

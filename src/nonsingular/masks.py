@@ -128,7 +128,7 @@ def masking(
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
-        model = classifier(model, x)
+        model = classifier(model, x, ball)
         check_inputs(model, x, y, ball, random=True)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
         case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)

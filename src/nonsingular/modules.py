@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize, prune
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.memory import is_out_of_memory
@@ -87,6 +88,10 @@ def duplicate(model: nn.Module) -> nn.Module:
     known: dict[int, Any] = {}
     try:
         with torch.no_grad():  # or the parameters of a copied script would not be leaves
+            for module in model.modules():
+                for name, _ in _computed(module):
+                    if isinstance(value := vars(module).get(name), Tensor):  # of the last pass, with its history
+                        known[id(value)] = value.detach().clone()
             for module in reversed(list(model.modules())):
                 if (name := _wrapped(module)) is not None:
                     inner = copy.deepcopy(cast(nn.Module, getattr(module, name)), known)
@@ -104,6 +109,68 @@ def duplicate(model: nn.Module) -> nn.Module:
             f"the model cannot be copied{which} ({_first_line(e)}); make computed weights permanent (e.g. prune.remove), detach "
             "what forward stores, and keep nothing else that copy.deepcopy refuses"
         ) from e
+
+
+# --- computed weights -----------------------------------------------------------------------------------------------------
+
+
+def parametrised(model: nn.Module) -> dict[str, str]:
+    """Name of a weight that is computed from parameters at each pass -> by what: weight norm, spectral norm, pruning, ..."""
+    return {f"{path}.{name}".lstrip("."): kind for path, module in model.named_modules() for name, kind in _computed(module)}
+
+
+def _computed(module: nn.Module) -> list[tuple[str, str]]:
+    """Of one module: torch.nn.utils.parametrize, or a hook of the older weight_norm, spectral_norm and prune."""
+    found: list[tuple[str, str]] = []
+    if parametrize.is_parametrized(module):
+        each: Any = module.parametrizations
+        found += [(name, type(each[name][0]).__name__.strip("_")) for name in each]
+    hooks: list[Any] = [*module._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage]
+    for hook in hooks:
+        if (kind := _HOOKS.get(f"{type(hook).__module__}.{type(hook).__qualname__}")) is not None:
+            found.append((hook.name, kind))
+        elif type(hook).__module__ == "torch.nn.utils.prune":
+            found.append((hook._tensor_name, "pruning"))
+    return found
+
+
+_HOOKS = {"torch.nn.utils.weight_norm.WeightNorm": "WeightNorm", "torch.nn.utils.spectral_norm.SpectralNorm": "SpectralNorm"}
+
+
+def effective(model: nn.Module) -> nn.Module:
+    """`model` itself, or a copy in which computed weights are parameters: what a device stores, and what a radius should move."""
+    if not isinstance(model, nn.Module) or not parametrised(model):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return model
+    made = duplicate(model)
+    for module in list(made.modules()):
+        if parametrize.is_parametrized(module):
+            _settle(module)
+        for name, kind in _computed(module):
+            if kind == "pruning":
+                prune.remove(module, name)
+            else:
+                _settle_hooked(module, name, kind)
+    return made.train(model.training)
+
+
+def _settle(module: nn.Module) -> None:
+    """Not by remove_parametrizations: that changes the class, which the user's module shares."""
+    each: Any = module.parametrizations
+    weights = {name: getattr(module, name).detach().clone() for name in each}
+    del module._modules["parametrizations"]  # pyright: ignore[reportPrivateUsage]
+    module.__class__ = type(module).__mro__[1]
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight))
+
+
+def _settle_hooked(module: nn.Module, name: str, kind: str) -> None:
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
+            if getattr(hook, "name", None) == name:
+                hook(module, ())  # as in the forward pass
+    weight = getattr(module, name).detach().clone()
+    (nn.utils.remove_weight_norm if kind == "WeightNorm" else nn.utils.remove_spectral_norm)(module, name)
+    getattr(module, name).data = weight
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -111,12 +111,19 @@ class Cell:
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Cell:
-        margins = np.frombuffer(base64.b64decode(d["margins"]), dtype="<f4").astype(np.float32) if "margins" in d else None
-        origin = tuple(d["origin"]) if "origin" in d else None
-        correct, (forward, backward) = unpack(d["correct"], d["n"]), d.get("passes", (0, 0))
-        return Cell(
-            d["eps_x"], d["eps_w"], correct, d["seconds"], tuple(d["flags"]), margins, origin, (int(forward), int(backward))
-        )  # fmt: skip
+        """Raises InvalidInput for anything that `to_dict` does not write."""
+        try:
+            margins = np.frombuffer(base64.b64decode(d["margins"]), dtype="<f4").astype(np.float32) if "margins" in d else None
+            origin = (float(d["origin"][0]), float(d["origin"][1])) if "origin" in d else None
+            correct, (forward, backward) = unpack(d["correct"], int(d["n"])), d.get("passes", (0, 0))
+            if margins is not None and len(margins) != len(correct):
+                raise ValueError(f"{len(margins)} margins for {len(correct)} examples")
+            return Cell(
+                float(d["eps_x"]), float(d["eps_w"]), correct, float(d["seconds"]), tuple(map(str, d["flags"])), margins, origin,
+                (int(forward), int(backward)),
+            )  # fmt: skip
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as e:
+            raise InvalidInput(f"a cell of a log is not as a run writes it ({e!r}); delete the log, and run again") from None
 
     @staticmethod
     def joined(parts: Sequence[Cell]) -> Cell:

@@ -27,7 +27,7 @@ from nonsingular.data import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.graph import logits_at, trace_graph
 from nonsingular.graph import threads as use_threads
-from nonsingular.heads import classifier
+from nonsingular.heads import classifier, told_of_weights
 from nonsingular.margins import is_correct, worst_margin
 from nonsingular.modules import twin
 from nonsingular.records import FORMAT, Cell, Log, Surface, axis, pack, unpack
@@ -97,8 +97,9 @@ def certified_surface(
     unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     proof = Proof(method, JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative))
     with use_threads(threads):
-        model = classifier(model, x)
-        warn(doubts := check_inputs(model, x, y, proof.unit))
+        told = told_of_weights(model, proof.unit)
+        model = classifier(model, x, proof.unit)
+        warn(doubts := [*told, *check_inputs(model, x, y, proof.unit)])
         rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         return prove(model, x, y.long(), proof, columns, rows, log=log).surface(doubts=doubts)
 

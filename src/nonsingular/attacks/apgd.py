@@ -48,7 +48,7 @@ def apgd(
     Source: the steps, arXiv:2003.01690; the scalars, the row lemma of shifts.py.
     """
     check_scope(scope)
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     if scope != "sample":
         given = {} if steps is None else {"steps": steps}
         return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)

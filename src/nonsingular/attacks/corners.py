@@ -52,7 +52,7 @@ def corners(
     if draws < 0 or steps < 0 or chunk < 1:
         raise InvalidInput(f"draws, steps, chunk are {draws}, {steps}, {chunk}; give at least 0, 0 and 1")
     with recording(), torch.no_grad():
-        model = classifier(model, x)
+        model = classifier(model, x, ball)
         point, y = checked_start(model, x, ball, scope, start), y.long()
         moving = twin(model)
         check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)

@@ -41,7 +41,7 @@ def joint_pgd(
     Cost: `steps` forward and backward passes.  Source: arXiv:2102.11935, section 4.1 (100 steps, 0.01, 0.0005).
     """
     check_scope(scope)
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
     ascend = _ascend_per_sample if scope == "sample" else _ascend_shared

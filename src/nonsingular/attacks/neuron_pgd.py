@@ -68,7 +68,7 @@ def neuron_pgd(
     if scope != "sample":
         raise InvalidInput(f"attack 'neuron' gives each example its own weights (scope sample); use 'paper' for scope {scope}")
     with recording(), torch.no_grad():
-        model = classifier(model, x)
+        model = classifier(model, x, ball)
         network = shifts(model, ball, x)
         check_labels(y, len(x), network.net.classes)
         x, y = x.detach().clone(), y.long().clone()

@@ -112,7 +112,7 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
         Never changes `model`.
         """
         with recording():
-            y, model = y.long(), classifier(model, x)
+            y, model = y.long(), classifier(model, x, ball)
             with torch.no_grad():
                 point, margin = begin(model, x, y, ball, scope, start, 1024)
             eps = ball.eps_x_number(f"'{name}'")

@@ -41,7 +41,7 @@ def square(
     if steps < 0 or tries < 1 or chunk < 1:
         raise InvalidInput(f"steps, tries, chunk are {steps}, {tries}, {chunk}; give at least 0, 1 and 1")
     with recording(), torch.no_grad():
-        y, model = y.long(), classifier(model, x)
+        y, model = y.long(), classifier(model, x, ball)
         point, best = begin(model, x, y, ball, scope, start, chunk)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         found, box, each = point.x, ball.input_box(x), scope == "sample"

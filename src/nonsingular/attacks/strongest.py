@@ -34,7 +34,7 @@ def strongest(
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     check_module(model)
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     both = ball.moves_inputs and bool(ball.radii(dict(model.named_parameters())))
     member = partial(apgd, model, scope=scope, verdict=True)
     if start is None and both:
@@ -54,7 +54,7 @@ def ensemble(*attacks: Attack) -> Attack:
     def together(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
     ) -> Perturbation:  # fmt: skip
-        best, model = start, classifier(model, x)
+        best, model = start, classifier(model, x, ball)
         for attack in attacks:
             options = {"start": best} if best is not None and "start" in inspect.signature(attack).parameters else {}
             found = attack(model, x, y, ball, scope=scope, **options)
@@ -80,7 +80,7 @@ def alternating(
     """
     if rounds < 1 or steps < 1:
         raise InvalidInput(f"rounds is {rounds} and steps is {steps}; give 1 or more")
-    weights_alone, model = ball.scaled(0.0, 1.0), classifier(model, x)
+    weights_alone, model = ball.scaled(0.0, 1.0), classifier(model, x, ball)
     with recording(), torch.no_grad():
         best = now = checked_start(model, x, ball, scope, start)
         for turn in range(2 * rounds):

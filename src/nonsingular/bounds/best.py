@@ -34,7 +34,7 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     Raises UnsupportedModel if no bound has rules for the model.  Cost: up to that of all of them, and 200 parts of branch and
     bound, for an undecided example.
     """
-    y, model = y.long(), classifier(model, x)
+    y, model = y.long(), classifier(model, x, ball)
     found: Tensor | None = None
     refusal: UnsupportedModel | None = None
     todo = torch.arange(len(x), device=x.device)

@@ -86,7 +86,7 @@ def search(
     known: an attack's perturbation (scope "sample"), to start from.  lower: (B, K) sound bounds that are known already.
     seconds: time for an example on average; the search ends after len(x) times that, or `parts` parts an example.
     """
-    y, model = y.long(), classifier(model, x)
+    y, model = y.long(), classifier(model, x, ball)
     verdicts: list[Verdicts] = []
     with recording():
         whole, still = region(model, x.clone(), y, ball), twin(model)

@@ -61,7 +61,7 @@ def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
 
     Raises UnsupportedModel without a rule for an operation and where graph and model differ in the ball, InvalidInput for x or y.
     """
-    model = classifier(model, x)
+    model = classifier(model, x, ball)
     graph = trace_graph(model, x.shape[1:])
     box, boxes = ball.input_box(x.detach(), outward=True), ball.weight_boxes(graph.params, outward=True)
     check_labels(y, len(x), graph.nodes[-1].shape[0])

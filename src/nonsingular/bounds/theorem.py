@@ -103,7 +103,7 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
     A box of weights that is not one number either way is widened to the smallest such ball around it.
     x: (B, *input).  y: (B,).  Raises UnsupportedModel outside the hypotheses.  Cost: about three forward passes and O(B K^2).
     """
-    model = model if isinstance(model, Dense) else classifier(model, x)
+    model = model if isinstance(model, Dense) else classifier(model, x, ball)
     net = dense_chain(model)
     ball.check_domain(x)
     check_chain(net, model, x, ball)
