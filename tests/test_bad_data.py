@@ -169,7 +169,7 @@ MISTAKES = {
     "not flat": (lambda: linear(48, 3), NHWC, V, r"x\.flatten\(1\)"),
     "float64": (lambda: linear(4, 3), U.double(), V, r"float64: its weights are torch\.float32; give x\.to\(torch\.float32\)"),
     "float32 for float64": (lambda: linear(4, 3).double(), U, V, r"give x\.to\(torch\.float64\)"),
-    "another device": (lambda: linear(4, 3).to("meta"), U, V, r"the model is on meta and x on cpu"),
+    "no values": (lambda: linear(4, 3).to("meta"), U, V, r"is on the meta device and has no values"),
     "from 1": (lambda: linear(4, 3), U, V + 1, r"do they start at 1\? Give y - 1"),
     "too large": (lambda: linear(4, 3), U, V + 2, r"labels span 2\.\.4, but the model has 3 classes"),
     "one-hot": (lambda: linear(4, 3), U, torch.eye(3)[V], r"one-hot\? give y\.argmax\(1\)"),
@@ -177,7 +177,7 @@ MISTAKES = {
     "labels in float": (lambda: linear(4, 3), U, V.float(), r"y\.long\(\)"),
     "labels in bool": (lambda: linear(4, 3), U, V > 0, r"y\.long\(\)"),
     "tuple": (lambda: Of(lambda z: (z, z)), U, V, "the model returns a tuple, not a tensor"),
-    "one logit": (lambda: linear(4, 1), U, V, r"torch\.stack\(\[-z, z\], 1\)"),
+    "one logit": (lambda: linear(4, 1), U, V, r"or one logit for two classes"),
     "dropout": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout()), U, V, r"train mode .*call model\.eval\(\) first"),
     "forward fails": (lambda: Of(lambda z: {}["a"]), U, V, "does not accept inputs"),
 }  # fmt: skip
@@ -253,8 +253,6 @@ def conv():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 3))
 
-def double():
-    return flat().double()
 
 def softmax():
     return nn.Sequential(flat(), nn.Softmax(1))
@@ -368,7 +366,6 @@ BAD = {
     "a domain upside down": (of("bad-domain.npz"), "domain is [1.0, 0.0]"),
     "channels last": (of("channels-last.npz", model="conv"), "x.permute(0, 3, 1, 2)"),
     "another shape": (of("good.npz", model="wide"), "does not accept inputs of shape"),
-    "float64 weights": (of("good.npz", model="double"), "its weights are torch.float64"),
     "one logit": (of("good.npz", model="one"), "K >= 2"),
     "two outputs": (of("good.npz", model="pair"), "returns a tuple"),
     "no test split": (of("train-only.npz"), "lacks x_test"),

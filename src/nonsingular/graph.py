@@ -422,6 +422,10 @@ def precise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Casts in its forward to the type of the model's own weights, or to a wider one, become casts to `dtype`.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            "the model is TorchScript, whose operations cannot be recorded; give the module that it was made from"
+        )
     kinds = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
     moved, original, own = twin(model).to(dtype), None, dtype
     if kinds - {dtype}:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,7 +30,8 @@ def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def dot(A: Tensor, z: Tensor) -> Tensor:
     """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape)."""
-    A, z = A.reshape(*A.shape[:2], -1), z.reshape(len(z), -1)  # a scalar has no dimension to flatten
+    size = math.prod(z.shape[1:])  # 1 of a scalar; a batch may be empty
+    A, z = A.reshape(*A.shape[:2], size), z.reshape(len(z), size)
     B = torch.broadcast_shapes(A.shape[1:2], z.shape[:1])[0]
     return torch.einsum("sbn,bn->sb", A.expand(-1, B, -1), z.expand(B, -1))
 
