@@ -114,7 +114,7 @@ def brute_force(network, y):
 class Skewed(JointBall):
     """Boxes that reach twice as far down as up, and a little differently in every element."""
 
-    def weight_boxes(self, params):
+    def weight_boxes(self, params, *, outward=False):
         wide = {n: r * torch.linspace(0.5, 1, params[n].numel(), dtype=params[n].dtype) for n, r in self.radii(params).items()}
         return {
             n: Interval(params[n].detach() - 2 * w.view_as(params[n]), params[n].detach() + w.view_as(params[n]))
