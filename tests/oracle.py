@@ -7,6 +7,7 @@ imports `nonsingular`.  A dense net is a list of matrices (out, in) and a list o
 from __future__ import annotations
 
 import copy
+import fractions
 import itertools
 import math
 
@@ -234,13 +235,24 @@ class Ball:
 # ---------------------------------------------------------------- joint PGD, plain autograd
 
 
+def furthest(t, radius):
+    """The largest number of t's kind that is not above t + radius, in rational arithmetic."""
+    found = (t.double() + radius).to(t.dtype)
+    above = [
+        fractions.Fraction(f) > fractions.Fraction(a) + fractions.Fraction(radius)
+        for f, a in zip(found.flatten().tolist(), t.flatten().tolist(), strict=True)
+    ]
+    below = torch.nextafter(found, torch.full_like(found, -math.inf))
+    return torch.where(torch.tensor(above).view_as(found), below, found)
+
+
 def joint_pgd(model, x, y, eps_x, radii, domain, *, steps, step_x=0.01, step_w=5e-4, chunk=None):
     """x' and {name: W'} after `steps` signed steps on a copy of `model`, from (x, W); radii: name -> radius > 0."""
     twin, adv = copy.deepcopy(model).requires_grad_(True), x.clone()
     moving = {name: p for name, p in twin.named_parameters() if name in radii}
-    low = {name: p.detach() - radii[name] for name, p in moving.items()}
-    high = {name: p.detach() + radii[name] for name, p in moving.items()}
-    lo, hi = x - eps_x, x + eps_x
+    low = {name: -furthest(-p.detach(), radii[name]) for name, p in moving.items()}
+    high = {name: furthest(p.detach(), radii[name]) for name, p in moving.items()}
+    lo, hi = -furthest(-x, eps_x), furthest(x, eps_x)
     if domain is not None:
         lo, hi = lo.clamp(*domain), hi.clamp(*domain)
     for _ in range(steps):

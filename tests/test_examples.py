@@ -97,20 +97,6 @@ def test_a_second_run_keeps_the_same(net: Path, tmp_path: Path) -> None:
     assert evaluated(net, tmp_path / "run")["models"] == first  # from the log alone
 
 
-def test_a_network_that_answers_at_random_has_no_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("model.py").write_text(
-        "import torch\n\n\nclass Random(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.w = torch.nn.Parameter(torch.zeros(10, 64))\n\n"
-        "    def forward(self, x):\n        y = torch.nn.functional.linear(x.flatten(1), self.w)\n"
-        "        return y + torch.randn_like(y)\n"
-    )
-    grid = "--eps-x 0,0.05 --eps-w 0.01 --limit 60 --scope batch --attack paper --workers 1 --quiet"
-    assert main(["evaluate", "model.py:Random", "--data", "digits", *grid.split(), "--out", "run"]) == 0
-    (entry,) = json.loads(Path("run/results.json").read_text())["models"].values()
-    assert "examples" not in entry
-
-
 def test_a_large_picture_is_averaged_and_numbers_are_told_where_there_is_none() -> None:
     x = torch.linspace(0, 1, 3 * 100 * 60).reshape(3, 100, 60)
     told = told_input(x, (x + 0.1).clamp(max=1), 0.1, (0.0, 1.0))

@@ -277,7 +277,7 @@ def test_attacks_run_what_certificates_refuse_by_name(tmp_path):
 def test_certificates_refuse_what_attacks_run(op, tmp_path):
     there = [N(op, ["f"], ["g"], **({"to": TensorProto.INT64} if op == "Cast" else {})), N("Cast", ["g"], ["h"], to=1)]
     model = close(save(tmp_path / "m.onnx", [FLAT, *there, N("MatMul", ["h", "W"], ["y"])], {"W": f(108, 3)}), X)
-    with pytest.raises(ns.UnsupportedModel, match=f"no rule for {op.lower()}"):
+    with pytest.raises(ns.UnsupportedModel, match=r"no rule for (to|sign|floor|exp)"):
         ns.certify(model, X, X.new_zeros(5).long(), ns.JointBall(0.01, 0.0, domain=None))
 
 
@@ -309,7 +309,7 @@ def test_one_example_alone(tmp_path, caplog):
     assert "takes one example alone" in caplog.text
     assert dict(model.named_parameters()).keys() == {"W"}
     ns.evaluate(model, (X, model(X).argmax(1)), eps_x=[0, 0.1], eps_w=[0, 0.1], domain=None)
-    with pytest.raises(ns.UnsupportedModel, match="takes one example alone"):
+    with pytest.raises(ns.UnsupportedModel, match="does not keep the batch"):
         trace_graph(model, SHAPE)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from nonsingular.evaluation import evaluate
+from nonsingular.masks import CORNERS, GLIMPSED, SEARCHED, TRIALS
 from nonsingular.passes import Passes, so_far
 
 
@@ -41,7 +42,8 @@ def test_what_is_counted_is_what_the_network_sees(attack):
     surface = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.01], scope="dataset", attack=attack)
     counted = surface.about["passes"]["forward"]
     checks = Counting.rows - counted  # of the inputs before any work, and one example for the number of classes here and there
-    assert 0 <= checks <= 40 + 4 * 40
+    glimpses = GLIMPSED * (1 + CORNERS * 6) + SEARCHED * (TRIALS + 3)  # at gradients, and by random search
+    assert 0 <= checks <= 40 + 4 * 40 + glimpses
     assert surface.about["passes"]["backward"] <= counted
 
 

@@ -27,7 +27,9 @@ from nonsingular.errors import InvalidInput
 from nonsingular.graph import logits_at, recording
 from nonsingular.heads import classifier
 from nonsingular.margins import is_correct, margins, worst_margin
+from nonsingular.memory import halving
 from nonsingular.modules import outputs, twin
+from nonsingular.passes import count
 from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
 
 SHARE = 0.05
@@ -259,6 +261,7 @@ def _promises(
         with recording():
             points = [x[i : i + 1].clone().requires_grad_(), *(params[n].requires_grad_() for n in names)]
             torch.manual_seed(seed)
+            count(forward=1, backward=2)
             logits = outputs(moving, points[0].clone())
             margin = worst_margin(margins(logits, y[i : i + 1]), y[i : i + 1]).sum()
             entropy = nn.functional.cross_entropy(logits, y[i : i + 1])
@@ -290,8 +293,13 @@ def _falls(
     params = dict(moving.named_parameters())
 
     def margin(inputs: Tensor) -> Tensor:
-        torch.manual_seed(seed)
-        return worst_margin(margins(outputs(moving, inputs.clone()), y), y)
+        def run(size: int) -> Tensor:
+            torch.manual_seed(seed)
+            count(forward=len(inputs))
+            logits = torch.cat([outputs(moving, part.clone()) for part in inputs.split(size)])
+            return worst_margin(margins(logits, y), y)
+
+        return halving(run, len(inputs))
 
     def corner(box: Interval, shape: Sequence[int]) -> Tensor:
         high = torch.rand(tuple(shape), generator=generator, device=x.device) < 0.5

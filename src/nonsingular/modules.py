@@ -346,7 +346,8 @@ def logits_of_each(moving: nn.Module) -> Each:
         if key not in ways:
             known = _WAYS.setdefault(moving, {})
             if key not in known:
-                known[key] = _way(moving, x[:PROBED])
+                with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # a random network may draw
+                    known[key] = _way(moving, x[:PROBED])
             ways[key] = known[key](moving)
         return ways[key]
 
