@@ -41,6 +41,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
+from nonsingular.checkpoints import fit_checkpoint
 from nonsingular.config import CertifySettings, EvaluateSettings, ReproduceSettings, TrainSettings, checked, read_config, to_yaml
 from nonsingular.data import Split, as_tensors, load
 from nonsingular.errors import InvalidInput
@@ -53,7 +54,7 @@ from nonsingular.perturbations import read_found
 from nonsingular.records import CONFIG, RESULTS, WEIGHTS, Log
 from nonsingular.report import cells_csv, markdown, page
 from nonsingular.runs import read_results
-from nonsingular.weights import fit_weights, kind_of, read_weights
+from nonsingular.weights import kind_of, read_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 import crafted
@@ -360,13 +361,13 @@ def _torch(rng: random.Random, folder: Path) -> None:
     whole = crafted.state_dict(rng)
     (folder / "w.pt").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
     if kind_of(folder / "w.pt") == "torch":
-        fit_weights(crafted.network(), read_weights(folder / "w.pt"), folder / "w.pt")
+        fit_checkpoint([crafted.network()], read_weights(folder / "w.pt"), folder / "w.pt")
 
 
 def _safetensors(rng: random.Random, folder: Path) -> None:
     whole = crafted.safetensors(rng)
     (folder / "w.safetensors").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
-    fit_weights(crafted.network(), read_weights(folder / "w.safetensors"), folder / "w.safetensors")
+    fit_checkpoint([crafted.network()], read_weights(folder / "w.safetensors"), folder / "w.safetensors")
 
 
 def _run(rng: random.Random, folder: Path) -> None:

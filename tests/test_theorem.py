@@ -562,12 +562,15 @@ def test_refused(form, call):
         calls[call]()
 
 
-def test_a_weight_that_is_computed_from_moving_parameters_is_refused():
-    """The ball moves original0 and original1; reading .weight would certify a net in which nothing moves."""
+def test_a_weight_that_is_computed_moves_as_what_it_comes_to():
+    """Reading .weight while original0 and original1 move would certify a net in which nothing moves."""
     model = mlp(nn.ReLU()).eval()
+    x, y, ball = torch.full((1, 4), 0.5), torch.tensor([0]), JointBall(0.0, 0.1)
+    plain = theorem1(model, x, y, ball)
     nn.utils.parametrizations.weight_norm(model[0])
+    torch.testing.assert_close(theorem1(model, x, y, ball), plain)
     with pytest.raises(UnsupportedModel):
-        theorem1(model, torch.full((1, 4), 0.5), torch.tensor([0]), JointBall(0.0, 0.1))
+        theorem1(model, x, y, JointBall(0.0, {"0.parametrizations.weight.original0": 0.1}))
 
 
 def test_two_different_activations_are_refused_or_bounded():
