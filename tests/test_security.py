@@ -376,9 +376,11 @@ def evil_results() -> Any:
     entry["title"] = entry["surfaces"][0]["model"] = entry["surfaces"][0]["attack"] = EVIL
     entry["surfaces"][0]["flags"] = [{"row": 1, "column": 1, "flags": [EVIL]}]
     entry["examples"]["first"][0]["weights"][0]["tensor"] = EVIL
-    entry["masking"]["flags"] = {EVIL: EVIL}
-    found["data"] |= {"name": EVIL, "classes": [EVIL, "=b"]}
-    found |= {"command": EVIL, "config": {EVIL: EVIL}, "environment": {EVIL: EVIL}, "models": {EVIL: entry}}
+    entry["surfaces"][0]["about"]["data_sha256"] = EVIL
+    entry["masking"] |= {"flags": {EVIL: EVIL}, "numbers": {EVIL: 0.5}}
+    found["data"] |= {"name": EVIL, "classes": [EVIL, "=b"], "sha256": EVIL}
+    environment = {"versions": {EVIL: EVIL}, "platform": EVIL, "git": EVIL, EVIL: EVIL}
+    found |= {"command": EVIL, "config": {EVIL: EVIL}, "environment": environment, "models": {EVIL: entry}}
     return found
 
 
