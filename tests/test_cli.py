@@ -266,6 +266,7 @@ def test_certify_prints_one_json_object(here, trained, capsys):
     assert "for 90 %" in out
 
 
+@pytest.mark.slow
 def test_certificates_do_not_depend_on_the_workers(here, trained, capsys):
     found = []
     for workers in (1, 2):

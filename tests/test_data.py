@@ -485,6 +485,7 @@ def test_real_mnist(shared_data: Path) -> None:
     assert d.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
+@pytest.mark.slow
 def test_real_cifar10(shared_data: Path) -> None:
     pytest.importorskip("pyarrow")
     pytest.importorskip("PIL")

@@ -121,6 +121,7 @@ def bits(results, out):
 # ---------------------------------------------------------------- death
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_bits_when_one_is_killed_in_the_middle(folder, settings, alone, tmp_path):
     with struck(folder, lambda workers: os.kill(workers[0], signal.SIGKILL)):
         found = evaluate_run(settings, tmp_path / "run", 2)
@@ -228,6 +229,7 @@ def test_a_node_that_would_compute_something_else_says_so(kind, folder, words):
 # ---------------------------------------------------------------- Ray
 
 
+@pytest.mark.slow
 @needs_ray
 def test_ray_finds_the_same_bits(settings, alone, tmp_path, quiet_ray):
     assert bits(evaluate_run(settings, tmp_path / "run", 2, engine="ray"), tmp_path / "run") == alone

@@ -22,6 +22,7 @@ def generators_as_before():
         yield
 
 
+@pytest.mark.slow
 def test_weight_decay_helps_inputs_and_hurts_weights(capsys):
     surfaces = script("tabular").main()
     plain, decayed = surfaces["plain"], surfaces["weight decay"]

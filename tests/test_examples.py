@@ -179,6 +179,7 @@ def test_the_page_on_results_names_every_field_and_the_command_prints_the_schema
 # -------------------------------------------------------------------------------------------- several runs
 
 
+@pytest.mark.slow
 def test_report_of_several_runs(
     net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

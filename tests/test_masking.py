@@ -108,6 +108,7 @@ def data(limit=256):
 # ---------------------------------------------------------------- each mask, each flag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sample", pytest.param("batch", marks=pytest.mark.slow), "dataset"])
 @pytest.mark.parametrize("name", sorted(MASKS))
 @pytest.mark.parametrize("seed", [SEEDS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SEEDS[1:])])
@@ -120,6 +121,7 @@ def test_each_mask_raises_its_flags_and_no_other(name, scope, seed):
     assert must <= set(found.flags) <= must | may, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ball", [JointBall(0.05, 0.001), JointBall(0.05, 0.0), JointBall(0.0, 0.002), JointBall(0.0, 0.0)])
 def test_an_honest_model_raises_none_at_other_radii(ball):
     for scope in SCOPES:
@@ -131,6 +133,7 @@ def test_an_honest_convolutional_model_raises_none(scope):
     assert not masking(honest(0, "conv"), data(96), JointBall(0.08, 0.003), scope=scope).flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["neuron", "apgd", "square", "corners"])
 def test_other_attacks_can_be_judged(attack):
     found = masking(honest(0), data(128), JointBall(0.05, 0.001), attack=attack)
@@ -148,6 +151,7 @@ def test_the_margin_attack_is_not_stopped_by_large_logits():
     assert by_margin.numbers["accuracy"] < by_entropy.numbers["accuracy"] - 0.3
 
 
+@pytest.mark.slow
 def test_the_collapse_of_the_shared_weights():
     """At a large eps_w the attack of the paper ends at a W' of one class: accuracy is above that of the inputs alone."""
     balls = [JointBall(0.2, eps_w) for eps_w in (0.01, 0.02, 0.03)]
@@ -263,6 +267,7 @@ def test_the_result_is_data_and_says_what_it_saw():
     assert str(clean) == "no sign of masked gradients (attack 'paper', scope batch, 3 examples)"
 
 
+@pytest.mark.slow
 def test_it_repeats_itself_and_leaves_model_and_generators_alone():
     model = nn.Sequential(*honest(0), Noise(0.5)).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -292,6 +297,7 @@ def test_refuses_what_cannot_be():
 # ---------------------------------------------------------------- in a run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor, sign", [(1, "masked gradients"), (1000, "saturation: ")])
 def test_a_run_says_what_it_saw(factor, sign, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -95,3 +95,38 @@ def test_a_tie_that_counts_as_right_is_attacked(scope):
         assert (found.certified.accuracy == 0).all()  # a margin of 0 is not proven
     status = ns.verify(model, x[:3], torch.zeros(3, dtype=torch.long), ns.JointBall(0.0, 0.0)).status
     assert set(status) == {"timeout"}  # neither above 0 nor changed
+
+
+# --- gradients that an attack does not see ------------------------------------------------------------------------------------
+
+
+class Rounded(nn.Module):
+    """Inputs in steps of 1/16: gradients vanish, the function does not stand still."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.round(x * 16) / 16)
+
+
+def test_every_run_says_where_gradients_vanish(digits, caplog):
+    net, x, y = digits
+    asked = {"eps_x": [0.0, 0.1], "eps_w": [0.0]}
+    hidden = ns.evaluate(Rounded(net).eval(), (x, y), **asked)
+    assert any("next to no gradient for inputs" in doubt for doubt in hidden.about["doubts"])
+    assert "next to no gradient" in caplog.text
+    assert "next to no gradient" in str(hidden)
+    honest = ns.evaluate(net, (x, y), **asked)
+    assert honest.about["doubts"] == []
+
+
+def test_every_run_gives_survivors_to_random_search(digits):
+    net, x, y = digits
+
+    def idle(model, x, y, ball, *, scope):
+        return ns.Perturbation(x.clone(), {}, scope)
+
+    found = ns.evaluate(net, (x, y), eps_x=[0.0, 0.2], eps_w=[0.0], attack=idle)
+    assert any("random search breaks" in doubt for doubt in found.about["doubts"])

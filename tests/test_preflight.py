@@ -230,6 +230,7 @@ def test_a_run_begins_with_what_it_is_going_to_be(here, capsys):
     assert "cells of the grid" not in capsys.readouterr().err  # there is nothing left to do
 
 
+@pytest.mark.slow
 def test_certify_tells_too_and_counts_the_fronts(here, capsys):
     argv = ["certify", "m.py:net", "--data", "d.npz", "--eps-x", "0,0.1", "--eps-w", "0,0.01", "--workers", "1"]
     assert main([*argv, "--accuracy", "0.5", "--preflight"]) == 0

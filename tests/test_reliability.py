@@ -116,6 +116,7 @@ def killed(home, scope, kills, monkeypatch):
 
 
 # torch.set_num_threads and fork: the children use one thread, and this process never starts others
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("scope", ["dataset"])
 def test_killed_at_random_moments_a_run_ends_as_one_left_alone(home, scope, monkeypatch):

@@ -99,6 +99,7 @@ def whole(tmp_path_factory):
 # ---------------------------------------------------------------- kill -9
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(whole, tmp_path):
     process = start(*TRAIN, "--out", "run", cwd=tmp_path)
     wait_for((tmp_path / "run/checkpoint.safetensors").exists, process)
