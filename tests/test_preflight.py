@@ -189,7 +189,7 @@ def here(tmp_path, monkeypatch):
         "    @staticmethod\n    def backward(ctx, g):\n        time.sleep(3.0)\n        return g\n"
         "class Slow(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n        self.net = net()\n"
-        "    def forward(self, x):\n        return Nap.apply(self.net(x))\n"
+        "    def forward(self, x):\n        return Nap.apply(self.net(x)) * (1 if x.sum().item() > -9 else 2)\n"
         "def slow():\n    return Slow().eval()\n"
     )
     import importlib.util
