@@ -22,3 +22,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no data sets in ../shared/data beside this checkout")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests listed in slow.txt are marked slow, as by hand: the default run must stay within five minutes on two cores."""
+    lines = (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)

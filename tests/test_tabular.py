@@ -461,7 +461,7 @@ def test_a_run_with_named_and_fixed_columns(here: Path, capsys: pytest.CaptureFi
         assert text in page
     surface = ns.Surface.from_dict(json.loads((here / "run" / "results.json").read_text())["models"]["net"]["surfaces"][0])
     assert "fraction of the given" in x_label(surface)
-    assert main(["verify", "run", "--model", "net.py:net"]) == 0
+    assert main(["verify", "run", "--model", "net.py:Net"]) == 0
     assert main([*asked, "--classes", "yes,maybe", "--preflight"]) == 2
     assert "classes lacks: no" in capsys.readouterr().err
 

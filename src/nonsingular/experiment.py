@@ -255,7 +255,7 @@ def _as_floats_of(model: nn.Module, split: Split) -> Split:
     Files hold float32, and the command line has no tensors to convert.
     """
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return Split(split.x.to(kinds.pop()), split.y) if len(kinds) == 1 else split
+    return replace(split, x=split.x.to(kinds.pop())) if len(kinds) == 1 else split
 
 
 class Attacked(Job):
