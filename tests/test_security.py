@@ -339,6 +339,19 @@ def test_a_table_of_rows_without_bytes_is_refused(monkeypatch: pytest.MonkeyPatc
             load(name)
 
 
+def test_arrow_offsets_that_lead_out_of_the_file_are_refused() -> None:
+    """pyarrow follows them into memory that is not its own when it counts the bytes of a batch."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"x": [["a", "b"]] * 3, "label": [0, 1, 0]})
+    with pa.ipc.new_stream("a.arrow", table.schema) as out:
+        out.write_table(table)
+    data, offsets = Path("a.arrow").read_bytes(), np.array([0, 2, 4, 6], "<i4").tobytes()
+    assert offsets in data
+    Path("a.arrow").write_bytes(data.replace(offsets, np.array([0, 2, 4, 2**30], "<i4").tobytes()))
+    with pytest.raises(InvalidInput, match="truncated or damaged"):
+        load("a.arrow")
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -118,9 +118,13 @@ def _rows(arrow: Any, path: Path) -> Any:
 
 
 def _no_more(path: Path, batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """The batches of a file, as long as they are not more than may be."""
+    """The batches of a file, as long as they are not more than may be.
+
+    Raises ArrowInvalid for one whose offsets lead out of it: pyarrow follows them without looking, also to count bytes.
+    """
     total = 0
     for batch in batches:
+        batch.validate(full=True)
         total += max(batch.nbytes, batch.num_rows * max(1, batch.num_columns))
         check_size(path, total, size)
         yield batch
