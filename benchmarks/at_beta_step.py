@@ -14,10 +14,10 @@ import torch
 from timing import interleaved, machine, options, ratio, table, verdict
 
 from nonsingular.catalog import OBJECTIVES, lookup
-from nonsingular.data import load
-from nonsingular.models import mlp
-from nonsingular.presets import reproduction
-from nonsingular.threat import JointBall
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import mlp
+from nonsingular.runs.presets import reproduction
+from nonsingular.threat.ball import JointBall
 
 TARGET = 1.25
 RECIPES = ("standard", "weight-perturb", "at", "at-beta-1", "joint")

@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
-from nonsingular.data import load
-from nonsingular.margins import margins
-from nonsingular.models import mlp
-from nonsingular.objectives import natural
-from nonsingular.threat import JointBall, Moves
-from nonsingular.train import train
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import mlp
+from nonsingular.network.margins import margins
+from nonsingular.threat.ball import JointBall, Moves
+from nonsingular.training.loop import train
+from nonsingular.training.objectives import natural
 
 VERSION = "0.7.1"
 SPARSE = ("sparse_intermediate_bounds", "sparse_conv_intermediate_bounds", "sparse_intermediate_bounds_with_ibp")

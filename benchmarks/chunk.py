@@ -8,9 +8,9 @@ import torch
 from timing import interleaved, machine, options, table
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.data import load
-from nonsingular.models import mlp
-from nonsingular.threat import JointBall
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import mlp
+from nonsingular.threat.ball import JointBall
 
 CHUNKS = (64, 128, 256, 512, 1024, 2048)
 

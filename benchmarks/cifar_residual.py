@@ -19,14 +19,14 @@ from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import BOUNDS, lookup
-from nonsingular.certification import verify
-from nonsingular.data import load
-from nonsingular.graph import logits_at
-from nonsingular.margins import is_correct, worst_margin
-from nonsingular.models import resnet
-from nonsingular.objectives import adversarial
-from nonsingular.threat import JointBall
-from nonsingular.train import accuracy, train
+from nonsingular.certificates.certify import verify
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import resnet
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import is_correct, worst_margin
+from nonsingular.threat.ball import JointBall
+from nonsingular.training.loop import accuracy, train
+from nonsingular.training.objectives import adversarial
 
 TRAINED_AT = JointBall(4 / 255, 0.0)
 

@@ -25,13 +25,13 @@ from timing import machine, options, verdict
 from torch import Tensor, nn
 
 from nonsingular.attacks.shared_apgd import shared_apgd
-from nonsingular.config import Network, Recipe, TrainSettings
-from nonsingular.data import load
-from nonsingular.evaluation import evaluate
-from nonsingular.experiment import load_run, train_run
-from nonsingular.presets import GRIDS, REPRODUCTIONS
-from nonsingular.records import WEIGHTS, Cell, Log, Surface
-from nonsingular.train import accuracy
+from nonsingular.data.datasets import load
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.results.surface import WEIGHTS, Cell, Log, Surface
+from nonsingular.runs.evaluate import load_run, train_run
+from nonsingular.runs.presets import GRIDS, REPRODUCTIONS
+from nonsingular.settings import Network, Recipe, TrainSettings
+from nonsingular.training.loop import accuracy
 
 TARGET, ABOVE, LOWER = 0.2, 0.5, 0.9999
 """Largest time over time, points above a cell, AUC over AUC."""

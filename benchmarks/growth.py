@@ -15,9 +15,9 @@ from statistics import linear_regression, median
 import torch
 from timing import machine, options, peak_memory
 
-from nonsingular.data import load
-from nonsingular.evaluation import evaluate
-from nonsingular.models import mlp
+from nonsingular.data.datasets import load
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.models.architectures import mlp
 
 EXAMPLES = (1000, 2000, 4000, 8000)
 WIDTHS = (1, 2, 4, 8)

@@ -22,13 +22,13 @@ from timing import interleaved, machine, options
 from torch import Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
-from nonsingular.data import load
-from nonsingular.experiment import load_run
-from nonsingular.margins import is_correct
-from nonsingular.models import mlp
-from nonsingular.objectives import adversarial
-from nonsingular.threat import JointBall
-from nonsingular.train import train
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import mlp
+from nonsingular.network.margins import is_correct
+from nonsingular.runs.evaluate import load_run
+from nonsingular.threat.ball import JointBall
+from nonsingular.training.loop import train
+from nonsingular.training.objectives import adversarial
 
 EPS, SLACK = 0.1, 0.002
 BUDGETS: dict[str, dict[str, int]] = {

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.exact import solve
-from nonsingular.data import load
-from nonsingular.experiment import load_run
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import mlp
-from nonsingular.objectives import adversarial
-from nonsingular.threat import JointBall, Perturbation
-from nonsingular.train import train
+from nonsingular.data.datasets import load
+from nonsingular.models.architectures import mlp
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.runs.evaluate import load_run
+from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.training.loop import train
+from nonsingular.training.objectives import adversarial
 
 REACHED, SLOWER = 0.95, 5.0
 MNIST = JointBall(0.01, 0.001)

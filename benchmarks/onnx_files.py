@@ -23,7 +23,7 @@ import onnxruntime as ort
 import torch
 
 import nonsingular as ns
-from nonsingular.graph import trace_graph
+from nonsingular.network.graph import trace_graph
 
 EXAMPLES = 3
 

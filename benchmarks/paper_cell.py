@@ -19,12 +19,12 @@ from timing import interleaved, machine, options, ratio, table, verdict
 from torch import Tensor, nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.data import load
-from nonsingular.evaluation import attack_cell, choose
-from nonsingular.models import mlp
-from nonsingular.objectives import natural
-from nonsingular.threat import JointBall, Perturbation, Scope
-from nonsingular.train import train
+from nonsingular.data.datasets import load
+from nonsingular.evaluation.attacked import attack_cell, choose
+from nonsingular.models.architectures import mlp
+from nonsingular.threat.ball import JointBall, Perturbation, Scope
+from nonsingular.training.loop import train
+from nonsingular.training.objectives import natural
 
 TARGET, TOLERANCE = 0.75, 0.1
 EPS_X, EPS_W = 0.1, 0.005

@@ -16,11 +16,11 @@ from typing import Any
 
 from timing import machine
 
-from nonsingular.config import CertifySettings, EvaluateSettings, Network, Recipe, TrainSettings, checked
-from nonsingular.experiment import Attacked, Certified, certify_run, evaluate_run, train_run
-from nonsingular.graph import threads
-from nonsingular.preflight import preflight
+from nonsingular.evaluation.preflight import preflight
+from nonsingular.network.graph import threads
 from nonsingular.report import write
+from nonsingular.runs.evaluate import Attacked, Certified, certify_run, evaluate_run, train_run
+from nonsingular.settings import CertifySettings, EvaluateSettings, Network, Recipe, TrainSettings, checked
 
 WITHIN, SHARE = 2.0, 0.9
 """Factor of the truth, and share of the runs."""

@@ -11,8 +11,8 @@ import sys
 import torch
 from timing import interleaved, machine, table
 
-from nonsingular.graph import products
-from nonsingular.models import mlp
+from nonsingular.models.architectures import mlp
+from nonsingular.network.graph import products
 
 
 def main() -> int:

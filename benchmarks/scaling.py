@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from timing import machine, options
 
-from nonsingular.config import EvaluateSettings, Network, TrainSettings, checked
-from nonsingular.experiment import evaluate_run, train_run
-from nonsingular.presets import training_defaults
+from nonsingular.runs.evaluate import evaluate_run, train_run
+from nonsingular.runs.presets import training_defaults
+from nonsingular.settings import EvaluateSettings, Network, TrainSettings, checked
 
 CONTENDERS = [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]
 

@@ -459,7 +459,7 @@ def onnx(rng: random.Random) -> bytes:
 def _results() -> str:
     import numpy as np
 
-    from nonsingular.records import FORMAT, Surface
+    from nonsingular.results.surface import FORMAT, Surface
 
     outcomes = np.array([[[1, 1], [1, 0]], [[1, 0], [0, 0]]], bool)
     surface = Surface(

@@ -41,20 +41,28 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from nonsingular.checkpoints import fit_checkpoint
-from nonsingular.config import CertifySettings, EvaluateSettings, ReproduceSettings, TrainSettings, checked, read_config, to_yaml
-from nonsingular.data import Split, as_tensors, load
+from nonsingular.data.datasets import Split, as_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.exported import load_exported
-from nonsingular.gates import Gate, junit
-from nonsingular.gates import check as check_gates
-from nonsingular.loading import load_run
-from nonsingular.onnx_graph import load_onnx
-from nonsingular.perturbations import read_found
-from nonsingular.records import CONFIG, RESULTS, WEIGHTS, Log
+from nonsingular.evaluation.stored import read_found
+from nonsingular.models.checkpoints import fit_checkpoint
+from nonsingular.models.loading import load_run
+from nonsingular.models.onnx_file import load_onnx
+from nonsingular.models.torch_export import load_exported
+from nonsingular.models.weights import kind_of, read_weights
 from nonsingular.report import cells_csv, markdown, page
-from nonsingular.runs import read_results
-from nonsingular.weights import kind_of, read_weights
+from nonsingular.results.gates import Gate, junit
+from nonsingular.results.gates import check as check_gates
+from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Log
+from nonsingular.runs.directory import read_results
+from nonsingular.settings import (
+    CertifySettings,
+    EvaluateSettings,
+    ReproduceSettings,
+    TrainSettings,
+    checked,
+    read_config,
+    to_yaml,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 import crafted

@@ -26,10 +26,10 @@ from nonsingular.bounds.alpha import ascend
 from nonsingular.bounds.branch import Search
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds
-from nonsingular.graph import recording, trace_graph
-from nonsingular.margins import margins
-from nonsingular.modules import twin
-from nonsingular.threat import Interval, JointBall
+from nonsingular.network.calling import twin
+from nonsingular.network.graph import recording, trace_graph
+from nonsingular.network.margins import margins
+from nonsingular.threat.ball import Interval, JointBall
 
 DRAWS = 5
 EXAMPLES = 3

@@ -18,13 +18,13 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import nonsingular as ns
-from nonsingular import modules
 from nonsingular.catalog import ATTACKS, lookup
-from nonsingular.cli import main
+from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.modules import _at_once, _at_once_doubled, _one_by_one, _way, logits_of_each, twin
+from nonsingular.network import calling as modules
+from nonsingular.network.calling import _at_once, _at_once_doubled, _one_by_one, _way, logits_of_each, twin
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
 
 N, T, C, K = 3, 3, 4, 3
 """Examples, and the shape (T, C) of one: a sequence of T vectors, or an image of one channel after unsqueeze."""

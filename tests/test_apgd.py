@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import nonsingular.attacks.search as module
+import nonsingular.attacks.search.descent as module
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
-from nonsingular.attacks.shift_space import shift_space
+from nonsingular.attacks.search.neuron_unknowns import shift_space
 from nonsingular.bounds.exact import solve
-from nonsingular.certification import certify
+from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import JointBall, Perturbation
 from sampling import first
 
 

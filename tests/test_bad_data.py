@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import nonsingular as ns
-from nonsingular.checks import check_inputs
-from nonsingular.cli import main
-from nonsingular.data import Split, as_tensors, load
+from nonsingular.cli.main import main
+from nonsingular.data.datasets import Split, as_tensors, load
 from nonsingular.errors import InvalidInput
-from nonsingular.threat import JointBall
+from nonsingular.network.preconditions import check_inputs
+from nonsingular.threat.ball import JointBall
 from test_readers import idx_files, image_folder, numbers, picture, pixels
 
 Image = pytest.importorskip("PIL.Image")

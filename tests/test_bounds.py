@@ -20,12 +20,12 @@ from nonsingular.bounds.best import CHEAPEST_FIRST, best
 from nonsingular.bounds.interval import Region, interval, interval_bounds, propagate, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import PROBES, logits_at, trace_graph
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import mlp
-from nonsingular.modules import twin
-from nonsingular.operators import RULES
-from nonsingular.threat import Interval, JointBall
+from nonsingular.models.architectures import mlp
+from nonsingular.network.calling import twin
+from nonsingular.network.graph import PROBES, logits_at, trace_graph
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.operators import RULES
+from nonsingular.threat.ball import Interval, JointBall
 from sampling import first
 from soundness import Residual, Wrap, check_architecture, check_sound, conv_net, lowest_found, merged, network, run_block
 

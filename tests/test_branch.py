@@ -9,11 +9,11 @@ from torch import nn
 from nonsingular.bounds.branch import STATUSES, Search, branch_and_bound, search
 from nonsingular.bounds.linear import crown
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import mlp
-from nonsingular.modules import twin
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.models.architectures import mlp
+from nonsingular.network.calling import twin
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import JointBall, Perturbation
 from sampling import first
 from soundness import lowest_found, random_case
 

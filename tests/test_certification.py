@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular import certification
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
-from nonsingular.certification import Front, certified_front, certified_radius, certify, verify
+from nonsingular.certificates import certify as certification
+from nonsingular.certificates.certify import Front, certified_front, certified_radius, certify, verify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import conv, mlp
-from nonsingular.modules import twin
-from nonsingular.threat import JointBall
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.network.calling import twin
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import JointBall
 
 
 def small(seed: int = 0, n: int = 12) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

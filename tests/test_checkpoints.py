@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.checkpoints import fit_checkpoint, fit_weights
-from nonsingular.weights import read_weights
+from nonsingular.models.checkpoints import fit_checkpoint, fit_weights
+from nonsingular.models.weights import read_weights
 
 
 def net(seed=0):

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from nonsingular.claims import _half_width, _verdict, judge
-from nonsingular.presets import TITLES
+from nonsingular.results.claims import _half_width, _verdict, judge
+from nonsingular.runs.presets import TITLES
 
 # Numbers for which C1-C6 hold.  corner: accuracy at (clean, largest eps_x alone, largest eps_w alone).
 HOLDS = {

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nonsingular.cli import main
+from nonsingular.cli.main import main
 
 COMMANDS = ("certify", "demo", "train", "evaluate", "reproduce", "report", "list")
 TINY = ["--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", "20", "--workers", "1", "--quiet"]
@@ -160,7 +160,7 @@ def test_version(capsys):
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["list", "attacks"], ["nothing"]])
 def test_help_is_quick_and_imports_no_torch(argv):
     code = (
-        "import sys\nfrom nonsingular.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "import sys\nfrom nonsingular.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "heavy = [m for m in ('torch', 'numpy', 'matplotlib') if m in sys.modules]\n"
         "print(*heavy, file=sys.stderr)\nsys.exit(len(heavy))"
     )
@@ -199,8 +199,8 @@ def test_a_list_says_what_is_no_bound_and_what_moves_no_weights(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_states_its_default(command):
     """In what cyclopts shows, or in the text; the text says the default of the schema where there is one."""
-    from nonsingular.cli import app
-    from nonsingular.config import CertifySettings, EvaluateSettings, Network, Recipe, ReproduceSettings, TrainSettings
+    from nonsingular.cli.app import app
+    from nonsingular.settings import CertifySettings, EvaluateSettings, Network, Recipe, ReproduceSettings, TrainSettings
 
     schemas = {
         "evaluate": [EvaluateSettings], "certify": [CertifySettings], "train": [TrainSettings, Recipe, Network],
@@ -291,7 +291,7 @@ def test_evaluate_and_certify_in_one_run(here, trained, capsys):
 
 
 def test_an_attack_that_beats_a_certificate_ends_with_1(here, trained, capsys, monkeypatch):
-    from nonsingular import certification
+    from nonsingular.certificates import certify as certification
 
     real = certification.lookup
 
@@ -403,7 +403,7 @@ def test_a_recipe_named_at_is_not_trained_as_standard(here, capsys):
 
 def test_a_run_whose_data_moved_takes_the_new_folder(here, shared_data):
     """Trained with --data-dir on another machine; --data-dir of evaluate must be enough."""
-    from nonsingular.models import mlp
+    from nonsingular.models.architectures import mlp
 
     if not (shared_data / "MNIST").is_dir():
         pytest.skip("no MNIST here")

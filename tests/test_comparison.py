@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nonsingular.cli import main
-from nonsingular.comparison import _holm, _mcnemar, compare, per_example
+from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
-from nonsingular.gates import Gate, check, junit
-from nonsingular.records import Surface
+from nonsingular.results.comparison import _holm, _mcnemar, compare, per_example
+from nonsingular.results.gates import Gate, check, junit
+from nonsingular.results.surface import Surface
 
 X, W = (0.0, 0.1, 0.2), (0.0, 0.01)
 

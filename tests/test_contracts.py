@@ -10,10 +10,10 @@ from torch import nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.margins import is_correct, margins, worst_margin
-from nonsingular.models import conv, mlp
-from nonsingular.threat import SCOPES, JointBall, Perturbation
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import is_correct, margins, worst_margin
+from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
 from sampling import first
 
 SOUND = sorted(set(BOUNDS) - UNSOUND)
@@ -183,8 +183,8 @@ def test_names_that_stand_twice_are_the_same():
     """config.py says the scopes again, and catalog.py the data sets, because neither may import torch."""
     from typing import get_args
 
-    from nonsingular.config import ScopeName
-    from nonsingular.data import NAMES
+    from nonsingular.data.datasets import NAMES
+    from nonsingular.settings import ScopeName
 
     assert get_args(ScopeName) == SCOPES
     assert tuple(DATASETS) == NAMES

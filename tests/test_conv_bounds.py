@@ -15,13 +15,13 @@ from nonsingular.bounds import products
 from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.interval import interval, interval_bounds, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
-from nonsingular.derivatives import by_differentiation
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at, trace_graph
-from nonsingular.margins import margins
-from nonsingular.models import conv, mlp, resnet
-from nonsingular.operators import Product
-from nonsingular.threat import JointBall
+from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.network.derivatives import by_differentiation
+from nonsingular.network.graph import logits_at, trace_graph
+from nonsingular.network.margins import margins
+from nonsingular.network.operators import Product
+from nonsingular.threat.ball import JointBall
 from sampling import first
 from soundness import check_sound, random_case
 from test_bounds import OPERATORS

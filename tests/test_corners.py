@@ -10,11 +10,11 @@ from nonsingular.attacks.corners import _as_shifts, corners
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.bounds.exact import solve
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import conv, mlp
-from nonsingular.shifts import shifts
-from nonsingular.threat import SCOPES, JointBall, Perturbation
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.row_lemma import shifts
+from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
 
 
 def dense(*dims, seed=0, bias=True):

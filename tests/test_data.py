@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from nonsingular import data
-from nonsingular.data import Dataset, Split, load
+from nonsingular.data import datasets as data
+from nonsingular.data.datasets import Dataset, Split, load
 from nonsingular.errors import InvalidInput
 
 RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

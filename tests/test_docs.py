@@ -13,11 +13,12 @@ from torch import nn
 from nonsingular.bounds.linear import crown
 from nonsingular.bounds.theorem import theorem1, theorem1_printed
 from nonsingular.catalog import BOUNDS, UNSOUND
-from nonsingular.cli import app, main
-from nonsingular.margins import margins
-from nonsingular.operators import RULES
-from nonsingular.sandwich import SLACK
-from nonsingular.threat import JointBall
+from nonsingular.cli.app import app
+from nonsingular.cli.main import main
+from nonsingular.evaluation.certified import SLACK
+from nonsingular.network.margins import margins
+from nonsingular.network.operators import RULES
+from nonsingular.threat.ball import JointBall
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -210,7 +211,7 @@ def test_links_within_the_pages_resolve():
 
 def test_presets_are_what_the_search_chose():
     """search.md ranks the candidates; the recipes of presets.py are the chosen ones."""
-    from nonsingular.presets import REPRODUCTIONS
+    from nonsingular.runs.presets import REPRODUCTIONS
 
     page = (ROOT / "docs" / "reproduction" / "search.md").read_text(encoding="utf-8")
     for data in ("mnist", "digits"):

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from nonsingular.cli import main
-from nonsingular.config import EvaluateSettings, checked
-from nonsingular.engine import DEATHS, _kind, _task, engine
+from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
-from nonsingular.experiment import evaluate_run
-from nonsingular.records import Log
+from nonsingular.results.surface import Log
+from nonsingular.runs.engine import DEATHS, _kind, _task, engine
+from nonsingular.runs.evaluate import evaluate_run
+from nonsingular.settings import EvaluateSettings, checked
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'nonsingular[ray]'")
 CELLS = 25
@@ -50,7 +50,7 @@ def quiet_ray(monkeypatch):
 GATED = f"""
 import os, time
 from pathlib import Path
-from nonsingular.experiment import load_run
+from nonsingular.runs.evaluate import load_run
 HERE = Path(__file__).parent
 
 def net():

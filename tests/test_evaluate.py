@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular import certification
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.theorem import theorem1
-from nonsingular.certification import certify
+from nonsingular.certificates import certify as certification
+from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.evaluation import evaluate
-from nonsingular.records import Log, axis
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.results.surface import Log, axis
+from nonsingular.threat.ball import JointBall, Perturbation
 
 
 def seeded(model, seed=0):

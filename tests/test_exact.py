@@ -17,12 +17,12 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds import exact as module
 from nonsingular.bounds.linear import crown
 from nonsingular.catalog import BOUNDS, UNSOUND, lookup
-from nonsingular.certification import certify
+from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import conv, mlp
-from nonsingular.threat import Interval, JointBall, Perturbation
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import Interval, JointBall, Perturbation
 from sampling import first
 
 pytest.importorskip("highspy")

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.export_archive import is_expression
-from nonsingular.exported import load_exported
-from nonsingular.graph import dense_chain
-from nonsingular.models import conv, mlp, resnet
+from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.models.torch_archive import is_expression
+from nonsingular.models.torch_export import load_exported
+from nonsingular.network.graph import dense_chain
 from test_loading import Trap
 
 SHAPE = (2, 8, 8)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from nonsingular.cli import main
-from nonsingular.config import CertifySettings, EvaluateSettings, to_yaml
-from nonsingular.loading import is_code
-from nonsingular.manifest import seal
-from nonsingular.perturbations import FOLDER, Found, read_found, write_found
-from nonsingular.records import pack
+from nonsingular.cli.main import main
+from nonsingular.evaluation.stored import FOLDER, Found, read_found, write_found
+from nonsingular.models.loading import is_code
 from nonsingular.report import write
-from nonsingular.runs import read_results
-from nonsingular.verification import Verification, _one
+from nonsingular.results.surface import pack
+from nonsingular.runs.directory import read_results
+from nonsingular.runs.manifest import seal
+from nonsingular.runs.verify import Verification, _one
+from nonsingular.settings import CertifySettings, EvaluateSettings, to_yaml
 
 HERE = {"model": None, "weights": None, "data": None, "data_dir": None}
 

@@ -14,10 +14,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nonsingular.config import EvaluateSettings, checked, read_config, to_yaml
-from nonsingular.data import Split, load
+from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
-from nonsingular.records import Log
+from nonsingular.results.surface import Log
+from nonsingular.settings import EvaluateSettings, checked, read_config, to_yaml
 
 fuzz = pytest.importorskip("fuzz")
 

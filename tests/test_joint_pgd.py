@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.errors import InvalidInput
-from nonsingular.threat import JointBall
+from nonsingular.threat.ball import JointBall
 from sampling import first
 
 # ---------------------------------------------------------------- small models with fixed numbers

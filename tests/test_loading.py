@@ -20,8 +20,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.cli import main
-from nonsingular.models import mlp
+from nonsingular.cli.main import main
+from nonsingular.models.architectures import mlp
 
 SOURCE = """
 import dataclasses
@@ -260,7 +260,7 @@ def test_from_the_command_line_by_module(workers, here, capsys):
      ("timm:resnet10t", "resnet10t"), ("torchvision:resnet18", "resnet18"), ("hf:me/digits/net.onnx", "net"), ("runs/x", "x")],
 )  # fmt: skip
 def test_what_records_call_a_model(spec, label):
-    from nonsingular.config import EvaluateSettings
+    from nonsingular.settings import EvaluateSettings
 
     assert EvaluateSettings(model=spec).label == label
 
@@ -498,7 +498,7 @@ def test_bad_models_are_one_line_and_leave_nothing_behind(spec, here, capsys, mo
 
 
 def test_weights_that_do_not_fit_leave_the_model_as_it_was():
-    from nonsingular.checkpoints import fit_weights
+    from nonsingular.models.checkpoints import fit_weights
 
     model = net()
     before = {k: v.clone() for k, v in model.state_dict().items()}

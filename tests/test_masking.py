@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.cli import main
-from nonsingular.data import load
+from nonsingular.cli.main import main
+from nonsingular.data.datasets import load
 from nonsingular.errors import InvalidInput
-from nonsingular.masks import Masking, _promises, differs, masking
-from nonsingular.models import conv, mlp
-from nonsingular.objectives import natural
-from nonsingular.threat import SCOPES, JointBall, Perturbation
-from nonsingular.train import train
+from nonsingular.evaluation.masking import Masking, _promises, differs, masking
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.training.loop import train
+from nonsingular.training.objectives import natural
 
 SEEDS = range(3)
 BALLS = {"sample": JointBall(0.1, 0.002), "batch": JointBall(0.1, 0.005), "dataset": JointBall(0.1, 0.005)}
@@ -303,7 +303,7 @@ def test_a_run_says_what_it_saw(factor, sign, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data", "digits", "--epochs", "8", "--hidden", "16", "--quiet", "--out", "net"]) == 0
     (tmp_path / "model.py").write_text(
-        "from pathlib import Path\nimport torch\nfrom nonsingular.experiment import load_run\n\n\n"
+        "from pathlib import Path\nimport torch\nfrom nonsingular.runs.evaluate import load_run\n\n\n"
         "class Scaled(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.net = load_run(Path('net'))[0]\n\n"
         f"    def forward(self, x):\n        return self.net(x) * {factor}\n"

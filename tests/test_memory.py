@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular import memory
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.shared_apgd import shared_apgd
-from nonsingular.certification import certify
-from nonsingular.evaluation import choose, evaluate
-from nonsingular.graph import logits_at
-from nonsingular.memory import halving, is_out_of_memory
-from nonsingular.threat import JointBall, Perturbation
+from nonsingular.certificates.certify import certify
+from nonsingular.evaluation.attacked import choose, evaluate
+from nonsingular.network import memory
+from nonsingular.network.graph import logits_at
+from nonsingular.network.memory import halving, is_out_of_memory
+from nonsingular.threat.ball import JointBall, Perturbation
 
 
 class Small(nn.Sequential):

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nonsingular import nested
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.strongest import alternating, ensemble, strongest, worst
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation import choose, evaluate
-from nonsingular.graph import logits_at, products
-from nonsingular.margins import is_correct, margins, worst_margin
-from nonsingular.nested import ROUNDS, reach
-from nonsingular.perturbations import FOLDER, read_found
-from nonsingular.records import Log
-from nonsingular.threat import JointBall, Perturbation
-from nonsingular.verification import lost_to, stored_perturbations
+from nonsingular.evaluation import walk as nested
+from nonsingular.evaluation.attacked import choose, evaluate
+from nonsingular.evaluation.stored import FOLDER, read_found
+from nonsingular.evaluation.walk import ROUNDS, reach
+from nonsingular.network.graph import logits_at, products
+from nonsingular.network.margins import is_correct, margins, worst_margin
+from nonsingular.results.surface import Log
+from nonsingular.runs.verify import lost_to, stored_perturbations
+from nonsingular.threat.ball import JointBall, Perturbation
 from sampling import first
 
 SCOPES = ("sample", "batch", "dataset")
@@ -280,10 +280,10 @@ def test_one_shared_w_beats_the_paper_on_digits(scope, radii, digits_model):
 
 @pytest.fixture(scope="module")
 def digits_model():
-    from nonsingular.data import load
-    from nonsingular.models import mlp
-    from nonsingular.objectives import natural
-    from nonsingular.train import train
+    from nonsingular.data.datasets import load
+    from nonsingular.models.architectures import mlp
+    from nonsingular.training.loop import train
+    from nonsingular.training.objectives import natural
 
     data = load("digits")
     torch.manual_seed(0)

@@ -9,12 +9,12 @@ from torch import nn
 import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
-from nonsingular.certification import certify
+from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import logits_at
-from nonsingular.objectives import jointly_adversarial, natural, theorem_regularised
-from nonsingular.shifts import shifts
-from nonsingular.threat import JointBall
+from nonsingular.network.graph import logits_at
+from nonsingular.network.row_lemma import shifts
+from nonsingular.threat.ball import JointBall
+from nonsingular.training.objectives import jointly_adversarial, natural, theorem_regularised
 from sampling import first
 
 

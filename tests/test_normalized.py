@@ -10,10 +10,10 @@ from torch import nn
 import nonsingular as ns
 from nonsingular.bounds.theorem import tau, theorem1, zeta
 from nonsingular.catalog import BOUNDS, UNSOUND
-from nonsingular.graph import dense_chain, logits_at, trace_graph
-from nonsingular.margins import margins
-from nonsingular.models import Normalized, conv, mlp
-from nonsingular.shifts import shifts
+from nonsingular.models.architectures import Normalized, conv, mlp
+from nonsingular.network.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.margins import margins
+from nonsingular.network.row_lemma import shifts
 
 SHAPE, CLASSES = (3, 4, 4), 4
 FORMS = {
@@ -253,7 +253,7 @@ def test_the_repaired_theorem_is_that_of_the_folded_network_for_one_std():
 
 
 def test_an_objective_of_the_paper_trains_it():
-    from nonsingular.objectives import joint
+    from nonsingular.training.objectives import joint
 
     torch.manual_seed(0)
     model, x = Normalized(mlp(SHAPE, CLASSES, hidden=(8,)), [0.4, 0.5, 0.6], 0.25), data(32)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import oracle
-from nonsingular import objectives
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import OBJECTIVES, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.objectives import adversarial, jointly_adversarial, natural, ramp, theorem_regularised
-from nonsingular.threat import JointBall
+from nonsingular.threat.ball import JointBall
+from nonsingular.training import objectives
+from nonsingular.training.objectives import adversarial, jointly_adversarial, natural, ramp, theorem_regularised
 
 BALL = JointBall(0.1, 0.05)
 ALPHA, BETA = 0.01, 0.02

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.graph import dense_chain, trace_graph
-from nonsingular.models import conv, mlp, resnet
+from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.network.graph import dense_chain, trace_graph
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from nonsingular.onnx_graph import load_onnx  # noqa: E402
+from nonsingular.models.onnx_file import load_onnx  # noqa: E402
 from onnx_models import SHAPE, N, X, close, f, reference, save  # noqa: E402
 
 

@@ -11,7 +11,7 @@ import nonsingular as ns
 
 onnx = pytest.importorskip("onnx")
 
-from nonsingular.onnx_graph import _File, _Reader  # noqa: E402
+from nonsingular.models.onnx_file import _File, _Reader  # noqa: E402
 
 # its formula has the exact size in place of the rounded one; onnxruntime and the rules have the rounded one
 OTHERWISE = {"test_resize_downsample_scales_linear_align_corners", "test_resize_downsample_scales_cubic_align_corners"}

@@ -10,7 +10,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from nonsingular.onnx_rules import RULES  # noqa: E402
+from nonsingular.models.onnx_rules import RULES  # noqa: E402
 from onnx_models import N, X, close, f, reference, save  # noqa: E402
 
 I = lambda *v: np.array(v, np.int64)  # noqa: E731, E741

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nonsingular import report
-from nonsingular.records import Surface
+from nonsingular.results.surface import Surface
 from test_report import HOSTILE, certified_only, one_model, results, with_certificates, with_examples, with_fronts
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.evaluation import evaluate
-from nonsingular.masks import CORNERS, GLIMPSED, SEARCHED, TRIALS
-from nonsingular.passes import Passes, so_far
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.evaluation.masking import CORNERS, GLIMPSED, SEARCHED, TRIALS
+from nonsingular.network.passes import Passes, so_far
 
 
 class Counting(nn.Sequential):

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.attacks import plugged
+from nonsingular.attacks import adapters as plugged
+from nonsingular.attacks.adapters import foolbox_attack, torchattacks_attack
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.attacks.plugged import foolbox_attack, torchattacks_attack
 from nonsingular.attacks.square import square
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation import evaluate
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import conv, mlp
-from nonsingular.threat import SCOPES, JointBall, Perturbation
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
 
 
 def setting(n=12, kind="dense"):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.margins import attained, is_correct
-from nonsingular.sandwich import tolerance
+from nonsingular.evaluation.certified import tolerance
+from nonsingular.network.margins import attained, is_correct
 
 
 @pytest.fixture(scope="module")

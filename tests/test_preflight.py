@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular import experiment
-from nonsingular import preflight as module
-from nonsingular.certification import Prover
-from nonsingular.cli import main
-from nonsingular.engine import watched
-from nonsingular.evaluation import choose
-from nonsingular.preflight import Plan, looked_at, preflight
-from nonsingular.sandwich import Proof
-from nonsingular.threat import Perturbation
+from nonsingular.certificates.certify import Prover
+from nonsingular.cli.main import main
+from nonsingular.evaluation import preflight as module
+from nonsingular.evaluation.attacked import choose
+from nonsingular.evaluation.certified import Proof
+from nonsingular.evaluation.preflight import Plan, looked_at, preflight
+from nonsingular.runs import evaluate as experiment
+from nonsingular.runs.engine import watched
+from nonsingular.threat.ball import Perturbation
 
 
 def setting(n=30):

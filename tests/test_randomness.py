@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.cli import main
+from nonsingular.cli.main import main
 
 
 class Noisy(nn.Module):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from nonsingular.data import Split, load
+from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
 
 Image = pytest.importorskip("PIL.Image")
@@ -427,7 +427,7 @@ def test_the_hub_without_a_network(hub: Path, name: str) -> None:
 
 
 def test_a_hub_that_does_not_answer_is_left_alone(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nonsingular.readers.hub.SECONDS", 0.3)
+    monkeypatch.setattr("nonsingular.data.readers.hub.SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()

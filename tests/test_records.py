@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nonsingular import records
 from nonsingular.errors import InvalidInput
-from nonsingular.records import Cell, Log, Surface, volume, wilson, write_atomic, write_json
+from nonsingular.results import surface as records
+from nonsingular.results.surface import Cell, Log, Surface, volume, wilson, write_atomic, write_json
 
 
 def surface(accuracy, eps_x=None, eps_w=None, n=100, **more):
@@ -251,6 +251,6 @@ def test_json_with_nan_is_refused_and_nothing_written(tmp_path, bad):
 
 
 def test_records_need_no_torch():
-    code = "import sys, nonsingular.records; assert 'torch' not in sys.modules"
+    code = "import sys, nonsingular.results.surface; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert records.FORMAT == 1

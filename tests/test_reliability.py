@@ -15,9 +15,9 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from nonsingular import runs
-from nonsingular.cli import main
-from nonsingular.records import Log
+from nonsingular.cli.main import main
+from nonsingular.results.surface import Log
+from nonsingular.runs import directory as runs
 
 GRIDS = {
     "dataset": ("--eps-x", "0:0.1:3", "--eps-w", "0:0.02:3", "--limit", "60", "--scope", "dataset"),

@@ -26,7 +26,6 @@ from rich.console import Console
 from nonsingular import report
 from nonsingular.catalog import ATTACKS, BOUNDS
 from nonsingular.errors import InvalidInput
-from nonsingular.records import Surface
 from nonsingular.report import cards
 from nonsingular.report.figure import contours, render
 from nonsingular.report.maps import PALETTES, colour, ink, surface_map
@@ -34,6 +33,7 @@ from nonsingular.report.meaning import meaning
 from nonsingular.report.png import address, png, signed
 from nonsingular.report.radii import fronts
 from nonsingular.report.summary import middle, read, telling
+from nonsingular.results.surface import Surface
 
 EPS_X, EPS_W = (0.0, 0.05, 0.1, 0.15, 0.2), (0.0, 0.0025, 0.005, 0.0075, 0.01)
 HOSTILE = "<img src=x onerror=alert(1)>\"'&$\\frac{ [bold] | `x`"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nonsingular.cli import main
+from nonsingular.cli.main import main
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 30, "--hidden", "16", "--quiet")

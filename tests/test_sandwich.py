@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular import certification, sandwich
-from nonsingular.certification import Prover, certify
+from nonsingular.certificates import certify as certification
+from nonsingular.certificates.certify import Prover, certify
 from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
-from nonsingular.evaluation import evaluate
-from nonsingular.models import conv, mlp
-from nonsingular.records import Cell, Surface
-from nonsingular.sandwich import Proof, certified_part, certified_surface
-from nonsingular.threat import JointBall
+from nonsingular.evaluation import certified as sandwich
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.evaluation.certified import Proof, certified_part, certified_surface
+from nonsingular.models.architectures import conv, mlp
+from nonsingular.results.surface import Cell, Surface
+from nonsingular.threat.ball import JointBall
 
 COLUMNS, ROWS = (0.0, 0.02, 0.05, 0.1), (0.0, 0.01, 0.03)
 

@@ -27,21 +27,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import crafted
-from nonsingular import cli
-from nonsingular.config import EvaluateSettings, TrainSettings, checked, read_config, to_yaml
-from nonsingular.data import Split, load
+from nonsingular.cli import commands as cli
+from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
-from nonsingular.export_archive import checked_archive, is_expression, is_operation
-from nonsingular.exported import load_exported
-from nonsingular.gates import Checked, Gate, junit
-from nonsingular.loading import load_run
-from nonsingular.plain import cell, legible, legible_all
-from nonsingular.records import CONFIG, RESULTS, WEIGHTS, Cell, pack
+from nonsingular.models.loading import load_run
+from nonsingular.models.torch_archive import checked_archive, is_expression, is_operation
+from nonsingular.models.torch_export import load_exported
+from nonsingular.models.weights import kind_of, read_weights
 from nonsingular.report import cells_csv, contours, markdown, model_table, page
 from nonsingular.report.figure import render
 from nonsingular.report.summary import read
-from nonsingular.untrusted import is_identifier, is_path
-from nonsingular.weights import kind_of, read_weights
+from nonsingular.results.gates import Checked, Gate, junit
+from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Cell, pack
+from nonsingular.safety.plain import cell, legible, legible_all
+from nonsingular.safety.untrusted import is_identifier, is_path
+from nonsingular.settings import EvaluateSettings, TrainSettings, checked, read_config, to_yaml
 
 fuzz = pytest.importorskip("fuzz")
 CALL = crafted.CALL
@@ -208,7 +208,7 @@ def test_sizes_that_take_forever_are_none(text: str) -> None:
 
 def test_names_of_onnx_are_made_legal(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    from nonsingular.onnx_graph import load_onnx
+    from nonsingular.models.onnx_file import load_onnx
 
     names = ["0.weight", "0.bias", "2.weight", "a", "input"]
     for i, evil in enumerate([n for n in crafted.NAMES if n and "\x00" not in n and len(n) < 300 and "weight" not in n]):
@@ -305,14 +305,14 @@ def test_names_that_lead_out_of_an_archive_are_refused(name: str) -> None:
 def test_a_packed_file_of_zeros_is_refused_after_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     import gzip
 
-    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
     Path("t-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x01\x00")
     bomb = b"\x00\x00\x08\x03" + struct.pack(">III", 1, 2**11, 2**11) + bytes(2**22)
     refused(load, "t-images-idx3-ubyte.gz", gzip.compress(bomb), "declares .* at most")
 
 
 def test_pictures_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
     Path("data/cat").mkdir(parents=True)
     for i in range(3):
         Image.new("L", (400, 400)).save(f"data/cat/{i}.png")
@@ -329,7 +329,7 @@ def test_a_header_of_a_picture_of_gigabytes_is_refused() -> None:
 
 def test_a_table_of_rows_without_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
     table = pa.table({"x": pa.array(np.zeros(400_000)), "label": pa.array(np.zeros(400_000, np.int64))})
     pq.write_table(table, "a.parquet")
     with pa.ipc.new_file("a.arrow", pa.schema([("x", pa.null()), ("label", pa.null())])) as out:

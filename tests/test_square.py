@@ -7,9 +7,9 @@ from torch import nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.square import SHARE, share, square, window
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.threat import SCOPES, JointBall, Perturbation
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
 
 
 def linear(*shape, classes=3, seed=0):

@@ -21,15 +21,15 @@ from nonsingular.attacks.square import square
 from nonsingular.bounds.exact import solve
 from nonsingular.bounds.theorem import tau, theorem1
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
-from nonsingular.cli import main
-from nonsingular.columns import by_column, moving
-from nonsingular.config import EvaluateSettings, checked
-from nonsingular.graph import dense_chain, logits_at, trace_graph
-from nonsingular.heads import classifier
-from nonsingular.margins import margins, worst_margin
-from nonsingular.masks import masking
+from nonsingular.cli.main import main
+from nonsingular.data.columns import by_column, moving
+from nonsingular.evaluation.masking import masking
+from nonsingular.network.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import margins, worst_margin
 from nonsingular.report.figure import x_label
-from nonsingular.threat import Interval, JointBall
+from nonsingular.settings import EvaluateSettings, checked
+from nonsingular.threat.ball import Interval, JointBall
 
 SOUND = [b for b in BOUNDS if b not in UNSOUND]
 RADII = torch.tensor([0.3, 0.0, 5.0], dtype=torch.float64)
@@ -202,7 +202,7 @@ def test_masking_and_training_with_radii_by_column() -> None:
     model, x = net(), rows(20)
     y = model(x).argmax(1)
     assert masking(model, (x, y), JointBall(RADII * 0.3, 0.01, None), attack="apgd", limit=10).numbers
-    from nonsingular.objectives import at
+    from nonsingular.training.objectives import at
 
     with pytest.raises(ns.InvalidInput, match="one eps_x for all elements"):
         at(JointBall(RADII, 0.0, None), 0, 0)

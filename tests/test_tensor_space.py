@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from nonsingular.attacks import search
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.attacks.tensor_space import tensor_space
+from nonsingular.attacks.search import descent as search
+from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.bounds.exact import solve
-from nonsingular.certification import certify, verify
-from nonsingular.graph import logits_at
-from nonsingular.margins import margins, worst_margin
-from nonsingular.models import conv, mlp, resnet
-from nonsingular.threat import JointBall
+from nonsingular.certificates.certify import certify, verify
+from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import JointBall
 from sampling import first
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import oracle
 from nonsingular.bounds.theorem import tau, theorem1, theorem1_printed, zeta, zeta_printed
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.graph import dense_chain
-from nonsingular.threat import JointBall
+from nonsingular.network.graph import dense_chain
+from nonsingular.threat.ball import JointBall
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.threat import SCOPES, Interval, JointBall, Perturbation, check_scope, ends, largest
+from nonsingular.threat.ball import SCOPES, Interval, JointBall, Perturbation, check_scope, ends, largest
 
 PARAMS = {"a.weight": torch.tensor([[1.0, -2.0], [0.5, 0.0]]), "a.bias": torch.tensor([0.25, -4.0])}
 

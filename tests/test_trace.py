@@ -10,7 +10,7 @@ import nonsingular as ns
 import operator_nets
 from nonsingular.bounds.interval import region
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.graph import dense_chain, logits_at, trace_graph
 from sampling import first
 from soundness import check_sound
 

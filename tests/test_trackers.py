@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from nonsingular.cli import main
-from nonsingular.trackers import NEEDS, numbers
+from nonsingular.cli.main import main
+from nonsingular.runs.trackers import NEEDS, numbers
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nonsingular.catalog import OBJECTIVES, lookup
-from nonsingular.data import Split
+from nonsingular.data.datasets import Split
 from nonsingular.errors import InvalidInput
-from nonsingular.objectives import adversarial, jointly_adversarial, natural, theorem_regularised
-from nonsingular.threat import JointBall
-from nonsingular.train import CHECKPOINT, accuracy, read_tensors, train
+from nonsingular.threat.ball import JointBall
+from nonsingular.training.loop import CHECKPOINT, accuracy, read_tensors, train
+from nonsingular.training.objectives import adversarial, jointly_adversarial, natural, theorem_regularised
 
 BALL = JointBall(0.1, 0.02)
 

@@ -12,12 +12,12 @@ import yaml
 from safetensors.torch import load_file, save
 
 import nonsingular as ns
-from nonsingular.cli import main
-from nonsingular.config import EvaluateSettings, to_yaml
-from nonsingular.manifest import differences, seal
-from nonsingular.perturbations import FOLDER, read_found, write_found
-from nonsingular.records import Cell, Surface, pack
-from nonsingular.verification import verify_run
+from nonsingular.cli.main import main
+from nonsingular.evaluation.stored import FOLDER, read_found, write_found
+from nonsingular.results.surface import Cell, Surface, pack
+from nonsingular.runs.manifest import differences, seal
+from nonsingular.runs.verify import verify_run
+from nonsingular.settings import EvaluateSettings, to_yaml
 
 
 @pytest.fixture(scope="module")

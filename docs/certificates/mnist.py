@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from nonsingular.certification import certify, verify
-from nonsingular.evaluation import attack_cell, choose, evaluate
-from nonsingular.experiment import dataset, load_run
-from nonsingular.presets import TITLES
-from nonsingular.records import Surface
+from nonsingular.certificates.certify import certify, verify
+from nonsingular.evaluation.attacked import attack_cell, choose, evaluate
 from nonsingular.report import contours
-from nonsingular.threat import JointBall
+from nonsingular.results.surface import Surface
+from nonsingular.runs.evaluate import dataset, load_run
+from nonsingular.runs.presets import TITLES
+from nonsingular.threat.ball import JointBall
 
 CELLS = ((0.01, 0.0005), (0.01, 0.001), (0.02, 0.001), (0.05, 0.001), (0.05, 0.003))
 BOUNDS = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")

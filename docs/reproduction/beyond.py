@@ -12,14 +12,14 @@ import argparse
 import os
 from pathlib import Path
 
-from nonsingular.certification import certify
-from nonsingular.config import ReproduceSettings, checked, read_config
-from nonsingular.data import load
-from nonsingular.engine import engine
-from nonsingular.evaluation import evaluate
-from nonsingular.experiment import load_run
-from nonsingular.records import CONFIG
-from nonsingular.threat import JointBall
+from nonsingular.certificates.certify import certify
+from nonsingular.data.datasets import load
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.results.surface import CONFIG
+from nonsingular.runs.engine import engine
+from nonsingular.runs.evaluate import load_run
+from nonsingular.settings import ReproduceSettings, checked, read_config
+from nonsingular.threat.ball import JointBall
 
 RADII = ((0.002, 0.0002), (0.005, 0.0005), (0.01, 0.001))
 BOUNDS = ("theorem1", "crown")

@@ -14,9 +14,9 @@ import argparse
 import os
 from pathlib import Path
 
-from nonsingular.config import Recipe
-from nonsingular.experiment import reproduce
-from nonsingular.presets import reproduction
+from nonsingular.runs.evaluate import reproduce
+from nonsingular.runs.presets import reproduction
+from nonsingular.settings import Recipe
 
 CLEAN = 0.03
 """Clean validation accuracy that a candidate may lose against the standard model."""

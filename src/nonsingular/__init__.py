@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.branch import Verdicts
-    from nonsingular.certification import Certificate, Front, certified_front, certified_radius, certify, verify
-    from nonsingular.comparison import Comparison, compare
-    from nonsingular.data import load
+    from nonsingular.certificates.certify import Certificate, Front, certified_front, certified_radius, certify, verify
+    from nonsingular.data.datasets import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
-    from nonsingular.evaluation import evaluate
-    from nonsingular.loading import load_model
-    from nonsingular.masks import Masking, masking
-    from nonsingular.models import Averaged, Normalized
-    from nonsingular.records import Surface
-    from nonsingular.sandwich import certified_surface
-    from nonsingular.threat import JointBall, Perturbation
+    from nonsingular.evaluation.attacked import evaluate
+    from nonsingular.evaluation.certified import certified_surface
+    from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.models.architectures import Averaged, Normalized
+    from nonsingular.models.loading import load_model
+    from nonsingular.results.comparison import Comparison, compare
+    from nonsingular.results.surface import Surface
+    from nonsingular.threat.ball import JointBall, Perturbation
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "JointBall": "threat", "Perturbation": "threat",
+    "JointBall": "threat.ball", "Perturbation": "threat.ball",
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
-    "Comparison": "comparison", "compare": "comparison", "load": "data", "load_model": "loading",
-    **dict.fromkeys(("Averaged", "Normalized"), "models"),
-    **dict.fromkeys(("Masking", "masking"), "masks"), "Verdicts": "bounds.branch",
-    **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certification"),
-    "certified_surface": "sandwich", "evaluate": "evaluation", "Surface": "records",
+    "Comparison": "results.comparison", "compare": "results.comparison", "load": "data.datasets", "load_model": "models.loading",
+    **dict.fromkeys(("Averaged", "Normalized"), "models.architectures"),
+    **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
+    **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certificates.certify"),
+    "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked", "Surface": "results.surface",
 }  # fmt: skip
 
 __all__ = [

@@ -38,19 +38,19 @@ BOUNDS = {
 UNSOUND = frozenset({"theorem1-printed"})
 """Bounds that are offered for reproduction and may not certify."""
 OBJECTIVES = {
-    "standard": "nonsingular.objectives:standard",
-    "weight-perturb": "nonsingular.objectives:weight_perturb",
-    "at": "nonsingular.objectives:at",
-    "at-beta": "nonsingular.objectives:at_beta",
-    "jiwp": "nonsingular.objectives:jiwp",
-    "joint": "nonsingular.objectives:joint",
+    "standard": "nonsingular.training.objectives:standard",
+    "weight-perturb": "nonsingular.training.objectives:weight_perturb",
+    "at": "nonsingular.training.objectives:at",
+    "at-beta": "nonsingular.training.objectives:at_beta",
+    "jiwp": "nonsingular.training.objectives:jiwp",
+    "joint": "nonsingular.training.objectives:joint",
 }
 MODELS = {
-    "mlp": "nonsingular.models:mlp",
-    "conv": "nonsingular.models:conv",
-    "resnet": "nonsingular.models:resnet",
+    "mlp": "nonsingular.models.architectures:mlp",
+    "conv": "nonsingular.models.architectures:conv",
+    "resnet": "nonsingular.models.architectures:resnet",
 }
-DATASETS = {name: "nonsingular.data:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
+DATASETS = {name: "nonsingular.data.datasets:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
 
 
 def described(table: Mapping[str, str], name: str) -> str:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.points import checked_start
-from nonsingular.attacks.search import Budget, search
+from nonsingular.attacks.search.descent import Budget, search
+from nonsingular.attacks.search.neuron_unknowns import shift_space
+from nonsingular.attacks.search.starts import checked_start
+from nonsingular.attacks.search.unknowns import Space
+from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.attacks.shared_apgd import shared_apgd
-from nonsingular.attacks.shift_space import shift_space
-from nonsingular.attacks.space import Space
-from nonsingular.attacks.tensor_space import tensor_space
 from nonsingular.errors import UnsupportedModel
-from nonsingular.graph import logits_at, products, recording
-from nonsingular.heads import classifier
-from nonsingular.margins import attained, check_labels
-from nonsingular.modules import outputs, twin
-from nonsingular.shifts import of_each
-from nonsingular.threat import JointBall, Perturbation, Scope, check_scope
+from nonsingular.network.calling import outputs, twin
+from nonsingular.network.graph import logits_at, products, recording
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import attained, check_labels
+from nonsingular.network.row_lemma import of_each
+from nonsingular.threat.ball import JointBall, Perturbation, Scope, check_scope
 
 
 def apgd(
@@ -45,7 +45,7 @@ def apgd(
     Raises InvalidInput if x or `start` leaves the ball, or if the logits carry no gradient.
     Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
     dense network without a gradient on a weight matrix.
-    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of shifts.py.
+    Source: the steps, arXiv:2003.01690; the scalars, the row lemma of network/row_lemma.py.
     """
     check_scope(scope)
     model = classifier(model, x, ball)

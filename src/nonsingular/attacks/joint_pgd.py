@@ -6,13 +6,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording
-from nonsingular.heads import classifier
-from nonsingular.margins import check_labels, cross_entropy
-from nonsingular.memory import halving
-from nonsingular.modules import gradient, logits_of_each, outputs, twin
-from nonsingular.passes import count
-from nonsingular.threat import Interval, JointBall, Perturbation, Scope, check_scope
+from nonsingular.network.calling import gradient, logits_of_each, outputs, twin
+from nonsingular.network.graph import recording
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import check_labels, cross_entropy
+from nonsingular.network.memory import halving
+from nonsingular.network.passes import count
+from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope, check_scope
 
 
 def joint_pgd(

@@ -1,4 +1,4 @@
-"""neuron_pgd.py - joint attack on a dense network where each example has its own weights: one scalar per neuron (shifts.py)."""
+"""neuron_pgd.py - joint attack on a dense network where each example has its own weights: a scalar per neuron (row_lemma.py)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording
-from nonsingular.heads import classifier
-from nonsingular.margins import check_labels, margins, negative_margin, worst_margin
-from nonsingular.passes import count
-from nonsingular.shifts import Shifts, shifts
-from nonsingular.threat import JointBall, Perturbation, Scope
+from nonsingular.network.graph import recording
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import check_labels, margins, negative_margin, worst_margin
+from nonsingular.network.passes import count
+from nonsingular.network.row_lemma import Shifts, shifts
+from nonsingular.threat.ball import JointBall, Perturbation, Scope
 
 
 def neuron_ascent(

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.points import checked_start
+from nonsingular.attacks.search.starts import checked_start
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import products, recording
-from nonsingular.margins import attained, check_labels, margins, worst_margin
-from nonsingular.memory import halving
-from nonsingular.modules import gradient, outputs, twin
-from nonsingular.passes import count
-from nonsingular.threat import Interval, JointBall, Perturbation, Scope
+from nonsingular.network.calling import gradient, outputs, twin
+from nonsingular.network.graph import products, recording
+from nonsingular.network.margins import attained, check_labels, margins, worst_margin
+from nonsingular.network.memory import halving
+from nonsingular.network.passes import count
+from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope
 
 COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: near the accuracy, and where every example has a say."""

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.points import begin, frozen, nearest, spread
+from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import recording
-from nonsingular.heads import classifier
-from nonsingular.modules import twin
-from nonsingular.threat import Interval, JointBall, Perturbation, Scope
+from nonsingular.network.calling import twin
+from nonsingular.network.graph import recording
+from nonsingular.network.heads import classifier
+from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope
 
 SHARE = 0.8
 """Part of the positions that the first window covers."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
-from nonsingular.attacks.points import checked_start, frozen, nearest, spread
+from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import logits_at, recording
-from nonsingular.heads import classifier
-from nonsingular.margins import attained, is_correct
-from nonsingular.modules import check_module, gradient, twin
-from nonsingular.passes import count
-from nonsingular.shifts import of_each
-from nonsingular.threat import Attack, JointBall, Perturbation, Scope
+from nonsingular.network.calling import check_module, gradient, twin
+from nonsingular.network.graph import logits_at, recording
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import attained, is_correct
+from nonsingular.network.passes import count
+from nonsingular.network.row_lemma import of_each
+from nonsingular.threat.ball import Attack, JointBall, Perturbation, Scope
 
 
 def strongest(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nonsingular.curves import Curve
-from nonsingular.operators import Activation
-from nonsingular.threat import Interval
+from nonsingular.network.curves import Curve
+from nonsingular.network.operators import Activation
+from nonsingular.threat.ball import Interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.heads import classifier
-from nonsingular.margins import margins, worst_margin
-from nonsingular.modules import twin
-from nonsingular.threat import JointBall
+from nonsingular.network.calling import twin
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.threat.ball import JointBall
 
 Bound = Callable[[nn.Module, Tensor, Tensor, JointBall], Tensor]
 CHEAPEST_FIRST: tuple[Bound, ...] = (theorem1, interval, crown_ibp, crown, alpha_crown, partial(branch_and_bound, parts=200))
@@ -26,7 +26,7 @@ CHEAPEST_FIRST: tuple[Bound, ...] = (theorem1, interval, crown_ibp, crown, alpha
 def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball: element by element the largest of all sound bounds.
 
-    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in network/operators.py.
     Bounds are computed cheapest first, each only for examples that are not decided: verified by a bound before it (all margins
     above 0), or misclassified already at x.  It certifies what any single bound certifies; the margins of a decided example
     may be below what a dearer bound would give.

@@ -28,12 +28,12 @@ from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
-from nonsingular.graph import recording
-from nonsingular.heads import classifier
-from nonsingular.margins import attained, worst_margin
-from nonsingular.modules import per_sample_logits, twin
-from nonsingular.operators import Activation, Product
-from nonsingular.threat import Interval, JointBall, Perturbation
+from nonsingular.network.calling import per_sample_logits, twin
+from nonsingular.network.graph import recording
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import attained, worst_margin
+from nonsingular.network.operators import Activation, Product
+from nonsingular.threat.ball import Interval, JointBall, Perturbation
 
 Status = Literal["verified", "falsified", "timeout"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -68,7 +68,7 @@ class Verdicts:
 def branch_and_bound(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, parts: int = 2000) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball, by branch and bound until all signs are known; column y is 0.
 
-    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in network/operators.py.
     parts: largest number of parts bounded for an example.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
     Raises UnsupportedModel without a rule for an operation.  Cost: that of crown, and for each part about 30 passes back from

@@ -18,9 +18,9 @@ from nonsingular.bounds.interval import Region, region
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds, pieces
 from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
-from nonsingular.graph import precise
-from nonsingular.operators import Parameter, Product
-from nonsingular.threat import Interval, JointBall, Perturbation
+from nonsingular.network.graph import precise
+from nonsingular.network.operators import Parameter, Product
+from nonsingular.threat.ball import Interval, JointBall, Perturbation
 
 TOLERANCE = 1e-9
 """HiGHS's tolerances here: of a row, of a reduced cost and of a whole number."""

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonsingular.curves import Curve
-from nonsingular.graph import Dense, Graph, check_graph, trace_graph
-from nonsingular.heads import classifier
-from nonsingular.margins import check_labels
-from nonsingular.operators import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
-from nonsingular.threat import Interval, JointBall
+from nonsingular.network.curves import Curve
+from nonsingular.network.graph import Dense, Graph, check_graph, trace_graph
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import check_labels
+from nonsingular.network.operators import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
+from nonsingular.threat.ball import Interval, JointBall
 
 MEMORY = 2**28
 """Bytes that a bound may take beside the model and the examples, about; larger work is done in pieces.
@@ -72,7 +72,7 @@ def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
 def interval(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball, by interval arithmetic; column y is 0.
 
-    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in network/operators.py.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
     A margin over a last Linear layer is bounded as one, not as the difference of two logits.
     Raises UnsupportedModel without a rule for an operation.  Cost: about four forward passes.  Source: arXiv:1810.12715.

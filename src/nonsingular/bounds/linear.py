@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Region, interval_bounds, propagate, region, room
 from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
-from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
-from nonsingular.threat import Interval, JointBall
+from nonsingular.network.operators import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.threat.ball import Interval, JointBall
 
 APART = 2**20
 """Numbers computed in vain for each example from which on the examples of a batch are bounded one at a time."""
@@ -36,7 +36,7 @@ def default_slopes(at: int, default: Tensor) -> Tensor:
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball: one pass back, hidden layers by intervals; column y is 0.
 
-    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in operators.py.
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode, of the operations in network/operators.py.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic.
     Raises UnsupportedModel without a rule for an operation.  Cost: about K passes back.  Source: arXiv:1906.06316.
     """

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region
-from nonsingular.derivatives import Derivatives, by_differentiation
-from nonsingular.operators import Product, Sum
-from nonsingular.threat import Interval
+from nonsingular.network.derivatives import Derivatives, by_differentiation
+from nonsingular.network.operators import Product, Sum
+from nonsingular.threat.ball import Interval
 
 
 def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:

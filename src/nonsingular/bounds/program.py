@@ -23,8 +23,8 @@ from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region, room
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.operators import Activation, Map, Maximum, Node, Product, Sum
-from nonsingular.threat import Interval
+from nonsingular.network.operators import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.threat.ball import Interval
 
 
 @dataclass(frozen=True, eq=False)

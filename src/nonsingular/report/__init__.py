@@ -72,13 +72,13 @@ def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
 
 def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]:
     """`write` for several results that do not compare, as `together` groups them, on one page.  Later figures are numbered."""
-    from nonsingular.records import write_atomic
     from nonsingular.report.cells import cells_csv
     from nonsingular.report.figure import contours, render
     from nonsingular.report.html import page
     from nonsingular.report.radii import fronts
     from nonsingular.report.summary import read
     from nonsingular.report.table import markdown
+    from nonsingular.results.surface import write_atomic
 
     made: dict[str, str | bytes] = {}
     radii: list[str] = []

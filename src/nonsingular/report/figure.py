@@ -24,8 +24,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.plain import legible
-from nonsingular.records import Surface, write_atomic
 from nonsingular.report.summary import (
     Seeds,
     between,
@@ -38,6 +36,8 @@ from nonsingular.report.summary import (
     seed_count,
     units,
 )
+from nonsingular.results.surface import Surface, write_atomic
+from nonsingular.safety.plain import legible
 
 CMAP = matplotlib.colormaps["viridis"]
 BANDS = np.arange(0.0, 101.0, 5.0)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonsingular.records import wilson
 from nonsingular.report.markup import note, row, section, table, words
 from nonsingular.report.png import address, signed
+from nonsingular.results.surface import wilson
 
 MOST_CLASSES = 20
 """Classes that are listed; of more, those of which least is left."""

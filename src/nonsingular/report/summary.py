@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.records import FORMAT, Surface
+from nonsingular.results.surface import FORMAT, Surface
 
 
 @dataclass(frozen=True)

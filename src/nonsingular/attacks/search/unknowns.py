@@ -1,0 +1,114 @@
+"""space.py - what the search of apgd.py moves: a box [-1, 1]^n of unknowns for each example, and the margins there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from nonsingular.network.calling import gradient
+from nonsingular.network.margins import margins
+from nonsingular.network.passes import count
+from nonsingular.threat.ball import Interval, Perturbation
+
+LEAK = 0.001
+"""What is added to the derivative of every activation: enough to give an inactive neuron a sign, too little to outvote others."""
+
+Loss = Callable[[Tensor], Tensor]
+"""(R, B, K) margins over the other classes, infinite at y -> (R, B), to be made small."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space(ABC):
+    """The margins of B examples as a function of v in [-1, 1]^n: `free` inputs first, then what stands for the weights.
+
+    x: (B, *input), and box around it.  y: (B,).  origin: (B, n) the unperturbed network at x.
+    free: the size of an input, or 0 if inputs do not move.
+    groups: (n,) numbers 0, 1, ... of unknowns that a jump moves together; -1 for those that never jump.
+    """
+
+    x: Tensor
+    box: Interval
+    y: Tensor
+    origin: Tensor
+    free: int
+    groups: Tensor
+
+    @abstractmethod
+    def logits(self, x: Tensor, w: Tensor) -> Tensor:
+        """(N, K) logits at inputs (N, *input) and unknowns (N, n - free), the examples in turn N / B times."""
+
+    @abstractmethod
+    def weights(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+        """The weights (B, *shape), inside their boxes, that (B, n - free) stand for at (B, *input)."""
+
+    @abstractmethod
+    def unknowns_of(self, point: Perturbation) -> Tensor:
+        """(B, n - free) what stands for a point's weights at its inputs; missing weights are those of the model."""
+
+    def part(self, at: Tensor) -> Self:
+        """The same for the examples `at`, in their order and each once."""
+        if len(at) == len(self.y):
+            return self
+        box = Interval(self.box.lo[at], self.box.hi[at])
+        return replace(self, x=self.x[at], box=box, y=self.y[at], origin=self.origin[at])
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Columns that share a step size: inputs, weights."""
+        return [slice(a, b) for a, b in pairwise(sorted({0, self.free, self.origin.shape[1]}))]
+
+    def inputs(self, v: Tensor) -> Tensor:
+        """(R, B, *input) at v (R, B, n); they may leave their box by rounding."""
+        if not self.free:
+            return self.box.lo.expand(len(v), *self.x.shape)
+        return torch.addcmul(*self._middle, v[..., : self.free].unflatten(2, self.x.shape[1:]))
+
+    @cached_property
+    def _middle(self) -> tuple[Tensor, Tensor]:
+        """And half the width of the box of inputs."""
+        return (self.box.lo + self.box.hi) / 2, (self.box.hi - self.box.lo) / 2
+
+    def margins(self, v: Tensor) -> Tensor:
+        """(R, B, K) margins at v (R, B, n), infinite at y."""
+        y = self.y.repeat(len(v))
+        count(forward=len(y))
+        found = margins(self.logits(self.inputs(v).flatten(0, 1), v[..., self.free :].flatten(0, 1)), y)
+        return found.scatter(1, y[:, None], torch.inf).view(*v.shape[:2], -1)
+
+    def slope(self, v: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Value (R, B) and gradient of a loss."""
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            value = loss(self.margins(v))
+            count(backward=value.numel())
+            (g,) = gradient(value.sum(), [v])
+        return value.detach(), g
+
+    def at(self, point: Perturbation) -> Tensor:
+        """(B, n) what stands for a point of the ball."""
+        u = scaled(point.x.flatten(1), self.box.lo.flatten(1), self.box.hi.flatten(1))[:, : self.free]
+        return torch.cat([u, self.unknowns_of(point)], 1).clamp_(-1, 1)
+
+    def realise(self, v: Tensor) -> Perturbation:
+        """The point of the ball that v (B, n) stands for; the inputs of the origin are x to the last bit."""
+        x = torch.clamp(self.inputs(v[None])[0], self.box.lo, self.box.hi)
+        rest = (v[:, : self.free] == self.origin[:, : self.free]).all(1)
+        x[rest] = self.x[rest]  # without rounding
+        return Perturbation(x, self.weights(x, v[:, self.free :]), "sample")
+
+
+def scaled(t: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """t in lo..hi as -1..1; 0 where these are equal."""
+    return torch.where(hi > lo, (2 * t - lo - hi) / (hi - lo), 0.0)
+
+
+def leaky(rho: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same values, with LEAK more in the derivative."""
+    return lambda v: rho(v) + LEAK * (v - v.detach()) if torch.is_grad_enabled() else rho(v)  # v - v is 0, its derivative 1

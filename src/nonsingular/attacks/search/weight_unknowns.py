@@ -1,0 +1,103 @@
+"""tensor_space.py - the unknowns of any network: the inputs, and for each example every element of every tensor that moves.
+
+A dense layer moves best by one scalar per neuron (shift_space.py).  A kernel that serves many positions has no such scalar, but
+after a ReLU all its elements pull one output channel the same way.  So the elements of an output channel form a group: random
+corners move it as one, and an element that has no derivative, as its input is 0 there, goes where its group goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
+
+from nonsingular.attacks.search.unknowns import LEAK, Loss, Space, leaky, scaled
+from nonsingular.errors import UnsupportedModel
+from nonsingular.network.calling import Each, logits_of_each, twin
+from nonsingular.network.graph import trace_graph
+from nonsingular.network.operators import Activation
+from nonsingular.network.row_lemma import of_each
+from nonsingular.threat.ball import Interval, JointBall, Perturbation
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSpace(Space):
+    """boxes: of the tensors that move.  params: all of the model's, by name."""
+
+    network: Each
+    boxes: Mapping[str, Interval]
+    params: Mapping[str, Tensor]
+
+    def _columns(self) -> dict[str, slice]:
+        """Of each tensor, after the inputs."""
+        found, at = dict[str, slice](), 0
+        for name, box in self.boxes.items():
+            found[name] = slice(at, at + box.lo.numel())
+            at = found[name].stop
+        return found
+
+    def _placed(self, w: Tensor) -> dict[str, Tensor]:
+        """(N, *shape) by name; they may leave their boxes by rounding."""
+        found = dict[str, Tensor]()
+        for name, columns in self._columns().items():
+            lo, hi = self.boxes[name].lo, self.boxes[name].hi
+            found[name] = torch.addcmul(
+                (lo + hi) / 2, (hi - lo) / 2, w[:, columns].unflatten(1, lo.shape or (1,)).view(-1, *lo.shape)
+            )
+        return found
+
+    def logits(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.network(self._placed(w), x)
+
+    def weights(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+        return {name: self.boxes[name].project_(t) for name, t in self._placed(w).items()}
+
+    def unknowns_of(self, point: Perturbation) -> Tensor:
+        each = {name: of_each(point, self.params, name) for name in self.boxes}
+        parts = [scaled(t, self.boxes[name].lo, self.boxes[name].hi)[..., None].flatten(1) for name, t in each.items()]
+        return torch.cat([point.x.new_zeros(len(point.x), 0), *parts], 1)
+
+    def slope(self, v: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """An element without a derivative has LEAK times the sum of its output channel's."""
+        value, g = super().slope(v, loss)
+        for name, columns in self._columns().items():
+            shape = self.boxes[name].lo.shape
+            if len(shape) > 1:
+                each = g[..., self.free :][..., columns].unflatten(-1, (shape[0], -1))
+                each.copy_(torch.where(each == 0, LEAK * each.sum(-1, keepdim=True), each))
+        return value, g
+
+
+def tensor_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> TensorSpace:
+    """Of any network whose logits have a gradient."""
+    params = dict(model.named_parameters())
+    boxes = ball.weight_boxes(params)
+    free = x[0].numel() if ball.moves_inputs and len(x) else 0
+    groups, count = [torch.full((free,), -1)], 0
+    for box in boxes.values():
+        channels = len(box.lo) if box.lo.dim() else 1
+        groups.append(torch.arange(count, count + channels).repeat_interleave(box.lo.numel() // channels))
+        count += channels
+    space = TensorSpace(
+        x, ball.input_box(x), y, x.new_zeros(len(x), 0), free, torch.cat(groups).to(x.device),
+        network=_each_its_own(model, x.shape[1:]), boxes=boxes, params=params,
+    )  # fmt: skip
+    return replace(space, origin=space.at(Perturbation(x, scope="sample")))
+
+
+def _each_its_own(model: nn.Module, input_shape: torch.Size) -> Each:
+    """The network with weights for each example; with a leak in its gradients where its operations are known."""
+    try:
+        graph = trace_graph(model, input_shape)
+    except UnsupportedModel:
+        return logits_of_each(twin(model))
+    nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
+
+    def one(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return replace(graph, nodes=nodes, params={**graph.params, **weights})(x[None])[0]
+
+    shared = replace(graph, nodes=nodes)
+    return lambda weights, x: vmap(one)(dict(weights), x) if weights else shared(x)

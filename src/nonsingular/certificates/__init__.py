@@ -1,0 +1,1 @@
+"""What is proven of each example: at one ball, and the largest radii."""

@@ -1,0 +1,222 @@
+"""certify.py - what is proven of each example: at one ball, and the largest radii."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nonsingular.bounds.branch import Verdicts, search
+from nonsingular.bounds.interval import region
+from nonsingular.bounds.rounding import rounding
+from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network.graph import dense_chain, lower_outputs, precise, products
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import worst_margin
+from nonsingular.network.memory import halving
+from nonsingular.network.preconditions import check_inputs
+from nonsingular.results.surface import axis
+from nonsingular.threat.ball import JointBall, Perturbation, Scope
+
+AT_ONCE = 500
+"""Examples bounded together: memory does not grow with the data set."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Lower bounds that hold for every point of the ball, each example with its own W' (scope `sample`).
+
+    margins: (B, K) lower bounds of logit_y - logit_j, column y is 0.  verified: (B,) no class can overtake y.
+    """
+
+    margins: Tensor
+    verified: Tensor
+    method: str
+    scope: Scope = "sample"
+
+    @property
+    def accuracy(self) -> float:
+        """Certified accuracy in [0, 1]: a lower bound of robust accuracy in every scope."""
+        return self.verified.double().mean().item()
+
+
+def certify(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "best", dtype: torch.dtype = torch.float64
+) -> Certificate:
+    """Proves, where it can, that no input and no weights in `ball` change the prediction.
+
+    x: (B, *input) in ball.domain.  y: (B,).
+    method: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
+    dtype: in which the bound is computed.  In float32, about twice as fast on a CPU, what rounding can do (bounds/rounding.py) is
+        taken off, and examples that it leaves open are computed again in float64.
+    Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
+    A bound that is not finite verifies nothing.  Cost: that of the bound.
+    Raises UnsupportedModel if the bound has no rule for a part of the model, InvalidInput for a bound that is not sound.
+    """
+    model = classifier(model, x, ball)
+    check_inputs(model, x, y, ball)
+    prove = Prover(model, method, dtype)
+    lower = prove(x, y.long(), ball)
+    return Certificate(lower, (worst_margin(lower, y.long()) > 0) & torch.isfinite(lower).all(1), method)
+
+
+class Prover:
+    """A sound bound of the catalog on one model: (x, y, ball) -> (B, K) lower margins, computed as `certify` says."""
+
+    def __init__(self, model: nn.Module, method: str, dtype: torch.dtype = torch.float64) -> None:
+        if method in UNSOUND:
+            raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='best'")
+        self.bound = lookup(BOUNDS, method, "bound")
+        if dtype not in (torch.float32, torch.float64):
+            raise InvalidInput(f"dtype is {dtype}; bounds are computed in torch.float32 or torch.float64")
+        self.models = {d: precise(model, d) for d in {dtype, torch.float64}}
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
+        ball = ball.rounded(x.dtype)
+        with torch.no_grad(), products("highest"):
+            lower = self._in(self.dtype, x, y, ball).double()
+            if self.dtype == torch.float32 and len(x):
+                off = rounding(region(self.models[torch.float64], x.double(), y, ball), torch.float32)
+                close = (~(worst_margin(lower, y).abs() > off)).nonzero().flatten()  # ~(>): NaN is close
+                lower = (lower - off[:, None]).scatter(1, y[:, None], 0.0)
+                if len(close):
+                    lower.index_copy_(0, close, self._in(torch.float64, x[close], y[close], ball))
+            return lower
+
+    def _in(self, dtype: torch.dtype, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
+        def run(size: int) -> Tensor:
+            cuts = zip(x.split(size), y.split(size), strict=True)
+            lower = [self.bound(self.models[dtype], part.to(dtype), labels, ball) for part, labels in cuts]
+            return lower_outputs(self.models[dtype], x, torch.cat(lower))
+
+        return halving(run, AT_ONCE)
+
+
+def verify(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, attack: str | None = None, parts: int = 2000,
+    seconds: float = float("inf"), report: Callable[[int], None] = lambda decided: None,
+) -> Verdicts:  # fmt: skip
+    """`verified`, `falsified` with the perturbation that does it, or `timeout` with the bounds so far, for each example.
+
+    x: (B, *input) in ball.domain.  y: (B,).  Everything is computed in float64, where `perturbation` changes the prediction.
+    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `apgd` where the model is
+        dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
+    parts, seconds: budget of an example: parts of the region bounded, and time on average.
+    report: called with the number of examples decided since the last call.
+    Guarantee: `verified` holds for every x' and every W' of the ball, each example with its own W', in exact arithmetic.
+    Raises UnsupportedModel without a rule for an operation.  Cost: on the default MNIST network milliseconds to seconds each.
+    Memory: the perturbation holds the moving parameters once for each example; give a large set in parts.
+    """
+    model = classifier(model, x, ball)
+    check_inputs(model, x, y, ball)
+    exact, x, y, ball = precise(model, torch.float64), x.double(), y.long(), ball.rounded(x.dtype)
+    known = _attacked(exact, x, y, ball, attack)
+    found = search(exact, x, y, ball, known=known, parts=parts, seconds=seconds, report=report)
+    return replace(found, lower=lower_outputs(exact, x, found.lower))
+
+
+def _attacked(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, attack: str | None) -> Perturbation | None:
+    if attack is None and not _is_dense(model):
+        return None
+    return lookup(ATTACKS, attack or "apgd", "attack")(model, x, y, ball, scope="sample")
+
+
+def _is_dense(model: nn.Module) -> bool:
+    try:
+        dense_chain(model)
+    except UnsupportedModel:
+        return False
+    return True
+
+
+# --- the largest radii ----------------------------------------------------------------------------------------------------
+
+Along = Literal["eps_x", "eps_w"]
+
+
+def certified_radius(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, along: Along = "eps_w", method: str = "crown", bits: int = 8
+) -> Tensor:
+    """(B,) the largest radius along one axis at which each example is certified, the other radius being that of `ball`.
+
+    along: "eps_w", the largest weight radius at ball.eps_x, or "eps_x", the largest input radius at ball.eps_w.
+    ball: also says how far to look: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor, or by
+        element of the input, the answer along that axis is the share of them, 0 to 1.
+    NaN where not even radius 0 along that axis is certified (for example misclassified at x).
+    Guarantee: that of `certify` at the radius returned, hence at every smaller one.  Cost: about `bits` bounds of every example.
+    """
+    model = classifier(model, x, ball)
+    check_inputs(model, x, y, ball)
+    if along not in ("eps_x", "eps_w"):
+        raise InvalidInput(f"along is {along!r}; choose eps_x or eps_w")
+    radius = ball.eps_x if along == "eps_x" else ball.eps_w
+    unit = radius if isinstance(radius, float) else 1.0
+
+    def shrunk(t: float) -> JointBall:
+        return ball.scaled(t, 1.0) if along == "eps_x" else ball.scaled(1.0, t)
+
+    steps = _steps(Prover(model, method), x, y.long(), shrunk, bits, torch.full((len(x),), 2**bits))
+    return torch.where(steps >= 0, steps.double() / 2**bits * unit, torch.nan)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The largest certified weight radius of each example at each of some input radii.
+
+    eps_x: radii, increasing.  eps_w: (len(eps_x), B), NaN where not even 0 is certified; it never grows with eps_x.
+    """
+
+    eps_x: tuple[float, ...]
+    eps_w: Tensor
+
+    def at(self, accuracy: float) -> tuple[float, ...]:
+        """For each eps_x the largest weight radius at which that share of the examples is certified; NaN where there is none."""
+        if not 0 < accuracy <= 1:
+            raise InvalidInput(f"accuracy is {accuracy}; give a share above 0 and up to 1")
+        radii = self.eps_w.nan_to_num(nan=-1.0).sort(1, descending=True).values
+        needed = radii[:, int(np.ceil(accuracy * radii.shape[1] - 1e-9)) - 1]
+        return tuple(torch.where(needed >= 0, needed, torch.nan).tolist())
+
+
+def certified_front(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, eps_x: Sequence[float] | None = None, method: str = "crown",
+    bits: int = 8,
+) -> Front:  # fmt: skip
+    """The Pareto front of (eps_x, eps_w) for each example: as `certified_radius` along eps_w, at each of `eps_x`.
+
+    eps_x: increasing radii, or fractions of ball.eps_x where that is not one number; by default 11 up to ball.eps_x.
+        An example is not tried above its radius at a smaller eps_x.
+    `Front.at(accuracy)` is the front for a required accuracy.  Cost: at most len(eps_x) times `bits` bounds of every example.
+    """
+    model = classifier(model, x, ball)
+    check_inputs(model, x, y, ball)
+    one = ball.eps_x if isinstance(ball.eps_x, float) else None
+    columns = axis((1.0 if one is None else one) if eps_x is None else eps_x, "eps_x")
+    prove, top = Prover(model, method), torch.full((len(x),), 2**bits)
+    found: list[Tensor] = []
+    for radius in columns:
+        at = replace(ball, eps_x=radius) if one is not None else ball.scaled(radius, 1.0)
+        top = _steps(prove, x, y.long(), lambda t, at=at: at.scaled(1.0, t), bits, top)
+        found.append(top)
+    unit = 1.0 if isinstance(ball.eps_w, Mapping) else ball.eps_w
+    steps = torch.stack(found)
+    return Front(columns, torch.where(steps >= 0, steps.double() / 2**bits * unit, torch.nan))
+
+
+def _steps(prove: Prover, x: Tensor, y: Tensor, ball: Callable[[float], JointBall], bits: int, top: Tensor) -> Tensor:
+    """(B,) the largest i <= top for which ball(i / 2^bits) is certified, by bisection; -1 if not even 0 is."""
+    low, high = torch.full_like(top, -1), top + 1  # certified, and not (or not to be tried)
+    while bool((open_ := high - low > 1).any()):
+        middle = (low + high) // 2
+        for i in middle[open_].unique().tolist():
+            who = (open_ & (middle == i)).nonzero().flatten()
+            lower = prove(x[who], y[who], ball(i / 2**bits))
+            good = ((worst_margin(lower, y[who]) > 0) & torch.isfinite(lower).all(1)).cpu()
+            low[who[good]], high[who[~good]] = i, i
+    return low

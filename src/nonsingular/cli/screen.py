@@ -1,0 +1,71 @@
+"""screen.py - what is shown: progress and messages on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nonsingular.safety.plain import legible
+
+
+@contextmanager
+def progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str, int], None]]:
+    """Bars on stderr, one for each unit; yields report(unit, n)."""
+    if quiet:
+        yield lambda what, n: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks = {what: progress.add_task(what, total=total) for what, total in totals.items()}
+
+        def report(what: str, n: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            progress.advance(tasks[what], n)
+
+        yield report
+
+
+def show(results: Mapping[str, Any], out: Path) -> None:
+    from nonsingular.report import claims_table, doubts, masking_lines, model_table
+
+    print_table(model_table(results))
+    for line in doubts(results):
+        print(line)
+    if "claims" in results:
+        print_table(claims_table(results))
+    for model in results["models"].values():
+        for line in masking_lines(model):
+            tell(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
+    say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)
+
+
+def say(text: str) -> None:
+    print(legible(text), file=sys.stderr)
+
+
+def tell(text: str) -> None:
+    """Onto stdout."""
+    print(legible(text))
+
+
+class PlainLines(logging.Formatter):
+    """What is logged may quote files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return legible(super().format(record))

@@ -1,0 +1,283 @@
+"""walk.py - what attacks reach over a grid of radii, from small balls to large ones.
+
+A perturbation found in a ball lies in every larger one.  So each point of the grid begins from those of its smaller neighbours,
+grown to its own radii, and never ends above them: the surface falls along both axes because it was attacked that way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nonsingular.catalog import ATTACKS
+from nonsingular.evaluation.stored import Radii
+from nonsingular.network.graph import logits_at
+from nonsingular.network.margins import attained, is_correct
+from nonsingular.network.memory import halving
+from nonsingular.network.passes import so_far
+from nonsingular.results.surface import Cell, wilson
+from nonsingular.threat.ball import Attack, JointBall, Perturbation, Scope
+
+SAMPLE_MEMORY = 64 * 2**20
+"""Bytes of per-example weights held at once in scope `sample`."""
+AT_ONCE = 100
+"""Largest number of examples of scope `sample` that walk over the grid together."""
+ROUNDS = 2
+"""Most attacks on one point of the grid, each from where the last one ended, as long as one lowers the accuracy by more than half
+the width of its 95 % interval.  A point at which the last one still did has the flag "moving"."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything but the model, the data and the radii that an attacked accuracy depends on."""
+
+    attack: Attack
+    name: str
+    scope: Scope
+    unit: JointBall
+    """The ball whose radii the grid multiplies: eps_x = 1, or a radius per element; eps_w = 1, or one per named tensor."""
+    batch_size: int
+    """Examples that share W' in scope `batch`."""
+
+    @property
+    def nested(self) -> bool:
+        """Whether a point of the grid begins from its smaller neighbours."""
+        return "start" in inspect.signature(self.attack).parameters
+
+    def describe(self) -> dict[str, Any]:
+        """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
+        return {
+            "attack": self.name, "scope": self.scope, **self.unit.describe(),
+            "batch_size": self.batch_size if self.scope == "batch" else None,
+        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
+
+    def groups(self, model: nn.Module, n: int) -> list[tuple[int, int]]:
+        """Spans of examples that can be attacked apart from each other: each shares nothing with the others."""
+        size = {"dataset": n, "batch": self.batch_size, "sample": self._in_memory(model)}[self.scope]
+        return [(i, min(i + size, n)) for i in range(0, n, size)]
+
+    def _in_memory(self, model: nn.Module) -> int:
+        params = dict(model.named_parameters())
+        moving = sum(params[name].numel() * params[name].element_size() for name in self.unit.radii(params))
+        return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What is reached at one point of the grid, for a group of n examples.
+
+    correct: (n,) which survive.  margins: (n,) the smallest that were attained.
+    point: the perturbation of the examples `rows` (k,): in scopes batch and dataset of all, with one W'; in scope sample of those
+    that were attacked here, each with its own.  origin: the radii at which it was found.
+    """
+
+    eps_x: float
+    eps_w: float
+    correct: Tensor
+    margins: Tensor
+    rows: Tensor
+    point: Perturbation
+    origin: tuple[float, float]
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+    passes: tuple[int, int] = (0, 0)
+
+    @property
+    def cell(self) -> Cell:
+        """The record of it."""
+        correct, margins = self.correct.cpu().numpy(), self.margins.float().cpu().numpy()
+        here = (self.eps_x, self.eps_w)
+        origin = None if self.origin == here else self.origin
+        return Cell(*here, correct, self.seconds, self.flags, margins, origin, self.passes)
+
+    def broken(self) -> tuple[Tensor, Perturbation]:
+        """The examples of `rows` that are lost, and their perturbations."""
+        lost = (~self.correct[self.rows]).nonzero().flatten()
+        return self.rows[lost], self.point.part(lost)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # through arrays: tensors would be sent in shared memory, of which there is little
+        point = ({n: t.cpu().numpy() for n, t in {"": self.point.x, **self.point.weights}.items()}, self.point.scope)
+        arrays = [t.cpu().numpy() for t in (self.correct, self.margins, self.rows)]
+        return _rebuilt, (self.eps_x, self.eps_w, arrays, point, self.origin, self.flags, self.seconds, self.passes)
+
+
+def _rebuilt(
+    eps_x: float, eps_w: float, arrays: Sequence[NDArray[Any]], point: tuple[dict[str, NDArray[Any]], Scope], *rest: Any
+) -> Reached:
+    weights = {n: torch.from_numpy(a) for n, a in point[0].items()}
+    correct, margins, rows = (torch.from_numpy(a) for a in arrays)
+    return Reached(eps_x, eps_w, correct, margins, rows, Perturbation(weights.pop(""), weights, point[1]), *rest)
+
+
+def reach(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached] = (),
+    proven: Tensor | None = None,
+) -> Reached:  # fmt: skip
+    """Attacks one group of examples at one point of the grid, (eps_x, eps_w).
+
+    smaller: what was reached at neighbours with smaller radii.  The accuracy is not above theirs; in scope sample, examples that
+    are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
+    """
+    started, before = time.perf_counter(), so_far()
+    with torch.no_grad():
+        if method.scope == "sample" and method.nested:
+            found = _each(model, x, y, method, radii, smaller, proven)
+        else:
+            found = _together(model, x, y, method, radii, smaller)
+    seconds, passes = time.perf_counter() - started, so_far().since(before)
+    return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=seconds, passes=passes)
+
+
+def walk(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float],
+    proven: NDArray[np.bool_] | None = None,
+) -> Iterator[Reached]:  # fmt: skip
+    """`reach` over the whole grid for one group, row by row.  proven: (rows, columns, n)."""
+    above: list[Reached] = []
+    for i, eps_w in enumerate(rows):
+        here: list[Reached] = []
+        for j, eps_x in enumerate(columns):
+            known = None if proven is None else torch.from_numpy(proven[i, j]).to(x.device)
+            smaller = ([above[j]] if above else []) + here[-1:]
+            here.append(reach(model, x, y, method, (eps_x, eps_w), smaller, known))
+            yield here[-1]
+        above = here
+
+
+def name_of(attack: Any) -> str:
+    """How records call an attack; the arguments of a functools.partial belong to the name."""
+    if isinstance(attack, partial):
+        return f"{name_of(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
+    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+
+
+def _code(attack: Any) -> str:
+    """Tells attacks of one name apart: module, bytecode, constants and defaults."""
+    while isinstance(attack, partial):
+        attack = attack.func
+    code = getattr(attack, "__code__", None)
+    parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
+    defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
+    return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
+
+
+# --- one point of the grid ------------------------------------------------------------------------------------------------
+
+
+def _attack(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, start: Perturbation | None
+) -> tuple[Perturbation, Tensor]:
+    """A point of the ball and its (n, K) logits, taken from its tensors."""
+    ball = method.unit.scaled(*radii)
+
+    def run(size: int) -> Perturbation:
+        """In scope sample examples can be attacked apart; what shares W' knows itself what to do with less memory."""
+        found: list[Perturbation] = []
+        for at in (slice(i, i + size) for i in range(0, len(x), size)):
+            options = {"start": start.part(at)} if start is not None else {}
+            part = method.attack(model, x[at], y[at], ball, scope=method.scope, **options)
+            found.append(part.check(model, x[at], ball))
+        return Perturbation.joined(found)
+
+    point = halving(run, len(x)) if method.scope == "sample" else run(len(x))
+    if point.weights and point.scope != method.scope:
+        raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
+    return point, logits_at(model, point)
+
+
+def _together(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached]
+) -> Reached:  # fmt: skip
+    """One perturbation of the group as a whole."""
+    n, everyone = len(x), torch.arange(len(x), device=x.device)
+    nearest = min(smaller, key=_right, default=None)
+    if nearest is not None and not _right(nearest):
+        return replace(nearest, flags=())
+    start, before = None, n
+    for s in smaller:
+        grown = _grown(model, x, everyone, [s], method, radii)
+        right = int(is_correct(logits_at(model, grown), y).sum())
+        if start is None or right < before:
+            start, before = grown, right
+
+    def attempt(start: Perturbation | None) -> Reached:
+        point, logits = _attack(model, x, y, method, radii, start)
+        flags = ("one-class",) if n > 1 and len(logits.argmax(1).unique()) == 1 else ()
+        return Reached(*radii, is_correct(logits, y), attained(logits, y), everyone, point, radii, flags)
+
+    best = attempt(start)
+    for _ in range(1, ROUNDS if method.nested else 1):
+        if not _moves(before, _right(best), n):
+            break
+        before, best = _right(best), min(best, attempt(best.point), key=_right)
+    if method.nested and _moves(before, _right(best), n):
+        best = replace(best, flags=(*best.flags, "moving"))
+    return best if nearest is None else min(nearest, best, key=_right)
+
+
+def _each(
+    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
+) -> Reached:  # fmt: skip
+    """A perturbation for each example of its own: only those that are neither lost nor proven are attacked."""
+    flags: tuple[str, ...] = ()
+    if smaller:
+        correct = torch.stack([s.correct for s in smaller]).all(0)
+        margin = torch.stack([s.margins for s in smaller]).amin(0)
+    else:
+        logits = logits_at(model, Perturbation(x))
+        correct, margin = is_correct(logits, y), attained(logits, y)
+        flags = ("one-class",) if len(x) > 1 and len(logits.argmax(1).unique()) == 1 else ()
+    rows = (correct if proven is None else correct & ~proven).nonzero().flatten()
+    if not len(rows) or not any(radii):
+        nothing = rows[:0]
+        return Reached(*radii, correct, margin, nothing, Perturbation(x[nothing], scope="sample"), radii, flags)
+    start = _grown(model, x, rows, smaller, method, radii) if smaller else None
+    point, logits = _attack(model, x[rows], y[rows], method, radii, start)
+    correct[rows] &= is_correct(logits, y[rows])
+    margin[rows] = torch.minimum(margin[rows], attained(logits, y[rows]))
+    return Reached(*radii, correct, margin, rows, point, radii, flags)
+
+
+def _right(reached: Reached) -> int:
+    return int(reached.correct.sum())
+
+
+def _moves(before: int, right: int, n: int) -> bool:
+    """Whether fewer are right by more than half the width of the interval, and some are left."""
+    low, high = wilson(right, n)
+    return right > 0 and before - right > n * float(high - low) / 2
+
+
+def _grown(model: nn.Module, x: Tensor, rows: Tensor, smaller: Sequence[Reached], method: Method, radii: Radii) -> Perturbation:
+    """What was found in smaller balls, moved as far again as the radii have grown; in scope sample, each row's lower margin."""
+    ball, params = method.unit.scaled(*radii), {n: p.detach() for n, p in model.named_parameters()}
+    boxes, box = ball.weight_boxes(params), ball.input_box(x[rows])
+    own = method.scope == "sample"
+    x_new = x[rows].clone()
+    weights = {n: params[n].expand(len(rows), *params[n].shape).clone() if own else params[n].clone() for n in boxes}
+    margin = x.new_full((len(rows),), torch.inf)
+    for s in smaller:
+        place = torch.full((len(x),), -1, device=x.device)
+        place[s.rows] = torch.arange(len(s.rows), device=x.device)
+        into = ((place[rows] >= 0) & (s.margins[rows] < margin)).nonzero().flatten()
+        at, margin[into] = place[rows[into]], s.margins[rows[into]]
+        further_x, further_w = (new / old if old else 1.0 for new, old in zip(radii, s.origin, strict=True))
+        x_new[into] = x[rows[into]] + (s.point.x[at] - x[rows[into]]) * further_x
+        for name in s.point.weights.keys() & weights.keys():
+            moved = s.point.weights[name]
+            grown = params[name] + ((moved[at] if own else moved) - params[name]) * further_w
+            if own:
+                weights[name][into] = grown
+            else:
+                weights[name] = grown
+    return Perturbation(box.project_(x_new), {n: boxes[n].project_(w) for n, w in weights.items()}, method.scope)

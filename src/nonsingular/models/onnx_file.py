@@ -1,0 +1,441 @@
+"""onnx_file.py - an ONNX file as a module of the functions that operators.py knows, so that attacks and bounds work on it.
+
+Constants that enter products, convolutions, normalisations and recurrent layers are nn.Parameters under their ONNX names (see
+models/onnx_rules/layers.py); every other constant (a normalisation, BatchNorm's statistics) is a buffer and never moves.
+
+A file often fixes the batch to 1.  It is then read twice, once to the letter and once for any batch, and the second is used
+where it gives the same outputs; otherwise the first runs on one example after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.models.onnx_rules import ON_SIZES, RULES, Node, Scope, constant_of, settled
+
+log = logging.getLogger("nonsingular")
+
+OPSETS = (7, 22)
+"""The oldest and newest opset whose operators the rules follow; older files are converted by the package onnx."""
+OPEN = ((64, 96), (224, 288), (32, 48), (28, 28), (16, 24))
+"""What sizes other than the batch are tried with, where a file leaves them open: pairs, so that it shows what depends on them."""
+
+
+def load_onnx(path: Path) -> nn.Module:
+    """The network of an ONNX file: (B, *input) -> (B, K), differentiable, in eval mode and float32.
+
+    A softmax or argmax at the very end is left out, with a line in the log: margins are of logits.
+    Raises InvalidInput for a damaged file and for several inputs or outputs, UnsupportedModel for an operator without a rule,
+    which it names with its node.  Needs the package onnx (extra `onnx`).  Cost: a few forward passes.
+    """
+    onnx = _onnx()
+    proto = _proto(onnx, path)
+    try:
+        return _module(_File(onnx, proto, path))
+    except InvalidInput:
+        raise
+    except Exception as e:  # a checked file may still be one that no exporter writes
+        raise InvalidInput(f"{path} cannot be read as a network ({type(e).__name__}: {e}); export the model again") from e
+
+
+def _onnx() -> Any:
+    try:
+        for part in ("checker", "external_data_helper", "helper", "inliner", "numpy_helper", "version_converter"):
+            importlib.import_module(f"onnx.{part}")
+        return importlib.import_module("onnx")
+    except ImportError:
+        raise InvalidInput("an ONNX model needs the package onnx; pip install 'nonsingular[onnx]'") from None
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------------
+
+
+def _proto(onnx: Any, path: Path) -> Any:
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+        _look_beside(onnx, proto, path)
+        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+        onnx.checker.check_model(proto)
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+        opset = _opset(proto)
+        if opset < OPSETS[0]:
+            proto = onnx.version_converter.convert_version(proto, 8)
+    except InvalidInput:
+        raise
+    except Exception as e:  # protobuf, onnx and the system have errors of their own
+        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise InvalidInput(f"{path} cannot be read as ONNX ({why}); export the model again") from e
+    if opset > OPSETS[1]:
+        log.warning("%s is of opset %d; the rules follow opsets up to %d", path, opset, OPSETS[1])
+    return proto
+
+
+def _opset(proto: Any) -> int:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _look_beside(onnx: Any, proto: Any, path: Path) -> None:
+    """Raises InvalidInput if weights would be read from outside the folder of the file, through links too."""
+    folder = path.parent.resolve()
+    for tensor in _tensors(proto.graph, proto.functions):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        target = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or "\\" in location or not target.is_relative_to(folder):
+            raise InvalidInput(f"{path} keeps '{tensor.name}' in {location!r}, outside its folder, which is not read")
+        if not target.is_file():
+            raise InvalidInput(f"{path} cannot be read as ONNX: there is no file {location!r} beside it, with its weights")
+
+
+def _tensors(graph: Any, functions: Sequence[Any] = ()) -> Iterator[Any]:
+    """Every tensor of a graph, of its branches and of the functions of a file."""
+    yield from getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for a in node.attribute:
+            yield from (a.t, *a.tensors, a.sparse_tensor.values, a.sparse_tensor.indices)
+            for inner in (a.g, *a.graphs):
+                yield from _tensors(inner)
+    for f in functions:
+        yield from _tensors(f)
+
+
+class _File:
+    """What stands in a file: its constants, its one input, its one output and the nodes between them."""
+
+    def __init__(self, onnx: Any, proto: Any, path: Path) -> None:
+        self.onnx, self.path, self.opset = onnx, path, _opset(proto)
+        graph = proto.graph
+        if graph.sparse_initializer:
+            raise UnsupportedModel(f"{path} has sparse weights; export them as plain tensors")
+        self.constants = {t.name: self._constant(t) for t in graph.initializer}
+        (self.output,) = self._one("output", graph.output)
+        self.nodes = self._without_head(list(graph.node))
+        (self.input,) = self._one("input", graph.input)
+        self.shape = self._shape(graph)
+        self.needed = _needed(self.nodes, self.output)
+
+    def _constant(self, proto: Any) -> Tensor:
+        try:
+            return constant_of(self.onnx.numpy_helper.to_array(proto))
+        except (TypeError, ValueError) as e:
+            raise UnsupportedModel(f"the constant '{proto.name}' of {self.path} is not of numbers that are known ({e})") from e
+
+    def _one(self, what: str, values: Any) -> list[str]:
+        names = [v.name for v in values if v.name not in self.constants]
+        if len(names) != 1:
+            listed = ", ".join(names[:4])
+            wanted = "its logits" if what == "output" else "the examples"
+            raise InvalidInput(f"{self.path} has {len(names)} {what}s ({listed}); export a model with one {what}, {wanted}")
+        return names
+
+    def _shape(self, graph: Any) -> list[int | None]:
+        """The sizes of the input, None where they are open."""
+        of = next(v.type.tensor_type for v in graph.input if v.name == self.input)
+        kinds = self.onnx.TensorProto
+        if of.elem_type not in (kinds.FLOAT, kinds.DOUBLE, kinds.FLOAT16, kinds.BFLOAT16):
+            called = kinds.DataType.Name(of.elem_type).lower()
+            raise InvalidInput(f"{self.path} takes {called} inputs; export a model of float inputs, as radii are of real numbers")
+        if not of.HasField("shape") or not of.shape.dim:
+            raise InvalidInput(f"the input '{self.input}' of {self.path} has no shape; export the model with one")
+        self.double = of.elem_type == kinds.DOUBLE
+        return [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in of.shape.dim]
+
+    def _without_head(self, nodes: list[Any]) -> list[Any]:
+        """Leaves out what only renames or orders the logits at the very end."""
+        made_by = {o: n for n in nodes for o in n.output}
+        used = [i for n in nodes for i in n.input]
+        while (last := made_by.get(self.output)) is not None and last.domain in ("", "ai.onnx"):
+            node = Node(Scope(self.onnx, self.path, self.opset), last)
+            if last.op_type in ("Softmax", "LogSoftmax", "ArgMax"):
+                if node.get("axis", {"ArgMax": 0}.get(node.op, -1)) not in (1, -1):
+                    raise node.refuse("it is not over the classes")
+                log.info("%s ends with %s '%s'; it is left out, so that margins are of logits", self.path, node.op, node.name)
+            elif last.op_type not in ("Identity", "Cast") or used.count(last.input[0]) > 1:
+                break
+            self.output, nodes = last.input[0], [n for n in nodes if n is not last]
+        return nodes
+
+
+def _needed(nodes: Sequence[Any], output: str) -> set[str]:
+    """The values that the output depends on."""
+    needed = {output}
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(_inputs(node))
+    return needed
+
+
+def _inputs(node: Any) -> Iterator[str]:
+    """What a node reads, in its branches too."""
+    yield from node.input
+    for a in node.attribute:
+        for graph in (a.g, *a.graphs):
+            yield from (v.name for v in graph.output)
+            for inner in graph.node:
+                yield from _inputs(inner)
+
+
+# --- its nodes --------------------------------------------------------------------------------------------------------------
+
+
+class _Reader(Scope):
+    """Goes through the nodes of a file once, on probes of these shapes.
+
+    any_batch: the first dimension is the batch, of any size; fixed: what the file takes it for; added: the file has none.
+    """
+
+    def __init__(
+        self, file: _File, shapes: Sequence[Sequence[int]], *, any_batch: bool, fixed: int | None = None, added: bool = False
+    ) -> None:
+        super().__init__(file.onnx, file.path, file.opset)
+        self.file = file
+        for name, value in file.constants.items():
+            self.hold(name, value)
+        for node in file.nodes:
+            for name in _inputs(node):
+                self.users[name] = self.users.get(name, 0) + 1
+        self.users[file.output] = self.users.get(file.output, 0) + 1
+        self.values[file.input] = self.begin(shapes, any_batch, fixed, added)
+        self._through(file.nodes, file.needed)
+        found = self.values.get(file.output)
+        if not isinstance(found, fx.Node):
+            raise InvalidInput(f"the output '{file.output}' of {file.path} does not depend on its input; export the model again")
+        self.output = found
+
+    def module(self) -> nn.Module:
+        return self.finish(self.output, "FromOnnx")
+
+    def _through(self, nodes: Sequence[Any], needed: set[str]) -> None:
+        for proto in nodes:
+            if not needed.intersection(proto.output):
+                continue
+            node = Node(self, proto)
+            found = self._value(node)
+            several = found if isinstance(found, tuple) else (found,)
+            if any(name and name in needed for name in node.outputs[len(several) :]):
+                raise node.refuse("only its first output is known")
+            for name, value in zip(node.outputs, several, strict=False):
+                self.keep(name, settled(value))
+
+    def _value(self, node: Node) -> Any:
+        if node.domain not in ("", "ai.onnx"):
+            raise node.refuse(f"it is of the domain '{node.domain}'")
+        if node.op == "If":
+            return self._branch(node)
+        on_sizes = any(_is_array(v) for v in node.values) and not node.moves
+        if (
+            on_sizes
+            and node.op in ON_SIZES
+            and (_is_array(node.value(0)) or not isinstance(node.value(0), Tensor) or node.op in _MIXED)
+        ):
+            return ON_SIZES[node.op](node)
+        if node.op not in RULES:
+            raise node.refuse("nonsingular does not know it")
+        if node.op == "Identity" or (node.op == "Transpose" and isinstance(node.value(0), Tensor) and node.rank() == 2):
+            source, turns = self.sources.get(node.inputs[0], (node.inputs[0], 0))
+            self.sources[node.outputs[0]] = (source, turns + (node.op == "Transpose"))
+        try:
+            return RULES[node.op](node)
+        except InvalidInput:
+            raise
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, ArithmeticError, KeyError) as e:
+            why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise _Unfit(str(node.refuse(f"it does not work on its inputs ({why[:300]})"))) from e
+
+    def _branch(self, node: Node) -> Any:
+        """The values of one branch, whose condition is constant."""
+        condition = node.constant(0)
+        assert condition is not None
+        graph = node.get("then_branch" if bool(condition.any()) else "else_branch")
+        for tensor in graph.initializer:
+            self.hold(tensor.name, constant_of(self.onnx.numpy_helper.to_array(tensor)))
+        needed = {v.name for v in graph.output} | {name for n in graph.node for name in _inputs(n)}
+        self._through(graph.node, needed)
+        return tuple(self.values[v.name] for v in graph.output)
+
+
+class _Unfit(UnsupportedModel):
+    """A node does not work on the shapes that it is given: perhaps it does in another batch."""
+
+
+def _is_array(value: Any) -> bool:
+    return value is not None and not isinstance(value, Tensor | fx.Node | list)
+
+
+_MIXED = {"Concat", "Add", "Sub", "Mul", "Div", "Mod", "Equal", "Where"}
+"""Operators of which any input may be sizes."""
+
+
+# --- any batch --------------------------------------------------------------------------------------------------------------
+
+
+def _module(file: _File) -> nn.Module:
+    module, examples = _for_batches(file)
+    if file.double:
+        _warn_of_rounding(file, module, examples)
+    return module
+
+
+def _for_batches(file: _File) -> tuple[nn.Module, list[int]]:
+    """The module, and the shape of three examples that it takes."""
+    first, rest = file.shape[0], file.shape[1:]
+    if first is None:
+        return _of_any_batch(file)
+    if None in rest:
+        raise InvalidInput(f"the input of {file.path} has the shape {file.shape} with open sizes; export with fixed ones")
+    shape = [n for n in file.shape if n is not None]
+    exact = _Reader(file, [shape], any_batch=False)
+    batched = len(shape) > 1 and (first == 1 or exact.shape(exact.output)[:1] == (first,))
+    alone = exact.module()
+    try:
+        wide = _wide(file, shape[1:] if batched else shape, first if batched else None)
+    except UnsupportedModel as e:
+        wide, why = None, str(e)
+    else:
+        why = "it gives other outputs in a larger batch"
+    examples = shape[1:] if batched else shape
+    if wide is not None and _same(alone, wide, examples, batched, first):
+        return wide, [3, *examples]
+    if batched and first > 1:
+        raise InvalidInput(f"{file.path} is for batches of exactly {first} ({why}); export it with a dynamic batch")
+    log.info("%s takes one example alone; each of a batch is run by itself, which is slower (%s)", file.path, why)
+    return _one_by_one(alone, batched), [3, *examples]
+
+
+def _of_any_batch(file: _File) -> tuple[nn.Module, list[int]]:
+    last: UnsupportedModel | None = None
+    for shapes in _guesses(file):
+        try:
+            wide = _finish(_Reader(file, shapes, any_batch=True))
+        except _Unfit as e:
+            last = e
+            continue
+        _check_independent(file, wide, shapes[0][1:])
+        return wide, [3, *shapes[0][1:]]
+    if None in file.shape[1:]:
+        raise InvalidInput(
+            f"the input of {file.path} has open sizes, and none that were tried fit; export with fixed ones ({last})"
+        )
+    try:
+        exact = _Reader(file, [[1, *(n or 1 for n in file.shape[1:])]], any_batch=False)
+    except UnsupportedModel:
+        raise last or InvalidInput(f"{file.path} cannot be read") from None
+    if exact.shape(exact.output)[:1] != (1,):
+        raise last or InvalidInput(f"{file.path} cannot be read")
+    log.info("%s works for one example alone; each of a batch is run by itself, which is slower (%s)", file.path, last)
+    return _one_by_one(exact.module(), True), [3, *(n or 1 for n in file.shape[1:])]
+
+
+def _guesses(file: _File) -> Iterator[list[list[int]]]:
+    """Shapes of two probes: of 2 and of 3 examples, with open sizes as they may be."""
+    rest = file.shape[1:]
+    widths = [1, 3, *sorted({n for c in file.constants.values() if c.dim() in (2, 4) for n in c.shape[:2]})]
+    if None not in rest:
+        yield [[b, *(n for n in rest if n is not None)] for b in (2, 3)]
+        return
+    features = [(w, w) for w in widths[:12]] if rest[0] is None else [(rest[0], rest[0])]
+    others = OPEN if None in rest[1:] else OPEN[:1]
+    for wide, other in itertools.product(features, others):
+        yield [[2 + i, wide[i], *(other[i] if n is None else n for n in rest[1:])] for i in (0, 1)]
+
+
+def _wide(file: _File, example: Sequence[int], fixed: int | None) -> nn.Module:
+    """The file for any batch; fixed: the batch that it is for, None if it has none."""
+    return _finish(_Reader(file, [[b, *example] for b in (2, 3)], any_batch=True, fixed=fixed, added=fixed is None))
+
+
+def _finish(reader: _Reader) -> nn.Module:
+    """The module, with logits (B, K)."""
+    output = reader.output
+    shapes = [tuple(v.shape) for v in reader.seen[output]]
+    batches = [v.shape[0] for v in next(iter(reader.seen.values()))]
+    if any(len(s) == 0 for s in shapes) or [s[0] for s in shapes] != batches:
+        raise _Unfit(f"the output of {reader.path} has the shape {shapes[0]} for {batches[0]} examples")
+    shape = shapes[0]
+    if len(shape) == 1:
+        reader.output = reader.call(torch.unsqueeze, output, 1)
+    elif len(shape) > 2 and sum(n != 1 for n in shape[1:]) <= 1:
+        reader.output = reader.call(torch.flatten, output, 1)
+    return reader.module()
+
+
+def _one_by_one(alone: nn.Module, batched: bool) -> nn.Module:
+    """A module that runs one that takes a single example, on each of a batch."""
+    example: Any = type(alone).forward
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            raise UnsupportedModel("its ONNX file takes one example alone; export it with a dynamic batch")
+        return torch.cat([_as_logits(example(self, part if batched else part[0])) for part in x.split(1)])
+
+    alone.__class__ = type("OneByOneFromOnnx", (nn.Module,), {"forward": forward})
+    return alone
+
+
+def _as_logits(y: Tensor) -> Tensor:
+    """(1, K) of what a single example gives; images stay images."""
+    return y.reshape(1, -1) if sum(n != 1 for n in y.shape) <= 1 else y if y.shape[0] == 1 else y[None]
+
+
+def _random(shape: Sequence[int]) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _same(alone: nn.Module, wide: nn.Module, example: Sequence[int], batched: bool, batch: int) -> bool:
+    """Whether both give the same outputs, up to rounding."""
+    examples = batch if batched and batch > 1 else 3
+    x = _random([examples, *example])
+    with torch.no_grad():
+        if batched and batch > 1:
+            want = alone(x).reshape(batch, -1)
+        else:
+            want = torch.cat([_as_logits(alone(part if batched else part[0])) for part in x.split(1)])
+        try:
+            found = wide(x)
+        except RuntimeError:
+            return False
+    return found.numel() == want.numel() and _close(found.reshape(want.shape), want)
+
+
+def _check_independent(file: _File, wide: nn.Module, example: Sequence[int]) -> None:
+    """Raises InvalidInput if the outputs of an example change with the others in its batch."""
+    x = _random([3, *example])
+    with torch.no_grad():
+        before = wide(x)[:1]
+        after = wide(torch.cat([x[:1], 1 - x[1:]]))[:1]
+    if not _close(before, after):
+        raise InvalidInput(
+            f"{file.path} mixes the examples of a batch: the outputs of one depend on the others; export one that does not"
+        )
+
+
+def _warn_of_rounding(file: _File, module: nn.Module, shape: Sequence[int]) -> None:
+    """A file of float64 is read as float32: says so where that changes its outputs."""
+    x = _random(shape)
+    with torch.no_grad():
+        try:
+            found, want = module(x), copy.deepcopy(module).double()(x.double())
+        except RuntimeError:  # a constant of the graph stays float32
+            return
+    if not _close(found.double(), want):
+        off = (found - want).abs().amax()
+        log.warning("%s is in float64, and float32, in which it runs here, changes its outputs by up to %.2g", file.path, off)
+
+
+def _close(found: Tensor, want: Tensor) -> bool:
+    scale = want.nan_to_num(0, 0, 0).abs().amax() + 1
+    return torch.allclose(found / scale, want / scale, rtol=1e-3, atol=1e-4, equal_nan=True)

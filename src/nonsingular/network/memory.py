@@ -1,0 +1,43 @@
+"""memory.py - what to do when memory runs out: half as many examples at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+log = logging.getLogger("nonsingular")
+
+T = TypeVar("T")
+
+
+def halving(run: Callable[[int], T], size: int) -> T:
+    """run(size), and as long as memory runs out again with half the size.  Raises what `run` raises, at size 1 also that.
+
+    run: does the whole of its work anew at each call, `size` examples at a time.  Only errors are caught that say that memory is
+    out; where the system ends the process instead, runs/engine.py does the work again.
+    """
+    while True:
+        try:
+            return run(size)
+        except (MemoryError, RuntimeError) as e:
+            if size <= 1 or not is_out_of_memory(e):
+                raise
+        size = (size + 1) // 2  # outside of `except`, whose traceback would keep the tensors of the failed run
+        _tell(size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@cache
+def _tell(size: int) -> None:
+    """Once: it may happen in every cell."""
+    log.warning("out of memory: going on with %d examples at a time", size)
+
+
+def is_out_of_memory(e: BaseException) -> bool:
+    """torch has a class of its own for the memory of accelerators, and none for that of the CPU."""
+    return isinstance(e, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(e)

@@ -1,0 +1,1 @@
+"""Surfaces, and what is said of them: comparison, claims, gates.  Needs no torch."""

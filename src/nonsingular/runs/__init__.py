@@ -1,0 +1,1 @@
+"""Settings -> run directory: training, evaluation, certification, the paper; and their verification."""

@@ -1,0 +1,82 @@
+"""presets.py - the seven models of Figure 1 on each data set, and its grid.
+
+Hyperparameters come from the search on the *validation* split in docs/reproduction/search.md; the test set chose none of them.
+Fashion-MNIST has MNIST's, not searched for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nonsingular.errors import InvalidInput
+from nonsingular.settings import Network, Recipe, ReproduceSettings
+
+TITLES = {
+    "standard": "Standard",
+    "weight-perturb": "Weight perturb",
+    "at": "AT",
+    "at-beta-1": "AT + β (1)",
+    "at-beta-2": "AT + β (2)",
+    "jiwp": "JIWP",
+    "joint": "Joint adversarial",
+}
+"""Figure 1 (a)-(f), and the joint adversarial training that the paper leaves out."""
+
+_MNIST = ReproduceSettings(
+    data="mnist",
+    network=Network(hidden=(128, 64, 32)),
+    recipes={
+        "standard": Recipe(method="standard"),
+        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.01, beta=0.03),
+        "at": Recipe(method="at", eps_x=0.1),
+        "at-beta-1": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.003),
+        "at-beta-2": Recipe(method="at-beta", eps_x=0.1, eps_w=0.01, beta=0.01),
+        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.01, alpha=0.001, beta=0.01),
+        "joint": Recipe(method="joint", eps_x=0.1, eps_w=0.004),
+    },
+    eps_x=tuple(round(0.02 * i, 12) for i in range(11)),
+    eps_w=tuple(round(0.001 * i, 12) for i in range(11)),
+)
+
+_SMALL: dict[str, Any] = {"epochs": 60, "batch_size": 64, "lr": 2e-3}
+
+_DIGITS = ReproduceSettings(
+    data="digits",
+    network=Network(hidden=(64, 32)),
+    recipes={
+        "standard": Recipe(method="standard", **_SMALL),
+        "weight-perturb": Recipe(method="weight-perturb", eps_w=0.02, beta=0.1, **_SMALL),
+        "at": Recipe(method="at", eps_x=0.1, **_SMALL),
+        "at-beta-1": Recipe(method="at-beta", eps_x=0.2, eps_w=0.02, beta=0.01, **_SMALL),
+        "at-beta-2": Recipe(method="at-beta", eps_x=0.1, eps_w=0.02, beta=0.03, **_SMALL),
+        "jiwp": Recipe(method="jiwp", eps_x=0.1, eps_w=0.02, alpha=0.001, beta=0.1, **_SMALL),
+        "joint": Recipe(method="joint", eps_x=0.15, eps_w=0.004, **_SMALL),
+    },
+    eps_x=tuple(round(0.02 * i, 12) for i in range(11)),
+    eps_w=tuple(round(0.002 * i, 12) for i in range(11)),
+    limit=None,
+)
+
+REPRODUCTIONS = {"digits": _DIGITS, "mnist": _MNIST, "fashion-mnist": _MNIST.model_copy(update={"data": "fashion-mnist"})}
+
+GRIDS = {name: (s.eps_x, s.eps_w) for name, s in REPRODUCTIONS.items()} | {
+    "cifar10": (tuple(round(i * 0.8 / 255, 12) for i in range(11)), tuple(round(0.0005 * i, 12) for i in range(11))),
+}
+"""Default grid (eps_x, eps_w) of each named data set: 11 x 11 from 0."""
+
+
+def reproduction(data: Any) -> ReproduceSettings:
+    """The preset of a data set.  Raises InvalidInput if there is none."""
+    if not isinstance(data, str) or data not in REPRODUCTIONS:
+        raise InvalidInput(f"data is {data!r}, which has no reproduction preset; choose one of {', '.join(REPRODUCTIONS)}")
+    return REPRODUCTIONS[data]
+
+
+def training_defaults(data: Any, method: str | None) -> dict[str, Any]:
+    """Settings of `train` that the data set's preset has for this method; for other data the method alone."""
+    if not isinstance(data, str) or data not in REPRODUCTIONS:
+        return {"recipe": {"method": method or "standard"}}
+    preset = REPRODUCTIONS[data]
+    of_method = [r for r in preset.recipes.values() if r.method == (method or "standard")]
+    recipe = of_method[-1] if of_method else None  # of the two AT + beta, the better one on the validation split
+    return {"network": preset.network.model_dump()} | ({"recipe": recipe.model_dump()} if recipe else {})

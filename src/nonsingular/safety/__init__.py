@@ -1,0 +1,1 @@
+"""What a file may say, and how its text is shown."""

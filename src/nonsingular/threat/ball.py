@@ -1,0 +1,476 @@
+"""ball.py - the joint ball around an input and the weights, and who shares the perturbed weights.
+
+Non-Singular Adversarial Robustness of Neural Networks, arXiv:2102.11935, section 3: every x' with |x' - x| <= eps_x
+and every W' with |W' - W| <= eps_w, element by element, together; here any box W - below <= W' <= W + above.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.errors import InvalidInput
+
+Scope = Literal["sample", "batch", "dataset"]
+"""Who shares the perturbed weights W'.
+
+`sample`: each example gets its own worst W'.  `batch`: one W' per batch.  `dataset`: one W' for the whole evaluation
+set (one faulty device).  Robust accuracy is ordered sample <= batch <= dataset; a certificate bounds `sample`.
+"""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+def check_scope(scope: str) -> None:
+    """Raises InvalidInput, with the three names, for anything else."""
+    if scope not in SCOPES:
+        raise InvalidInput(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+
+
+Moves = Literal["weights", "all"]
+"""Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
+
+Side = float | Tensor
+"""How far one end of a box is from its centre: one number for all of a tensor, or a tensor that broadcasts to its shape."""
+Radius = Side | tuple[Side, Side]
+"""How far a tensor moves either way; a pair (below, above) is the box [W - below, W + above].
+
+For a kernel of shape (C, D, H, W), shape (C, 1, 1, 1) gives each output channel its own radius, the full shape each element.
+For inputs of shape (C, H, W), shape (C, 1, 1) gives each channel its own, and a mask times a radius moves a part of the pixels.
+"""
+
+
+def ends(radius: Radius) -> tuple[Side, Side]:
+    """(below, above): the distances of the two ends of the box; one object twice for a symmetric box."""
+    return radius if isinstance(radius, tuple) else (radius, radius)
+
+
+def largest(radius: Radius) -> float:
+    """The largest distance of an end: the radius of the smallest uniform ball around the box."""
+    return max(side.max().item() if isinstance(side, Tensor) else side for side in ends(radius))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The box of all tensors t with lo <= t <= hi, element by element."""
+
+    lo: Tensor
+    hi: Tensor
+
+    def contains(self, t: Tensor) -> bool:
+        """True if every element of `t` lies in the box; NaN never does."""
+        return bool(((t >= self.lo) & (t <= self.hi)).all())
+
+    def project_(self, t: Tensor) -> Tensor:
+        """The nearest point of the box, written into `t`."""
+        return torch.clamp(t, self.lo, self.hi, out=t)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One uniform draw from the box."""
+        u = torch.rand(self.lo.shape, generator=generator, dtype=self.lo.dtype, device=self.lo.device)
+        return torch.clamp(self.lo + u * (self.hi - self.lo), self.lo, self.hi)
+
+
+def told(radius: Radius) -> Any:
+    """A radius as JSON: a number, or the shape, the largest value and a hash of a tensor."""
+    if isinstance(radius, tuple):
+        return {"below": told(radius[0]), "above": told(radius[1])}
+    if isinstance(radius, Tensor):
+        values = radius.detach().cpu().double().contiguous().numpy()
+        return {"shape": list(radius.shape), "largest": largest(radius), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+    return radius
+
+
+@dataclass(frozen=True)
+class JointBall:
+    """Every input within `eps_x` and every weight within `eps_w` (both l-infinity), together.
+
+    eps_x: radius on the input, in the units of the data: a number, a tensor or array that broadcasts to the shape of one input
+        (per column of a table, per channel, per pixel; 0 where nothing moves), or a pair (below, above) of these.
+    eps_w: one number for all tensors that move, or a mapping from parameter name to its own Radius (then only these move): a
+        number, a tensor (per channel, per element), or a pair (below, above) for a box [W - below, W + above].
+    domain: the range (lo, hi) that inputs live in, e.g. pixels in [0, 1]; None for inputs without limits.
+    moves: with a single radius, which parameters move: "weights" (two or more dimensions) or "all" (biases and scales too).
+    relative: radii of weights are multiples of the largest |value| of each tensor.
+
+    A ball is a set of real numbers.  In the dtype of the tensor that it is around, a box holds the points that lie in the ball
+    (for attacks) or, `outward`, a smallest box that covers it (for bounds).  The domain is meant as it is rounded in that dtype.
+    A ball is a value: radii are copied (tensors in float64 on the CPU), and balls of equal numbers and shapes are equal.
+    Raises InvalidInput for a radius that is negative, infinite or NaN, and for an empty domain.
+    """
+
+    eps_x: Radius
+    eps_w: float | Mapping[str, Radius]
+    domain: tuple[float, float] | None = (0.0, 1.0)
+    moves: Moves = "weights"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps_x", checked_radius("eps_x", self.eps_x))
+        if isinstance(self.eps_w, Mapping):
+            radii = {name: checked_radius(f"eps_w['{name}']", radius) for name, radius in self.eps_w.items()}
+            object.__setattr__(self, "eps_w", MappingProxyType(radii))
+        elif isinstance(radius := checked_radius("eps_w", self.eps_w), float):
+            object.__setattr__(self, "eps_w", radius)
+        else:
+            raise InvalidInput("eps_w is a tensor or a pair; say of which parameter: eps_w={'name': radius}")
+        if self.moves not in get_args(Moves):
+            raise InvalidInput(f"moves is {self.moves!r}; choose one of {', '.join(get_args(Moves))}")
+        if self.domain is not None and not self.domain[0] < self.domain[1]:
+            raise InvalidInput(f"domain is {self.domain}; give (lowest, highest) with lowest < highest, or None")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JointBall) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two balls the same, without tensors."""
+        eps_w = self.eps_w
+        named = frozenset((n, *map(_plain, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
+        return tuple(map(_plain, ends(self.eps_x))), named, self.domain, self.moves, self.relative
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
+        return JointBall, (self.eps_x, eps_w, self.domain, self.moves, self.relative)
+
+    def scaled(self, x: float, w: float) -> JointBall:
+        """The ball with the input radius times `x` and every weight radius times `w`."""
+        eps_w = {k: _times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
+        return replace(self, eps_x=_times(self.eps_x, x), eps_w=eps_w)
+
+    @property
+    def moves_inputs(self) -> bool:
+        """Whether an element of the input has a radius above 0."""
+        return largest(self.eps_x) > 0
+
+    def eps_x_number(self, who: str) -> float:
+        """The radius of all elements.  Raises InvalidInput if they have radii of their own, which `who` cannot use."""
+        if not isinstance(self.eps_x, float):
+            raise InvalidInput(f"{who} knows one input radius for all elements; give eps_x as a number")
+        return self.eps_x
+
+    def reach(self, x: Tensor) -> Side:
+        """How far each element of the inputs `x` (B, *input) moves at most: a number, or a tensor that broadcasts to x."""
+        below, above = self._input_sides(x)
+        if isinstance(below, float) and isinstance(above, float):
+            return max(below, above)
+        return torch.maximum(*(torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (below, above)))
+
+    def _input_sides(self, x: Tensor) -> tuple[Side, Side]:
+        """`ends` of eps_x on the device of the inputs `x`.  Raises InvalidInput if these have another shape."""
+        shape = tuple(x.shape[1:])
+        for side in ends(self.eps_x):
+            if isinstance(side, Tensor) and not _broadcasts(side, shape):
+                raise InvalidInput(
+                    f"eps_x has shape {tuple(side.shape)}, which does not broadcast to the shape of one input, {shape}; "
+                    "give that shape, or 1 in the dimensions that share a radius"
+                )
+        below, above = (side.to(x.device) if isinstance(side, Tensor) else side for side in ends(self.eps_x))
+        return below, above
+
+    def rounded(self, dtype: torch.dtype) -> JointBall:
+        """The ball for inputs that are numbers of this dtype: the domain with its ends as they are there, too."""
+        if self.domain is None:
+            return self
+        lo, hi = torch.tensor(self.domain, dtype=torch.float64).to(dtype).tolist()
+        return replace(self, domain=(min(lo, self.domain[0]), max(hi, self.domain[1])))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but a single `eps_x` and a single `eps_w`, for records: JSON."""
+        eps_w = self.eps_w
+        return {
+            "domain": self.domain, "moves": self.moves, "relative": self.relative,
+            "eps_w_per_tensor": {n: told(r) for n, r in eps_w.items()} if isinstance(eps_w, Mapping) else None,
+            **({} if isinstance(self.eps_x, float) else {"eps_x_per_element": told(self.eps_x)}),
+        }  # fmt: skip
+
+    def check_domain(self, x: Tensor) -> None:
+        """Raises InvalidInput if an input is not a number or lies outside the domain, by more than rounding."""
+        if x.numel() == 0:
+            return
+        lo, hi = (end.item() for end in x.aminmax())  # NaN if one element is
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            raise InvalidInput("the inputs contain NaN or infinite values; remove those examples first")
+        if self.domain is None:
+            return
+        first, last = self.domain
+        size = max(abs(first), abs(last))
+        if lo < first - size * _rounding(first, lo, x.dtype) or hi > last + size * _rounding(last, hi, x.dtype):
+            guess = ""
+            if self.domain == (0.0, 1.0) and lo >= 0 and 1 < hi <= 255:
+                guess = " (0-255 pixels? divide by 255)"
+            elif self.domain == (0.0, 1.0) and lo < 0:
+                guess = " (normalised inputs? normalisation belongs to the model: ns.Normalized(model, mean, std))"
+            raise InvalidInput(
+                f"inputs span [{lo:.4g}, {hi:.4g}], outside the domain {list(self.domain)}{guess}; "
+                "scale them, or give the range they live in as domain (None for no limits), e.g. --domain=-3,3 or --domain none; "
+                "radii are in the units of the inputs"
+            )
+
+    def input_box(self, x: Tensor, *, outward: bool = False) -> Interval:
+        """The box of inputs around `x`, cut to the domain: points of the ball alone or, `outward`, all of them.
+
+        x itself, which may lie on a rounded border, stays inside.
+        """
+        self.check_domain(x)
+        x = x.detach()
+        box = _box(x, *self._input_sides(x), outward)
+        if self.domain is None:
+            return box
+        first, last = self.domain
+        return Interval(torch.maximum(box.lo, x.clamp(max=first)), torch.minimum(box.hi, x.clamp(min=last)))
+
+    def radii(self, params: Mapping[str, Tensor]) -> dict[str, Radius]:
+        """Radius of every tensor that moves, by name, in the units of the weights; tensors with radius 0 are left out.
+
+        Raises InvalidInput if `eps_w` names a tensor that `params` does not have, has a radius that does not fit its shape, or
+        moves a tensor that is not of floating-point numbers stored one by one.
+        """
+        for name, p in params.items():
+            check_parameter(name, p)
+        if isinstance(self.eps_w, Mapping):
+            if unknown := sorted(set(self.eps_w) - set(params)):
+                raise InvalidInput(f"eps_w names no parameter of this model: {unknown}; it has {sorted(params)}")
+            chosen = dict(self.eps_w)
+            for name, radius in chosen.items():
+                _check_shape(name, radius, params[name].shape)
+        else:
+            chosen = {name: self.eps_w for name, p in params.items() if self.moves == "all" or p.dim() >= 2}
+        chosen = {name: r for name, r in chosen.items() if largest(r) > 0}
+        for name in chosen:
+            _check_moves(name, params[name])
+        if not self.relative:
+            return chosen
+        scaled = {name: _times(r, _largest(name, params[name])) for name, r in chosen.items()}
+        return {name: r for name, r in scaled.items() if largest(r) > 0}
+
+    def weight_boxes(self, params: Mapping[str, Tensor], *, outward: bool = False) -> dict[str, Interval]:
+        """The box of every tensor that moves, by name, in its shape, dtype and device; rounded as in `input_box`."""
+        found: dict[str, Interval] = {}
+        for name, radius in self.radii(params).items():
+            _largest(name, p := params[name].detach())
+            found[name] = _box(p, *ends(radius), outward)
+        return found
+
+
+def _box(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
+    """[p - below, p + above] in the dtype of `p`, each end rounded away from `p` or, by default, towards it."""
+    return Interval(-_end(-p, below, outward), _end(p, above, outward))
+
+
+def _end(p: Tensor, radius: Side, outward: bool) -> Tensor:
+    """p + radius in the dtype of `p`: the smallest number that is not below it, or the largest that is not above it."""
+    a, r = p.double(), torch.as_tensor(radius, dtype=torch.float64, device=p.device)
+    s = a + r  # to nearest: a number of `p`'s dtype on one side of s is on that side of a + r, too
+    t = s.to(p.dtype)
+    over = t.double() - s
+    bad = over < 0 if outward else over > 0
+    if bool((same := over == 0).any()):
+        b = s - a
+        rest = (a - (s - b)) + (r - b)  # a + r = s + rest exactly (Knuth, The Art of Computer Programming, 4.2.2)
+        bad |= same & (rest > 0 if outward else rest < 0)
+    return _moved(t, bad, up=outward)
+
+
+def _moved(t: Tensor, at: Tensor, *, up: bool) -> Tensor:
+    """`t` with its numbers at `at` replaced by their neighbours, above or below.  Patterns of bits grow away from 0."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    bits = t.contiguous().view(whole)
+    away = (bits >> torch.iinfo(whole).bits - 1) | 1  # 1 for numbers above 0, -1 below
+    moved = (bits + at * (away if up else -away)).view(t.dtype)
+    if bool((zero := at & (t == 0)).any()):
+        least = torch.tensor(1 if up else torch.iinfo(whole).min + 1, dtype=whole, device=t.device).view(t.dtype)
+        moved = torch.where(zero, least, moved)
+    return moved
+
+
+def check_parameter(name: str, p: Tensor) -> None:
+    """Raises InvalidInput for a parameter or buffer without values."""
+    if nn.parameter.is_lazy(p):
+        raise InvalidInput(f"'{name}' of the model has no size yet; run the model once on one batch, then give it")
+    if p.is_meta:
+        raise InvalidInput(f"'{name}' of the model is on the meta device and has no values; build the model on a real device")
+
+
+def _check_moves(name: str, p: Tensor) -> None:
+    """Raises InvalidInput for a tensor around which there is no box."""
+    rest = "give eps_w by name for those that move"
+    if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InvalidInput(f"'{name}' of the model is {p.dtype}, in which there is no ℓ∞ ball; {rest}")
+    if p.layout != torch.strided:
+        raise InvalidInput(
+            f"'{name}' of the model is sparse ({p.layout}), so not every weight is stored; give it dense, or {rest}"
+        )
+
+
+def _largest(name: str, p: Tensor) -> float:
+    """The largest |value| of a parameter that moves.  Raises InvalidInput if one is not a number or infinite."""
+    largest = max(abs(end.item()) for end in p.detach().aminmax()) if p.numel() else 0.0
+    if not math.isfinite(largest):
+        raise InvalidInput(
+            f"'{name}' of the model holds NaN or infinite values, around which there is no ball; give finite ones, or eps_w by "
+            "name for those that move"
+        )
+    return largest
+
+
+def checked_radius(name: str, radius: Any) -> Radius:
+    """A copy of a radius in its simplest form.  Raises InvalidInput if it is none."""
+    if not isinstance(radius, tuple):
+        return _checked_side(name, radius)
+    if len(radius) != 2:
+        raise InvalidInput(f"{name} is a tuple of {len(radius)}; a pair is (below, above)")
+    below, above = (_checked_side(f"{name}[{i}]", side) for i, side in enumerate(radius))
+    if isinstance(below, Tensor) and isinstance(above, Tensor):
+        try:
+            torch.broadcast_shapes(below.shape, above.shape)
+        except RuntimeError:
+            raise InvalidInput(
+                f"{name} is a pair of shapes {tuple(below.shape)} and {tuple(above.shape)}, which do not fit together"
+            ) from None
+    return below if _plain(below) == _plain(above) else (below, above)
+
+
+def _checked_side(name: str, side: Any) -> Side:
+    if not isinstance(side, Tensor) and getattr(side, "ndim", 0) and hasattr(side, "__array__"):
+        try:
+            side = torch.as_tensor(side)
+        except (TypeError, ValueError, RuntimeError):
+            raise InvalidInput(f"{name} is an array of {getattr(side, 'dtype', 'objects')}; give real numbers") from None
+    if isinstance(side, Tensor) and side.dim():
+        if not side.numel() or side.is_complex():
+            raise InvalidInput(
+                f"{name} is a tensor of shape {tuple(side.shape)} and {side.dtype}; give real numbers, one or more"
+            )
+        with torch.inference_mode(False):
+            side = side.detach().to("cpu", torch.float64)
+            bad = side[~(torch.isfinite(side) & (side >= 0))]
+            _checked_number(name, bad[0].item() if len(bad) else 0.0)
+            return side.abs().contiguous()  # a copy; without -0
+    try:
+        number = float(side)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} is {side!r}; give a number, a tensor, or a pair (below, above) of these") from None
+    _checked_number(name, number)
+    return number
+
+
+def _checked_number(name: str, radius: float) -> None:
+    if not (math.isfinite(radius) and radius >= 0):
+        raise InvalidInput(f"{name} is {radius}; a radius must be a finite number that is 0 or larger")
+
+
+def _check_shape(name: str, radius: Radius, shape: torch.Size) -> None:
+    for side in ends(radius):
+        if isinstance(side, Tensor) and not _broadcasts(side, tuple(shape)):
+            raise InvalidInput(
+                f"eps_w['{name}'] has shape {tuple(side.shape)}, which does not broadcast to the parameter's shape "
+                f"{tuple(shape)}; give that shape, or 1 in the dimensions that share a radius"
+            )
+
+
+def _broadcasts(side: Tensor, shape: tuple[int, ...]) -> bool:
+    own = tuple(side.shape)
+    return len(own) <= len(shape) and all(a in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False))
+
+
+def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
+    """How far beyond a border, relative to the size of the domain, an input that was computed from a number at it may lie.
+
+    A few units of the type it was computed in (of float64 that may be one of fewer bits, widened); nothing beyond a border that
+    is a number of that type, such as 0, 1 and 255.
+    """
+
+    def has(t: torch.dtype, number: float) -> bool:
+        return torch.tensor(number, dtype=t).item() == number
+
+    narrower = (torch.bfloat16, torch.float16, torch.float32) if dtype == torch.float64 else ()
+    computed = next((t for t in narrower if has(t, value)), dtype)
+    return 0.0 if has(computed, border) else 4 * torch.finfo(computed).eps
+
+
+def _times(radius: Radius, factor: float) -> Radius:
+    if isinstance(radius, tuple):
+        return radius[0] * factor, radius[1] * factor
+    return radius * factor
+
+
+def _plain(side: Side) -> Any:
+    """A value that hashes, equal for equal sides."""
+    return (tuple(side.shape), side.numpy().tobytes()) if isinstance(side, Tensor) else side
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A point of the joint ball: perturbed inputs and the perturbed values of the tensors that moved.
+
+    x: (B, *input).  weights: name -> tensor of the parameter's shape, or (B, *shape) in scope "sample".
+    Unpacks as `x_adv, w_adv = perturbation`.
+    """
+
+    x: Tensor
+    weights: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scope: Scope = "batch"
+
+    def __iter__(self) -> Iterator[Tensor | Mapping[str, Tensor]]:
+        return iter((self.x, self.weights))
+
+    def part(self, at: Tensor | slice) -> Perturbation:
+        """That of some of its examples; a W' that all share stays as it is."""
+        own = self.scope == "sample"
+        return Perturbation(self.x[at], {n: w[at] if own else w for n, w in self.weights.items()}, self.scope)
+
+    @staticmethod
+    def joined(parts: Sequence[Perturbation]) -> Perturbation:
+        """One of examples that were attacked apart, in their order: of scope sample, unless there is one part."""
+        first, *others = parts
+        if not others:
+            return first
+        weights = {n: torch.cat([p.weights[n] for p in parts]) for n in first.weights}
+        return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
+
+    def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
+        """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
+
+        What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
+        Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
+        """
+        params = dict(model.named_parameters())
+        boxes = ball.weight_boxes(params)
+        own = (len(x),) if self.scope == "sample" else ()
+        inputs = None if self.x.shape != x.shape else _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
+        if inputs is None:
+            raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
+        if fixed := sorted(set(self.weights) - set(boxes)):
+            raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
+        found: dict[str, Tensor] = {}
+        for name, w in self.weights.items():
+            shaped = w.shape == (*own, *params[name].shape)
+            inside = _within(w, boxes[name], partial(_wide, ball, params, name)) if shaped else None
+            if inside is None:
+                raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
+            found[name] = inside
+        same = inputs is self.x and all(w is self.weights[name] for name, w in found.items())
+        return self if same else Perturbation(inputs, found, self.scope)
+
+
+def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
+    return ball.weight_boxes(params, outward=True)[name]
+
+
+def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:
+    """`t` in the box: moved there from the wide one; None from further away."""
+    return t if box.contains(t) else torch.clamp(t, box.lo, box.hi) if wide().contains(t) else None
+
+
+Attack = Callable[..., Perturbation]
+"""(model, x, y, ball, *, scope) -> a point of the ball.  With an argument `start`, a point of the ball, it begins there, too."""
