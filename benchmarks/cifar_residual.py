@@ -22,7 +22,7 @@ from nonsingular.catalog import BOUNDS, lookup
 from nonsingular.certificates.certify import verify
 from nonsingular.data.datasets import load
 from nonsingular.models.architectures import resnet
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, worst_margin
 from nonsingular.threat.ball import JointBall
 from nonsingular.training.loop import accuracy, train

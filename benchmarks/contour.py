@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.data.datasets import load
 from nonsingular.evaluation.attacked import evaluate
-from nonsingular.results.surface import WEIGHTS, Cell, Log, Surface
-from nonsingular.runs.evaluate import load_run, train_run
+from nonsingular.models.loading import load_run
+from nonsingular.results.files import Log
+from nonsingular.results.surface import WEIGHTS, Cell, Surface
 from nonsingular.runs.presets import GRIDS, REPRODUCTIONS
+from nonsingular.runs.train import train_run
 from nonsingular.settings import Network, Recipe, TrainSettings
 from nonsingular.training.loop import accuracy
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from nonsingular.attacks.apgd import apgd
 from nonsingular.data.datasets import load
 from nonsingular.models.architectures import mlp
+from nonsingular.models.loading import load_run
 from nonsingular.network.margins import is_correct
-from nonsingular.runs.evaluate import load_run
 from nonsingular.threat.ball import JointBall
 from nonsingular.training.loop import train
 from nonsingular.training.objectives import adversarial

@@ -26,10 +26,11 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.exact import solve
 from nonsingular.data.datasets import load
 from nonsingular.models.architectures import mlp
-from nonsingular.network.graph import logits_at
+from nonsingular.models.loading import load_run
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.runs.evaluate import load_run
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 from nonsingular.training.loop import train
 from nonsingular.training.objectives import adversarial
 

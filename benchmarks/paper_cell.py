@@ -22,7 +22,8 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.data.datasets import load
 from nonsingular.evaluation.attacked import attack_cell, choose
 from nonsingular.models.architectures import mlp
-from nonsingular.threat.ball import JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.perturbation import Perturbation
 from nonsingular.training.loop import train
 from nonsingular.training.objectives import natural
 

@@ -17,9 +17,11 @@ from typing import Any
 from timing import machine
 
 from nonsingular.evaluation.preflight import preflight
-from nonsingular.network.graph import threads
+from nonsingular.network.calling import threads
 from nonsingular.report import write
-from nonsingular.runs.evaluate import Attacked, Certified, certify_run, evaluate_run, train_run
+from nonsingular.runs.evaluate import certify_run, evaluate_run
+from nonsingular.runs.jobs import Attacked, Certified
+from nonsingular.runs.train import train_run
 from nonsingular.settings import CertifySettings, EvaluateSettings, Network, Recipe, TrainSettings, checked
 
 WITHIN, SHARE = 2.0, 0.9

@@ -12,7 +12,7 @@ import torch
 from timing import interleaved, machine, table
 
 from nonsingular.models.architectures import mlp
-from nonsingular.network.graph import products
+from nonsingular.network.calling import products
 
 
 def main() -> int:

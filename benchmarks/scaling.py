@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from timing import machine, options
 
-from nonsingular.runs.evaluate import evaluate_run, train_run
+from nonsingular.runs.evaluate import evaluate_run
 from nonsingular.runs.presets import training_defaults
+from nonsingular.runs.train import train_run
 from nonsingular.settings import EvaluateSettings, Network, TrainSettings, checked
 
 CONTENDERS = [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)]

@@ -49,10 +49,13 @@ from nonsingular.models.loading import load_run
 from nonsingular.models.onnx_file import load_onnx
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import kind_of, read_weights
-from nonsingular.report import cells_csv, markdown, page
+from nonsingular.report.cells import cells_csv
+from nonsingular.report.html import page
+from nonsingular.report.table import markdown
+from nonsingular.results.files import Log
 from nonsingular.results.gates import Gate, junit
 from nonsingular.results.gates import check as check_gates
-from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Log
+from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS
 from nonsingular.runs.directory import read_results
 from nonsingular.settings import (
     CertifySettings,

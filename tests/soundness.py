@@ -26,10 +26,12 @@ from nonsingular.bounds.alpha import ascend
 from nonsingular.bounds.branch import Search
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import recording, trace_graph
+from nonsingular.network.calling import recording
+from nonsingular.network.copies import twin
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
-from nonsingular.threat.ball import Interval, JointBall
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 DRAWS = 5
 EXAMPLES = 3

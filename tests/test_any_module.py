@@ -21,9 +21,8 @@ import nonsingular as ns
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network import calling as modules
-from nonsingular.network.calling import _at_once, _at_once_doubled, _one_by_one, _way, logits_of_each, twin
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import _at_once, _at_once_doubled, _one_by_one, _way, logits_at, logits_of_each
+from nonsingular.network.copies import WAYS, twin
 from nonsingular.network.margins import margins, worst_margin
 
 N, T, C, K = 3, 3, 4, 3
@@ -277,7 +276,7 @@ def test_the_way_is_chosen_once(name: str, way: Any) -> None:
     first, second = logits_of_each(twin(model)), logits_of_each(twin(model))
     weights = {n: p.detach().expand(N, *p.shape) for n, p in model.named_parameters()}
     torch.testing.assert_close(first(weights, x), second(weights, x))
-    assert list(modules._WAYS[model].values()) == [way]  # both copies asked the same table
+    assert list(WAYS[model].values()) == [way]  # both copies asked the same table
 
 
 @pytest.mark.parametrize("name", ["scalar factor", "transformer encoder", "tied", "batch norm", "position of shape (1, T, C)"])

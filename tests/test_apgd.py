@@ -13,9 +13,10 @@ from nonsingular.attacks.search.neuron_unknowns import shift_space
 from nonsingular.bounds.exact import solve
 from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 
 

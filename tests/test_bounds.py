@@ -21,11 +21,14 @@ from nonsingular.bounds.interval import Region, interval, interval_bounds, propa
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import mlp
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import PROBES, logits_at, trace_graph
+from nonsingular.network.calling import logits_at
+from nonsingular.network.copies import twin
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.network.operators import RULES
-from nonsingular.threat.ball import Interval, JointBall
+from nonsingular.network.tracing import PROBES
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 from sampling import first
 from soundness import Residual, Wrap, check_architecture, check_sound, conv_net, lowest_found, merged, network, run_block
 

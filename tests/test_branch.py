@@ -10,10 +10,11 @@ from nonsingular.bounds.branch import STATUSES, Search, branch_and_bound, search
 from nonsingular.bounds.linear import crown
 from nonsingular.errors import UnsupportedModel
 from nonsingular.models.architectures import mlp
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
+from nonsingular.network.copies import twin
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 from soundness import lowest_found, random_case
 

@@ -13,11 +13,12 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
 from nonsingular.certificates import certify as certification
-from nonsingular.certificates.certify import Front, certified_front, certified_radius, certify, verify
+from nonsingular.certificates.certify import certify, verify
+from nonsingular.certificates.radii import Front, certified_front, certified_radius
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
+from nonsingular.network.copies import twin
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.threat.ball import JointBall
 

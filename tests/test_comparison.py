@@ -9,8 +9,9 @@ from scipy import stats
 
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
-from nonsingular.results.comparison import _holm, _mcnemar, compare, per_example
+from nonsingular.results.comparison import compare, per_example
 from nonsingular.results.gates import Gate, check, junit
+from nonsingular.results.statistics import holm, mcnemar
 from nonsingular.results.surface import Surface
 
 X, W = (0.0, 0.1, 0.2), (0.0, 0.01)
@@ -74,14 +75,14 @@ def test_equal_models_seldom_differ():
 
 @pytest.mark.parametrize("up, down", [(0, 0), (1, 0), (7, 2), (2, 7), (30, 30), (400, 340), (0, 12)])
 def test_mcnemar_is_the_two_sided_binomial_test(up, down):
-    mine = _mcnemar(np.array([[up]]), np.array([[down]]))[0, 0]
+    mine = mcnemar(np.array([[up]]), np.array([[down]]))[0, 0]
     assert mine == pytest.approx(stats.binomtest(min(up, down), up + down, 0.5).pvalue if up + down else 1.0, abs=1e-9)
 
 
 def test_holm_by_hand():
     # 0.01 x 3, then 0.02 x 2, then 0.5 x 1; never falling
-    np.testing.assert_allclose(_holm(np.array([[0.02, 0.5, 0.01]])), [[0.04, 0.5, 0.03]])
-    np.testing.assert_allclose(_holm(np.array([[0.04, 0.03]])), [[0.06, 0.06]])
+    np.testing.assert_allclose(holm(np.array([[0.02, 0.5, 0.01]])), [[0.04, 0.5, 0.03]])
+    np.testing.assert_allclose(holm(np.array([[0.04, 0.03]])), [[0.06, 0.06]])
 
 
 @pytest.mark.parametrize(

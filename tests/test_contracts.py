@@ -11,9 +11,10 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, margins, worst_margin
-from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.threat.ball import SCOPES, JointBall
+from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 
 SOUND = sorted(set(BOUNDS) - UNSOUND)

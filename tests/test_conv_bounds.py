@@ -17,8 +17,9 @@ from nonsingular.bounds.interval import interval, interval_bounds, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput
 from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.network.calling import logits_at
 from nonsingular.network.derivatives import by_differentiation
-from nonsingular.network.graph import logits_at, trace_graph
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
 from nonsingular.network.operators import Product
 from nonsingular.threat.ball import JointBall

@@ -11,10 +11,11 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.bounds.exact import solve
 from nonsingular.errors import InvalidInput
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.network.row_lemma import shifts
-from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.threat.ball import SCOPES, JointBall
+from nonsingular.threat.perturbation import Perturbation
 
 
 def dense(*dims, seed=0, bias=True):

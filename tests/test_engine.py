@@ -19,7 +19,7 @@ import pytest
 
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import Log
+from nonsingular.results.files import Log
 from nonsingular.runs.engine import DEATHS, _kind, _task, engine
 from nonsingular.runs.evaluate import evaluate_run
 from nonsingular.settings import EvaluateSettings, checked
@@ -50,7 +50,7 @@ def quiet_ray(monkeypatch):
 GATED = f"""
 import os, time
 from pathlib import Path
-from nonsingular.runs.evaluate import load_run
+from nonsingular.models.loading import load_run
 HERE = Path(__file__).parent
 
 def net():

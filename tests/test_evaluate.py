@@ -17,8 +17,10 @@ from nonsingular.certificates import certify as certification
 from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation.attacked import evaluate
-from nonsingular.results.surface import Log, axis
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.results.files import Log
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import axis
+from nonsingular.threat.perturbation import Perturbation
 
 
 def seeded(model, seed=0):

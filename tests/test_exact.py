@@ -20,9 +20,11 @@ from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.threat.ball import Interval, JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 
 pytest.importorskip("highspy")

@@ -14,8 +14,8 @@ import torch
 from nonsingular.cli.main import main
 from nonsingular.data.datasets import load
 from nonsingular.evaluation.breakdown import MOST, SIDE, told_input
+from nonsingular.models.loading import load_run
 from nonsingular.report import results_schema
-from nonsingular.runs.evaluate import load_run
 
 GRID = ["--eps-x", "0:0.1:3", "--eps-w", "0:0.01:3", "--limit", "120", "--workers", "1", "--quiet"]
 SCHEMA = json.loads(results_schema())

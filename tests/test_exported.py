@@ -16,7 +16,7 @@ import nonsingular as ns
 from nonsingular.models.architectures import conv, mlp, resnet
 from nonsingular.models.torch_archive import is_expression
 from nonsingular.models.torch_export import load_exported
-from nonsingular.network.graph import dense_chain
+from nonsingular.network.dense import dense_chain
 from test_loading import Trap
 
 SHAPE = (2, 8, 8)

@@ -16,7 +16,8 @@ from nonsingular.report import write
 from nonsingular.results.surface import pack
 from nonsingular.runs.directory import read_results
 from nonsingular.runs.manifest import seal
-from nonsingular.runs.verify import Verification, _one
+from nonsingular.runs.verification import Verification
+from nonsingular.runs.verify import _one
 from nonsingular.settings import CertifySettings, EvaluateSettings, to_yaml
 
 HERE = {"model": None, "weights": None, "data": None, "data_dir": None}

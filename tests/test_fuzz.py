@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import Log
+from nonsingular.results.files import Log
 from nonsingular.settings import EvaluateSettings, checked, read_config, to_yaml
 
 fuzz = pytest.importorskip("fuzz")

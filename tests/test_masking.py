@@ -14,7 +14,8 @@ from nonsingular.data.datasets import load
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.masking import Masking, _promises, differs, masking
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.threat.ball import SCOPES, JointBall
+from nonsingular.threat.perturbation import Perturbation
 from nonsingular.training.loop import train
 from nonsingular.training.objectives import natural
 

@@ -11,9 +11,10 @@ from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.certificates.certify import certify
 from nonsingular.evaluation.attacked import choose, evaluate
 from nonsingular.network import memory
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.memory import halving, is_out_of_memory
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 
 
 class Small(nn.Sequential):

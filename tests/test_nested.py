@@ -19,11 +19,12 @@ from nonsingular.evaluation import walk as nested
 from nonsingular.evaluation.attacked import choose, evaluate
 from nonsingular.evaluation.stored import FOLDER, read_found
 from nonsingular.evaluation.walk import ROUNDS, reach
-from nonsingular.network.graph import logits_at, products
+from nonsingular.network.calling import logits_at, products
 from nonsingular.network.margins import is_correct, margins, worst_margin
-from nonsingular.results.surface import Log
-from nonsingular.runs.verify import lost_to, stored_perturbations
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.results.files import Log
+from nonsingular.runs.verify_outcomes import lost_to, stored_perturbations
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 
 SCOPES = ("sample", "batch", "dataset")

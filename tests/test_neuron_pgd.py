@@ -11,7 +11,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.row_lemma import shifts
 from nonsingular.threat.ball import JointBall
 from nonsingular.training.objectives import jointly_adversarial, natural, theorem_regularised

@@ -11,7 +11,9 @@ import nonsingular as ns
 from nonsingular.bounds.theorem import tau, theorem1, zeta
 from nonsingular.catalog import BOUNDS, UNSOUND
 from nonsingular.models.architectures import Normalized, conv, mlp
-from nonsingular.network.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.calling import logits_at
+from nonsingular.network.dense import dense_chain
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
 from nonsingular.network.row_lemma import shifts
 

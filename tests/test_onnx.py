@@ -11,7 +11,8 @@ from torch import nn
 
 import nonsingular as ns
 from nonsingular.models.architectures import conv, mlp, resnet
-from nonsingular.network.graph import dense_chain, trace_graph
+from nonsingular.network.dense import dense_chain
+from nonsingular.network.graph import trace_graph
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

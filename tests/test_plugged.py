@@ -16,9 +16,10 @@ from nonsingular.attacks.square import square
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.models.architectures import conv, mlp
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.threat.ball import SCOPES, JointBall
+from nonsingular.threat.perturbation import Perturbation
 
 
 def setting(n=12, kind="dense"):

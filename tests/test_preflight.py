@@ -15,11 +15,11 @@ from nonsingular.certificates.certify import Prover
 from nonsingular.cli.main import main
 from nonsingular.evaluation import preflight as module
 from nonsingular.evaluation.attacked import choose
-from nonsingular.evaluation.certified import Proof
 from nonsingular.evaluation.preflight import Plan, looked_at, preflight
+from nonsingular.evaluation.problem import Proof
 from nonsingular.runs import evaluate as experiment
 from nonsingular.runs.engine import watched
-from nonsingular.threat.ball import Perturbation
+from nonsingular.threat.perturbation import Perturbation
 
 
 def setting(n=30):

@@ -14,7 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 from nonsingular.errors import InvalidInput
 from nonsingular.results import surface as records
-from nonsingular.results.surface import Cell, Log, Surface, volume, wilson, write_atomic, write_json
+from nonsingular.results.files import Log, write_atomic, write_json
+from nonsingular.results.statistics import volume, wilson
+from nonsingular.results.surface import Cell, Surface
 
 
 def surface(accuracy, eps_x=None, eps_w=None, n=100, **more):

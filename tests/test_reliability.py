@@ -16,7 +16,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from nonsingular.cli.main import main
-from nonsingular.results.surface import Log
+from nonsingular.results.files import Log
 from nonsingular.runs import directory as runs
 
 GRIDS = {

@@ -14,7 +14,8 @@ from nonsingular.certificates.certify import Prover, certify
 from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
 from nonsingular.evaluation import certified as sandwich
 from nonsingular.evaluation.attacked import evaluate
-from nonsingular.evaluation.certified import Proof, certified_part, certified_surface
+from nonsingular.evaluation.certified import certified_part, certified_surface
+from nonsingular.evaluation.problem import Proof
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.results.surface import Cell, Surface
 from nonsingular.threat.ball import JointBall

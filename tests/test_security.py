@@ -27,21 +27,24 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import crafted
-from nonsingular.cli import commands as cli
+from nonsingular.cli import screen
+from nonsingular.cli.main import main
 from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
 from nonsingular.models.loading import load_run
 from nonsingular.models.torch_archive import checked_archive, is_expression, is_operation
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import kind_of, read_weights
-from nonsingular.report import cells_csv, contours, markdown, model_table, page
-from nonsingular.report.figure import render
+from nonsingular.plain import cell, legible, legible_all
+from nonsingular.report.cells import cells_csv
+from nonsingular.report.figure import contours, render
+from nonsingular.report.html import page
 from nonsingular.report.summary import read
+from nonsingular.report.table import markdown, model_table
 from nonsingular.results.gates import Checked, Gate, junit
 from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Cell, pack
-from nonsingular.safety.plain import cell, legible, legible_all
-from nonsingular.safety.untrusted import is_identifier, is_path
 from nonsingular.settings import EvaluateSettings, TrainSettings, checked, read_config, to_yaml
+from nonsingular.untrusted import is_identifier, is_path
 
 fuzz = pytest.importorskip("fuzz")
 CALL = crafted.CALL
@@ -305,14 +308,14 @@ def test_names_that_lead_out_of_an_archive_are_refused(name: str) -> None:
 def test_a_packed_file_of_zeros_is_refused_after_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     import gzip
 
-    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
     Path("t-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x01\x00")
     bomb = b"\x00\x00\x08\x03" + struct.pack(">III", 1, 2**11, 2**11) + bytes(2**22)
     refused(load, "t-images-idx3-ubyte.gz", gzip.compress(bomb), "declares .* at most")
 
 
 def test_pictures_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
     Path("data/cat").mkdir(parents=True)
     for i in range(3):
         Image.new("L", (400, 400)).save(f"data/cat/{i}.png")
@@ -329,7 +332,7 @@ def test_a_header_of_a_picture_of_gigabytes_is_refused() -> None:
 
 def test_a_table_of_rows_without_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("nonsingular.safety.untrusted.FLOOR", 2**16)
+    monkeypatch.setattr("nonsingular.untrusted.FLOOR", 2**16)
     table = pa.table({"x": pa.array(np.zeros(400_000)), "label": pa.array(np.zeros(400_000, np.int64))})
     pq.write_table(table, "a.parquet")
     with pa.ipc.new_file("a.arrow", pa.schema([("x", pa.null()), ("label", pa.null())])) as out:
@@ -433,15 +436,15 @@ def test_what_is_not_seen_is_written_out() -> None:
 
 def test_errors_logs_and_tables_on_the_terminal_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in str(InvalidInput(f"there is no file {EVIL}"))
-    assert cli.main(["check", f"run\x1b[2J\u202e{crafted.CANARY}", "--min-auc", "0.1"]) == 2
+    assert main(["check", f"run\x1b[2J\u202e{crafted.CANARY}", "--min-auc", "0.1"]) == 2
     run = Path("run")
     run.mkdir()
     (run / RESULTS).write_text(json.dumps(evil_results()))
-    assert cli.main(["report", "run"]) == 0
-    assert cli.main(["check", "run", "--min-auc", "0.1", "--junit", "j.xml"]) == 0
-    cli._print(model_table(evil_results()))
+    assert main(["report", "run"]) == 0
+    assert main(["check", "run", "--min-auc", "0.1", "--junit", "j.xml"]) == 0
+    screen.print_table(model_table(evil_results()))
     record = logging.LogRecord("nonsingular", logging.WARNING, "", 1, "warning: %s", (EVIL,), None)
-    crafted.check_text(cli._PlainLines("%(message)s").format(record))
+    crafted.check_text(screen.PlainLines("%(message)s").format(record))
     told = capsys.readouterr()
     crafted.check_text(told.out + told.err)
     crafted.check_text((run / "report.html").read_text() + (run / "report.md").read_text() + (run / "figure1.svg").read_text())

@@ -7,9 +7,10 @@ from torch import nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.square import SHARE, share, square, window
 from nonsingular.errors import InvalidInput
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
-from nonsingular.threat.ball import SCOPES, JointBall, Perturbation
+from nonsingular.threat.ball import SCOPES, JointBall
+from nonsingular.threat.perturbation import Perturbation
 
 
 def linear(*shape, classes=3, seed=0):

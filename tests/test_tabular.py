@@ -24,12 +24,15 @@ from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.cli.main import main
 from nonsingular.data.columns import by_column, moving
 from nonsingular.evaluation.masking import masking
-from nonsingular.network.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.calling import logits_at
+from nonsingular.network.dense import dense_chain
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.report.figure import x_label
 from nonsingular.settings import EvaluateSettings, checked
-from nonsingular.threat.ball import Interval, JointBall
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 SOUND = [b for b in BOUNDS if b not in UNSOUND]
 RADII = torch.tensor([0.3, 0.0, 5.0], dtype=torch.float64)

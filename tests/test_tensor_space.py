@@ -14,7 +14,7 @@ from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.bounds.exact import solve
 from nonsingular.certificates.certify import certify, verify
 from nonsingular.models.architectures import conv, mlp, resnet
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.threat.ball import JointBall
 from sampling import first

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import oracle
 from nonsingular.bounds.theorem import tau, theorem1, theorem1_printed, zeta, zeta_printed
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.graph import dense_chain
+from nonsingular.network.dense import dense_chain
 from nonsingular.threat.ball import JointBall
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}

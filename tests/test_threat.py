@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.threat.ball import SCOPES, Interval, JointBall, Perturbation, check_scope, ends, largest
+from nonsingular.threat.ball import SCOPES, JointBall, check_scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.radius import ends, largest
 
 PARAMS = {"a.weight": torch.tensor([[1.0, -2.0], [0.5, 0.0]]), "a.bias": torch.tensor([0.25, -4.0])}
 

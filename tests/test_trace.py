@@ -10,7 +10,9 @@ import nonsingular as ns
 import operator_nets
 from nonsingular.bounds.interval import region
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.graph import dense_chain, logits_at, trace_graph
+from nonsingular.network.calling import logits_at
+from nonsingular.network.dense import dense_chain
+from nonsingular.network.graph import trace_graph
 from sampling import first
 from soundness import check_sound
 

@@ -11,8 +11,9 @@ from torch import nn
 from nonsingular.catalog import OBJECTIVES, lookup
 from nonsingular.data.datasets import Split
 from nonsingular.errors import InvalidInput
+from nonsingular.models.weights import read_tensors
 from nonsingular.threat.ball import JointBall
-from nonsingular.training.loop import CHECKPOINT, accuracy, read_tensors, train
+from nonsingular.training.loop import CHECKPOINT, accuracy, train
 from nonsingular.training.objectives import adversarial, jointly_adversarial, natural, theorem_regularised
 
 BALL = JointBall(0.1, 0.02)

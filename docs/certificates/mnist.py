@@ -23,9 +23,10 @@ import torch
 
 from nonsingular.certificates.certify import certify, verify
 from nonsingular.evaluation.attacked import attack_cell, choose, evaluate
-from nonsingular.report import contours
+from nonsingular.models.loading import load_run
+from nonsingular.report.figure import contours
 from nonsingular.results.surface import Surface
-from nonsingular.runs.evaluate import dataset, load_run
+from nonsingular.runs.jobs import dataset
 from nonsingular.runs.presets import TITLES
 from nonsingular.threat.ball import JointBall
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from nonsingular.certificates.certify import certify
 from nonsingular.data.datasets import load
 from nonsingular.evaluation.attacked import evaluate
+from nonsingular.models.loading import load_run
 from nonsingular.results.surface import CONFIG
 from nonsingular.runs.engine import engine
-from nonsingular.runs.evaluate import load_run
 from nonsingular.settings import ReproduceSettings, checked, read_config
 from nonsingular.threat.ball import JointBall
 

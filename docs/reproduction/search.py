@@ -14,8 +14,8 @@ import argparse
 import os
 from pathlib import Path
 
-from nonsingular.runs.evaluate import reproduce
 from nonsingular.runs.presets import reproduction
+from nonsingular.runs.reproduce import reproduce
 from nonsingular.settings import Recipe
 
 CLEAN = 0.03

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.branch import Verdicts
-    from nonsingular.certificates.certify import Certificate, Front, certified_front, certified_radius, certify, verify
+    from nonsingular.certificates.certify import Certificate, certify, verify
+    from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.data.datasets import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation.attacked import evaluate
@@ -27,22 +28,26 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.masking import Masking, masking
     from nonsingular.models.architectures import Averaged, Normalized
     from nonsingular.models.loading import load_model
+    from nonsingular.report.figure import contours
     from nonsingular.results.comparison import Comparison, compare
     from nonsingular.results.surface import Surface
-    from nonsingular.threat.ball import JointBall, Perturbation
+    from nonsingular.threat.ball import JointBall
+    from nonsingular.threat.perturbation import Perturbation
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "JointBall": "threat.ball", "Perturbation": "threat.ball",
+    "JointBall": "threat.ball", "Perturbation": "threat.perturbation",
     **dict.fromkeys(("InvalidInput", "SoundnessError", "UnsupportedModel"), "errors"),
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
     "Comparison": "results.comparison", "compare": "results.comparison", "load": "data.datasets", "load_model": "models.loading",
     **dict.fromkeys(("Averaged", "Normalized"), "models.architectures"),
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
-    **dict.fromkeys(("Certificate", "Front", "certified_front", "certified_radius", "certify", "verify"), "certificates.certify"),
-    "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked", "Surface": "results.surface",
+    **dict.fromkeys(("Certificate", "certify", "verify"), "certificates.certify"),
+    **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
+    "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
+    "Surface": "results.surface", "contours": "report.figure",
 }  # fmt: skip
 
 __all__ = [
@@ -66,6 +71,7 @@ __all__ = [
     "certified_surface",
     "certify",
     "compare",
+    "contours",
     "ensemble",
     "evaluate",
     "joint_pgd",

@@ -1,6 +1,6 @@
 """errors.py - what a user is told when something cannot be used, and when a number contradicts another."""
 
-from nonsingular.safety.plain import legible
+from nonsingular.plain import legible
 
 
 class InvalidInput(ValueError):

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.plain import legible
+from nonsingular.plain import legible
 
 AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
 BoundName = Annotated[

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import outputs, twin
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import outputs, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
-from nonsingular.threat.ball import JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.perturbation import Perturbation
 
 
 class InputAttack(Protocol):

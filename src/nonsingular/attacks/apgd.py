@@ -16,12 +16,13 @@ from nonsingular.attacks.search.unknowns import Space
 from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.calling import outputs, twin
-from nonsingular.network.graph import logits_at, products, recording
+from nonsingular.network.calling import logits_at, outputs, products, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels
 from nonsingular.network.row_lemma import of_each
-from nonsingular.threat.ball import JointBall, Perturbation, Scope, check_scope
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.perturbation import Perturbation
 
 
 def apgd(

@@ -18,13 +18,15 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
 from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.calling import logits_of_each, outputs, twin
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import logits_of_each, outputs, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, is_correct
 from nonsingular.network.passes import count
 from nonsingular.network.row_lemma import Shifts, shifts
-from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 AT_ONCE = 2**22
 """Weights of their own that are held at once in scope `sample`: 16 MB a copy in float32."""

@@ -6,13 +6,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import gradient, logits_of_each, outputs, twin
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import gradient, logits_of_each, outputs, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, cross_entropy
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
-from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope, check_scope
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 
 def joint_pgd(

@@ -8,12 +8,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, margins, negative_margin, worst_margin
 from nonsingular.network.passes import count
 from nonsingular.network.row_lemma import Shifts, shifts
-from nonsingular.threat.ball import JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.perturbation import Perturbation
 
 
 def neuron_ascent(

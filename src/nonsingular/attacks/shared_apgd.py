@@ -18,12 +18,14 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.search.starts import checked_start
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import gradient, outputs, twin
-from nonsingular.network.graph import products, recording
+from nonsingular.network.calling import gradient, outputs, products, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
-from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: near the accuracy, and where every example has a say."""

@@ -13,10 +13,12 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
-from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 SHARE = 0.8
 """Part of the positions that the first window covers."""

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import check_module, gradient, twin
-from nonsingular.network.graph import logits_at, recording
+from nonsingular.network.calling import gradient, logits_at, recording
+from nonsingular.network.copies import check_module, twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.passes import count
 from nonsingular.network.row_lemma import of_each
-from nonsingular.threat.ball import Attack, JointBall, Perturbation, Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.perturbation import Attack, Perturbation
 
 
 def strongest(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nonsingular.network.curves import Curve
 from nonsingular.network.operators import Activation
-from nonsingular.threat.ball import Interval
+from nonsingular.threat.interval import Interval
 
 
 @dataclass(frozen=True, eq=False)

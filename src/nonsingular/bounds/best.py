@@ -14,7 +14,7 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.calling import twin
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.threat.ball import JointBall

@@ -28,12 +28,14 @@ from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
-from nonsingular.network.calling import per_sample_logits, twin
-from nonsingular.network.graph import recording
+from nonsingular.network.calling import per_sample_logits, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, worst_margin
 from nonsingular.network.operators import Activation, Product
-from nonsingular.threat.ball import Interval, JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 Status = Literal["verified", "falsified", "timeout"]
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -20,7 +20,9 @@ from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
 from nonsingular.network.graph import precise
 from nonsingular.network.operators import Parameter, Product
-from nonsingular.threat.ball import Interval, JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 TOLERANCE = 1e-9
 """HiGHS's tolerances here: of a row, of a reduced cost and of a whole number."""

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.network.curves import Curve
-from nonsingular.network.graph import Dense, Graph, check_graph, trace_graph
+from nonsingular.network.dense import Dense
+from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.operators import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
-from nonsingular.threat.ball import Interval, JointBall
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 MEMORY = 2**28
 """Bytes that a bound may take beside the model and the examples, about; larger work is done in pieces.

@@ -19,7 +19,8 @@ from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Region, interval_bounds, propagate, region, room
 from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
 from nonsingular.network.operators import Activation, Map, Maximum, Node, Product, Sum
-from nonsingular.threat.ball import Interval, JointBall
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 APART = 2**20
 """Numbers computed in vain for each example from which on the examples of a batch are bounded one at a time."""

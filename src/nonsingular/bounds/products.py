@@ -21,7 +21,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.bounds.interval import Region
 from nonsingular.network.derivatives import Derivatives, by_differentiation
 from nonsingular.network.operators import Product, Sum
-from nonsingular.threat.ball import Interval
+from nonsingular.threat.interval import Interval
 
 
 def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from nonsingular.bounds.interval import hidden_upper_bounds
 from nonsingular.errors import InvalidInput
-from nonsingular.network.graph import Dense, check_chain, dense_chain
+from nonsingular.network.dense import Dense, dense_chain
+from nonsingular.network.graph import check_chain
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, margins
-from nonsingular.threat.ball import JointBall, largest
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.radius import largest
 
 
 def tau(model: nn.Module | Dense, ball: JointBall, shape: Sequence[int] | None = None) -> Tensor:

@@ -37,9 +37,9 @@ from nonsingular.cli.options import (
     Track,
     Weights,
     Workers,
-    _under,
     folder_of,
     given_flags,
+    laid_over,
     merged,
     print_settings,
     workplace,
@@ -105,15 +105,15 @@ def train(
     )
     net = given_flags(name=network, hidden=hidden.split(",") if hidden is not None else None, bias=bias)
     top = given_flags(data=data, data_dir=data_dir, classes=classes, seed=seed)
-    chosen = _under({"recipe": recipe, "network": net, **top}, file)
+    chosen = laid_over({"recipe": recipe, "network": net, **top}, file)
     settings = merged(
         TrainSettings, training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method")), chosen
     )
     if print_config:
         return print_settings(settings)
     out = out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
-    from nonsingular.network.graph import threads as use_threads
-    from nonsingular.runs.evaluate import train_run
+    from nonsingular.network.calling import threads as use_threads
+    from nonsingular.runs.train import train_run
 
     with use_threads(threads), progress(quiet or json, {"epochs": settings.recipe.epochs}) as report:
         summary = train_run(settings, out, lambda epoch: report("epochs", 1))
@@ -268,7 +268,8 @@ def _one_surface(
 ) -> None:  # fmt: skip
     """Runs, writes the report, and shows the surface of the one model."""
     tracked = _tracker(track)
-    from nonsingular.report import doubts, fronts_table, masking_lines, surface_table, write
+    from nonsingular.report import doubts, write
+    from nonsingular.report.table import fronts_table, masking_lines, surface_table
     from nonsingular.results.surface import Surface
     from nonsingular.runs.manifest import seal
 
@@ -324,7 +325,7 @@ def reproduce(
     named = given.get("recipes")  # a file that names recipes runs these alone, each laid over the preset's of that name
     if isinstance(named, Mapping):
         preset["recipes"] = {name: preset["recipes"][name] for name in named if name in preset["recipes"]}
-    settings = checked(ReproduceSettings, _under(given, preset))
+    settings = checked(ReproduceSettings, laid_over(given, preset))
     if print_config:
         return print_settings(settings)
     out, tracked = out or Path("runs") / f"reproduce-{settings.data}", _tracker(track)
@@ -345,8 +346,8 @@ def reproduce(
 
 def _reproduce(settings: Any, out: Path, where: Mapping[str, Any], quiet: bool) -> dict[str, Any]:
     from nonsingular.report import write
-    from nonsingular.runs.evaluate import reproduce
     from nonsingular.runs.manifest import seal
+    from nonsingular.runs.reproduce import reproduce
 
     models = len(settings.recipes) * settings.seeds
     cells = models * len(settings.eps_x) * len(settings.eps_w)

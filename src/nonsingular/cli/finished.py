@@ -30,7 +30,8 @@ def report(
     Runs with the same data, grid, scope and kind of radii are compared on one page; others stand side by side, and the page says
     in what they differ.
     """
-    from nonsingular.report import results_schema, statement, together, write_all
+    from nonsingular.report import results_schema, write_all
+    from nonsingular.report.compare import statement, together
     from nonsingular.runs.directory import read_results
     from nonsingular.runs.manifest import seal
 
@@ -79,7 +80,7 @@ def verify(
     are said to survive are attacked again, chosen at random. Exit code 1 if anything differs or is missing, 2 if it cannot be
     read. What cannot be told is listed as open. Time: a small part of the run's; memory: that of one worker.
     """
-    from nonsingular.network.graph import threads as use_threads
+    from nonsingular.network.calling import threads as use_threads
     from nonsingular.runs.verify import verify_run
 
     if recompute_certificates != "all" and not recompute_certificates.isdecimal():
@@ -127,7 +128,7 @@ def compare(
     """Whether runs differ, by paired tests on the same examples: the area under the surface, and every cell."""
     from dataclasses import asdict, replace
 
-    from nonsingular.report import comparison_table
+    from nonsingular.report.paired import comparison_table
     from nonsingular.results.comparison import compare as compare_surfaces
     from nonsingular.runs.directory import read_surface
 
@@ -171,10 +172,10 @@ def check(
     junit: Annotated[Path | None, Parameter(help="Also write the outcomes to this file, as JUnit XML. Default: none.")] = None,
 ) -> None:
     """Pass or fail a run, for continuous integration: exit code 1 if a number is below its gate."""
+    from nonsingular.results.files import write_atomic
     from nonsingular.results.gates import Gate
     from nonsingular.results.gates import check as check_results
     from nonsingular.results.gates import junit as as_junit
-    from nonsingular.results.surface import write_atomic
     from nonsingular.runs.directory import read_results
 
     gates = [] if min_auc is None else [Gate(min_auc)]

@@ -123,14 +123,14 @@ def given_flags(**values: Any) -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None}
 
 
-def _under(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any]:
     """`winner` laid over `loser`, mapping by mapping."""
     merged = dict(loser)
     for key, value in winner.items():
         if isinstance(value, Mapping) and key in merged:
             if not isinstance(merged[key], Mapping):
                 raise InvalidInput(f"{key} is {merged[key]!r}; give a mapping of settings to values")
-            value = _under(value, merged[key])
+            value = laid_over(value, merged[key])
         merged[key] = value
     return merged
 
@@ -138,7 +138,7 @@ def _under(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any
 def merged(schema: type[S], loser: Mapping[str, Any], winner: Mapping[str, Any]) -> S:
     from nonsingular.settings import checked
 
-    return checked(schema, _under(winner, loser))
+    return checked(schema, laid_over(winner, loser))
 
 
 def print_settings(settings: Settings) -> None:

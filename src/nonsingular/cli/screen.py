@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nonsingular.safety.plain import legible
+from nonsingular.plain import legible
 
 
 @contextmanager
@@ -35,7 +35,8 @@ def progress(quiet: bool, totals: Mapping[str, int]) -> Generator[Callable[[str,
 
 
 def show(results: Mapping[str, Any], out: Path) -> None:
-    from nonsingular.report import claims_table, doubts, masking_lines, model_table
+    from nonsingular.report import doubts
+    from nonsingular.report.table import claims_table, masking_lines, model_table
 
     print_table(model_table(results))
     for line in doubts(results):

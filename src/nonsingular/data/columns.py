@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import axis
-from nonsingular.threat.ball import Radius, checked_radius, ends
+from nonsingular.threat.grid import axis
+from nonsingular.threat.radius import Radius, checked_radius, ends
 
 SHOWN = 8
 """Names of columns that an error lists."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,21 @@ from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.data.columns import input_axis
 from nonsingular.data.datasets import as_tensors, columns_of, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
-from nonsingular.evaluation.certified import Parts, Proof, Proven, identity, margins_of, prove, rehearse_proof
+from nonsingular.evaluation.certified import Parts, Proven, identity, prove, rehearse_proof
 from nonsingular.evaluation.masking import doubts_of_gradients
-from nonsingular.evaluation.schedule import Submit, Work, cell_alone, key_of
-from nonsingular.evaluation.walk import Method, name_of
-from nonsingular.network.graph import logits_at
-from nonsingular.network.graph import threads as use_threads
+from nonsingular.evaluation.problem import Method, Proof, key_of, name_of
+from nonsingular.evaluation.schedule import Submit, Work, cell_alone
+from nonsingular.evaluation.walk import nested
+from nonsingular.network.calling import logits_at
+from nonsingular.network.calling import threads as use_threads
 from nonsingular.network.heads import classifier, told_of_weights
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.preconditions import check_inputs, warn
-from nonsingular.results.surface import Cell, Surface, axis
-from nonsingular.threat.ball import Attack, JointBall, Moves, Perturbation, Radius, Scope, check_scope, told
+from nonsingular.results.surface import Cell, Surface
+from nonsingular.threat.ball import JointBall, Moves, Scope, check_scope
+from nonsingular.threat.grid import axis
+from nonsingular.threat.perturbation import Attack, Perturbation
+from nonsingular.threat.radius import Radius, told
 
 
 def choose(
@@ -213,19 +216,3 @@ def _saved(
     logits = logits_at(model, point)
     reached = worst_margin(margins(logits, labels), labels)[k].item()  # of what is saved
     return SoundnessError(e.example, e.eps_x, e.eps_w, e.certified, reached if reached < e.certified else e.attacked, str(path))
-
-
-def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
-    """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
-
-    Exact in scope `sample` alone, where each example has its own perturbation.
-    """
-    at = {(c.eps_w, c.eps_x): c for c in cells}
-    correct = np.array([[at[w, x].correct for x in columns] for w in rows])
-    reached = margins_of(cells, columns, rows)
-    for along in (0, 1):
-        correct = np.logical_and.accumulate(correct, axis=along)
-        reached = np.minimum.accumulate(reached, axis=along)
-    return [
-        replace(at[w, x], correct=correct[i, j], margins=reached[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)
-    ]

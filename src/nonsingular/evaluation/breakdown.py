@@ -17,15 +17,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.attacked import nested
 from nonsingular.evaluation.certified import identity
-from nonsingular.evaluation.schedule import key_of
-from nonsingular.evaluation.stored import FOLDER, Found
-from nonsingular.evaluation.walk import Method, Radii
-from nonsingular.network.graph import logits_at
+from nonsingular.evaluation.problem import Method, key_of
+from nonsingular.evaluation.stored import FOLDER, Found, Radii
+from nonsingular.evaluation.walk import nested
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, margins, worst_margin
-from nonsingular.results.surface import Cell, Log
-from nonsingular.threat.ball import JointBall, Perturbation, largest
+from nonsingular.results.files import Log
+from nonsingular.results.surface import Cell
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.radius import largest
 
 MOST = 8
 """Examples that are kept."""

@@ -19,42 +19,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nonsingular.catalog import BOUNDS, UNSOUND, lookup
 from nonsingular.certificates.certify import Prover
 from nonsingular.data.columns import input_axis
 from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
-from nonsingular.network.calling import twin
-from nonsingular.network.graph import logits_at, trace_graph
-from nonsingular.network.graph import threads as use_threads
+from nonsingular.evaluation.problem import Proof
+from nonsingular.network.calling import logits_at
+from nonsingular.network.calling import threads as use_threads
+from nonsingular.network.copies import twin
+from nonsingular.network.graph import trace_graph
 from nonsingular.network.heads import classifier, told_of_weights
 from nonsingular.network.margins import is_correct, worst_margin
 from nonsingular.network.preconditions import check_inputs, warn
-from nonsingular.results.surface import FORMAT, Cell, Log, Surface, axis, pack, unpack
-from nonsingular.threat.ball import JointBall, Moves, Perturbation
+from nonsingular.results.files import Log
+from nonsingular.results.surface import FORMAT, Cell, Surface, pack, unpack
+from nonsingular.threat.ball import JointBall, Moves
+from nonsingular.threat.grid import axis
+from nonsingular.threat.perturbation import Perturbation
 
 SLACK = 100
 """How far rounding may move a margin, in units of the last place of the largest logit; attacks run in the model's precision."""
 TOGETHER = 50
 """Examples whose certificates are one piece of work."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Everything but the model, the data and the radii that a certified accuracy depends on."""
-
-    method: str
-    unit: JointBall
-    """The ball whose radii the grid multiplies, as in an attack's Method."""
-
-    def __post_init__(self) -> None:
-        if self.method in UNSOUND:
-            raise InvalidInput(f"'{self.method}' is not a bound and may not certify; use 'best'")
-        lookup(BOUNDS, self.method, "bound")
-
-    def describe(self) -> dict[str, Any]:
-        """The settings by name, for records."""
-        return {"bound": self.method, **self.unit.describe()}
 
 
 def rehearse_proof(model: nn.Module, x: Tensor, y: Tensor, proof: Proof) -> None:

@@ -23,14 +23,16 @@ from nonsingular.attacks.square import square
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.data.datasets import as_tensors
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import outputs, twin
-from nonsingular.network.graph import logits_at, recording
+from nonsingular.network.calling import logits_at, outputs, recording
+from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
 from nonsingular.network.preconditions import check_inputs
-from nonsingular.threat.ball import Interval, JointBall, Perturbation, Scope, check_scope
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 SHARE = 0.05
 """Part of the examples that raises a flag."""

@@ -22,18 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nonsingular.catalog import ATTACKS, UNSOUND
-from nonsingular.certificates.certify import Prover, certified_front
+from nonsingular.certificates.certify import Prover
+from nonsingular.certificates.radii import certified_front
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation.attacked import moved_at, rehearse
-from nonsingular.evaluation.certified import TOGETHER, Proof, certified_part, margins_of
+from nonsingular.evaluation.certified import TOGETHER, certified_part, margins_of
 from nonsingular.evaluation.masking import EXAMPLES, masking
+from nonsingular.evaluation.problem import Method, Proof
 from nonsingular.evaluation.schedule import cell_alone, span_nested
-from nonsingular.evaluation.walk import Method
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.results.surface import Cell
-from nonsingular.threat.ball import JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 
 SOFT = 12.0
 """Seconds after which nothing new is begun."""

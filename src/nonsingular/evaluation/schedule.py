@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, replace
@@ -18,13 +16,15 @@ from torch import Tensor, nn
 
 from nonsingular.certificates.certify import Prover
 from nonsingular.errors import SoundnessError
-from nonsingular.evaluation.certified import Proof, confront, margins_of, tolerance
-from nonsingular.evaluation.stored import FOLDER, Found, read_found, write_found
-from nonsingular.evaluation.walk import Method, Radii, Reached, reach, walk
-from nonsingular.network.graph import logits_at
+from nonsingular.evaluation.certified import confront, margins_of, tolerance
+from nonsingular.evaluation.problem import Method, Proof
+from nonsingular.evaluation.stored import FOLDER, Found, Radii, read_found, write_found
+from nonsingular.evaluation.walk import Reached, reach, walk
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, worst_margin
-from nonsingular.results.surface import FORMAT, Cell, Log
-from nonsingular.threat.ball import Perturbation
+from nonsingular.results.files import Log
+from nonsingular.results.surface import Cell
+from nonsingular.threat.perturbation import Perturbation
 
 Piece = tuple[tuple[int, int], list[Cell], list[Found]]
 """What a piece of the work leaves: the span of examples, points of the grid, and what was found there."""
@@ -103,11 +103,6 @@ def _found(model: nn.Module, y: Tensor, method: Method, reached: Reached, first:
 
 TASKS = {"cell_alone": cell_alone, "cell_nested": cell_nested, "span_nested": span_nested}
 """What workers can be asked to do."""
-
-
-def key_of(method: Method, made_of: tuple[dict[str, str], list[str]]) -> str:
-    """What the cells of a log must have been made of to be taken from it.  made_of: `identity` of the model and the data."""
-    return hashlib.sha256(json.dumps([FORMAT, method.describe(), *made_of], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct
 from nonsingular.network.row_lemma import shifts
-from nonsingular.results.surface import write_atomic
-from nonsingular.threat.ball import JointBall, Perturbation, Scope, check_scope
+from nonsingular.results.files import write_atomic
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.perturbation import Perturbation
 
 FOLDER = "perturbations"
 """Where a run keeps them, beside its log."""

@@ -6,12 +6,9 @@ grown to its own radii, and never ends above them: the surface falls along both 
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,57 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nonsingular.catalog import ATTACKS
+from nonsingular.evaluation.certified import margins_of
+from nonsingular.evaluation.problem import Method
 from nonsingular.evaluation.stored import Radii
-from nonsingular.network.graph import logits_at
+from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import so_far
-from nonsingular.results.surface import Cell, wilson
-from nonsingular.threat.ball import Attack, JointBall, Perturbation, Scope
+from nonsingular.results.statistics import wilson
+from nonsingular.results.surface import Cell
+from nonsingular.threat.ball import Scope
+from nonsingular.threat.perturbation import Perturbation
 
-SAMPLE_MEMORY = 64 * 2**20
-"""Bytes of per-example weights held at once in scope `sample`."""
-AT_ONCE = 100
-"""Largest number of examples of scope `sample` that walk over the grid together."""
 ROUNDS = 2
 """Most attacks on one point of the grid, each from where the last one ended, as long as one lowers the accuracy by more than half
 the width of its 95 % interval.  A point at which the last one still did has the flag "moving"."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """Everything but the model, the data and the radii that an attacked accuracy depends on."""
-
-    attack: Attack
-    name: str
-    scope: Scope
-    unit: JointBall
-    """The ball whose radii the grid multiplies: eps_x = 1, or a radius per element; eps_w = 1, or one per named tensor."""
-    batch_size: int
-    """Examples that share W' in scope `batch`."""
-
-    @property
-    def nested(self) -> bool:
-        """Whether a point of the grid begins from its smaller neighbours."""
-        return "start" in inspect.signature(self.attack).parameters
-
-    def describe(self) -> dict[str, Any]:
-        """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
-        return {
-            "attack": self.name, "scope": self.scope, **self.unit.describe(),
-            "batch_size": self.batch_size if self.scope == "batch" else None,
-        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
-
-    def groups(self, model: nn.Module, n: int) -> list[tuple[int, int]]:
-        """Spans of examples that can be attacked apart from each other: each shares nothing with the others."""
-        size = {"dataset": n, "batch": self.batch_size, "sample": self._in_memory(model)}[self.scope]
-        return [(i, min(i + size, n)) for i in range(0, n, size)]
-
-    def _in_memory(self, model: nn.Module) -> int:
-        params = dict(model.named_parameters())
-        moving = sum(params[name].numel() * params[name].element_size() for name in self.unit.radii(params))
-        return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,23 +113,6 @@ def walk(
             here.append(reach(model, x, y, method, (eps_x, eps_w), smaller, known))
             yield here[-1]
         above = here
-
-
-def name_of(attack: Any) -> str:
-    """How records call an attack; the arguments of a functools.partial belong to the name."""
-    if isinstance(attack, partial):
-        return f"{name_of(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
-    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
-
-
-def _code(attack: Any) -> str:
-    """Tells attacks of one name apart: module, bytecode, constants and defaults."""
-    while isinstance(attack, partial):
-        attack = attack.func
-    code = getattr(attack, "__code__", None)
-    parts = [getattr(attack, "__module__", ""), getattr(code, "co_code", b""), getattr(code, "co_consts", ())]
-    defaults = (getattr(attack, "__defaults__", None), getattr(attack, "__kwdefaults__", None))
-    return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
 
 
 # --- one point of the grid ------------------------------------------------------------------------------------------------
@@ -281,3 +225,19 @@ def _grown(model: nn.Module, x: Tensor, rows: Tensor, smaller: Sequence[Reached]
             else:
                 weights[name] = grown
     return Perturbation(box.project_(x_new), {n: boxes[n].project_(w) for n, w in weights.items()}, method.scope)
+
+
+def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
+    """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
+
+    Exact in scope `sample` alone, where each example has its own perturbation.
+    """
+    at = {(c.eps_w, c.eps_x): c for c in cells}
+    correct = np.array([[at[w, x].correct for x in columns] for w in rows])
+    reached = margins_of(cells, columns, rows)
+    for along in (0, 1):
+        correct = np.logical_and.accumulate(correct, axis=along)
+        reached = np.minimum.accumulate(reached, axis=along)
+    return [
+        replace(at[w, x], correct=correct[i, j], margins=reached[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from nonsingular.safety.untrusted import SHADOWS
+from nonsingular.untrusted import SHADOWS
 
 
 def module_of(root: nn.Module, graph: fx.Graph, name: str) -> nn.Module:

@@ -32,7 +32,7 @@ from nonsingular.models.checkpoints import classes_of, fit_checkpoint, fit_weigh
 from nonsingular.models.onnx_file import load_onnx
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import REFUSED, StateDicts, kind_of, read_tensors, read_weights
-from nonsingular.network.calling import duplicate
+from nonsingular.network.copies import duplicate
 from nonsingular.results.surface import CONFIG, WEIGHTS
 from nonsingular.settings import TrainSettings, checked, read_config
 

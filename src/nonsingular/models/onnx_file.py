@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.models.onnx_rules import ON_SIZES, RULES, Node, Scope, constant_of, settled
+from nonsingular.models.onnx_rules import RULES, Node, Scope
+from nonsingular.models.onnx_rules.shapes import constant_of
+from nonsingular.models.onnx_rules.sizes import ON_SIZES, settled
 
 log = logging.getLogger("nonsingular")
 

@@ -21,7 +21,7 @@ import torch
 
 from nonsingular.errors import InvalidInput
 from nonsingular.models.fx_writer import is_taken
-from nonsingular.safety.untrusted import BROKEN, archived, entries, is_identifier, is_path, json_of
+from nonsingular.untrusted import BROKEN, archived, entries, is_identifier, is_path, json_of
 
 AGAIN = "export it again with torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 _RECORDS = re.compile(

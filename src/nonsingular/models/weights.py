@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import BROKEN, PICKLE, check_pickle, entries
+from nonsingular.untrusted import BROKEN, PICKLE, check_pickle, entries
 
 SHOWN = 3
 """Names that an error lists of a kind."""

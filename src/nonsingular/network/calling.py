@@ -8,198 +8,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Literal, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap  # pyright: ignore[reportPrivateImportUsage]
+from torch.func import (  # pyright: ignore[reportPrivateImportUsage]
+    functional_call,  # pyright: ignore[reportPrivateImportUsage]
+    vmap,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize, prune
 
-from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.memory import is_out_of_memory
-from nonsingular.network.one_logit import OneLogit
-from nonsingular.threat.ball import check_parameter
+from nonsingular.errors import InvalidInput
+from nonsingular.network.copies import WAYS, aliases, first_line, twin
+from nonsingular.network.memory import halving, is_out_of_memory
+from nonsingular.network.passes import count
+from nonsingular.threat.perturbation import Perturbation
 
 # --- what can be used at all ----------------------------------------------------------------------------------------------
 
-
-def check_module(model: nn.Module) -> None:
-    """Raises InvalidInput for what is no module, and for parameters without values; UnsupportedModel for integer networks."""
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives
-        raise InvalidInput(f"the model is of type {type(model).__name__}; give an nn.Module, (B, *input) -> (B, K) logits")
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith(_QUANTISED) and "fake" not in type(module).__name__.lower():
-            raise UnsupportedModel(
-                f"the model is quantised: {type(module).__name__} at '{name}' holds whole numbers, which have neither an ℓ∞ ball "
-                "nor a gradient; give the network in floating point that it was made from"
-            )
-    for name, p in [*model.named_parameters(), *model.named_buffers()]:
-        check_parameter(name, p)
-
-
-_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torch.nn.intrinsic.quantized")
-
-
 # --- copies ---------------------------------------------------------------------------------------------------------------
 
-
-class _Wrapped(nn.Module):
-    """What a wrapper wraps, under the wrapper's name for it, so that parameters keep the names that they have in the user's."""
-
-    def __init__(self, name: str, inner: nn.Module) -> None:
-        super().__init__()
-        self.add_module(name, inner)
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, self.name)(x)
-
-
-_WRAPPERS = {
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch.optim.swa_utils.AveragedModel": "module",
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",  # of torch.compile
-}
-"""Modules that compute what another one does, elsewhere or faster -> their name for it.  Names, for importing them is slow."""
-
-
-def _wrapped(module: nn.Module) -> str | None:
-    """The name under which a wrapper has what it wraps; None for a module that does something of its own."""
-    hooked = module._forward_hooks or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-    return None if hooked else _name_of_inner(type(module))
-
-
-@cache
-def _name_of_inner(kind: type[nn.Module]) -> str | None:
-    names = (f"{k.__module__}.{k.__qualname__}" for k in kind.__mro__)
-    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A copy of `model`, without the wrappers of DataParallel, torch.compile and their like but with the same names.
-
-    Raises InvalidInput as `check_module`, UnsupportedModel if copy.deepcopy refuses it.
-    """
-    check_module(model)
-    known: dict[int, Any] = {}
-    try:
-        with torch.no_grad():  # or the parameters of a copied script would not be leaves
-            for module in model.modules():
-                for name, _ in _computed(module):
-                    if isinstance(value := vars(module).get(name), Tensor):  # of the last pass, with its history
-                        known[id(value)] = value.detach().clone()
-            for module in reversed(list(model.modules())):
-                if (name := _wrapped(module)) is not None:
-                    inner = copy.deepcopy(cast(nn.Module, getattr(module, name)), known)
-                    known[id(module)] = _Wrapped(name, inner).train(module.training)
-            return copy.deepcopy(model, known)
-    except Exception as e:  # whatever a module of the user's keeps
-        kept = [
-            f"{path}.{key}".lstrip(".")
-            for path, module in model.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, Tensor) and not value.is_leaf
-        ]
-        which = f", for it keeps {', '.join(kept[:3])}, computed with gradients" if kept else ""
-        raise UnsupportedModel(
-            f"the model cannot be copied{which} ({_first_line(e)}); make computed weights permanent (e.g. prune.remove), detach "
-            "what forward stores, and keep nothing else that copy.deepcopy refuses"
-        ) from e
-
-
 # --- computed weights -----------------------------------------------------------------------------------------------------
-
-
-def parametrised(model: nn.Module) -> dict[str, str]:
-    """Name of a weight that is computed from parameters at each pass -> by what: weight norm, spectral norm, pruning, ..."""
-    return {f"{path}.{name}".lstrip("."): kind for path, module in model.named_modules() for name, kind in _computed(module)}
-
-
-def _computed(module: nn.Module) -> list[tuple[str, str]]:
-    """Of one module: torch.nn.utils.parametrize, or a hook of the older weight_norm, spectral_norm and prune."""
-    found: list[tuple[str, str]] = []
-    if parametrize.is_parametrized(module):
-        each: Any = module.parametrizations
-        found += [(name, type(each[name][0]).__name__.strip("_")) for name in each]
-    hooks: list[Any] = [*module._forward_pre_hooks.values()]  # pyright: ignore[reportPrivateUsage]
-    for hook in hooks:
-        if (kind := _HOOKS.get(f"{type(hook).__module__}.{type(hook).__qualname__}")) is not None:
-            found.append((hook.name, kind))
-        elif type(hook).__module__ == "torch.nn.utils.prune":
-            found.append((hook._tensor_name, "pruning"))
-    return found
-
-
-_HOOKS = {"torch.nn.utils.weight_norm.WeightNorm": "WeightNorm", "torch.nn.utils.spectral_norm.SpectralNorm": "SpectralNorm"}
-
-
-def effective(model: nn.Module) -> nn.Module:
-    """`model` itself, or a copy in which computed weights are parameters: what a device stores, and what a radius should move."""
-    if not isinstance(model, nn.Module) or not parametrised(model):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return model
-    made = duplicate(model)
-    for module in list(made.modules()):
-        if parametrize.is_parametrized(module):
-            _settle(module)
-        for name, kind in _computed(module):
-            if kind == "pruning":
-                prune.remove(module, name)
-            else:
-                _settle_hooked(module, name, kind)
-    return made.train(model.training)
-
-
-def _settle(module: nn.Module) -> None:
-    """Not by remove_parametrizations: that changes the class, which the user's module shares."""
-    each: Any = module.parametrizations
-    weights = {name: getattr(module, name).detach().clone() for name in each}
-    del module._modules["parametrizations"]  # pyright: ignore[reportPrivateUsage]
-    module.__class__ = type(module).__mro__[1]
-    for name, weight in weights.items():
-        module.register_parameter(name, nn.Parameter(weight))
-
-
-def _settle_hooked(module: nn.Module, name: str, kind: str) -> None:
-    with torch.no_grad():
-        for hook in module._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
-            if getattr(hook, "name", None) == name:
-                hook(module, ())  # as in the forward pass
-    weight = getattr(module, name).detach().clone()
-    (nn.utils.remove_weight_norm if kind == "WeightNorm" else nn.utils.remove_spectral_norm)(module, name)
-    getattr(module, name).data = weight
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of `model` that attacks may move; its parameters ask for no gradient.
-
-    Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
-    and if the model cannot be copied.
-    """
-    if isinstance(model, OneLogit):
-        return OneLogit(twin(model.inner), flat=model.flat)
-    moving = duplicate(model)
-    for name, module in moving.named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
-            raise InvalidInput(f"the model is in train mode and has {type(module).__name__} at '{name}'; call model.eval() first")
-    _WAYS[moving] = _WAYS.setdefault(model, {})  # what is known of the one holds of the other
-    for p in moving.parameters():  # requires_grad_ of a scripted module refuses
-        p.requires_grad_(False)
-    return moving
-
-
-def aliases(model: nn.Module) -> dict[str, str]:
-    """Every place of a parameter -> its name in `named_parameters()`.  Tied weights have several places and one name."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        f"{path}.{key}" if path else key: names[id(p)]
-        for path, module in model.named_modules()
-        for key, p in module._parameters.items()  # pyright: ignore[reportPrivateUsage]
-        if p is not None
-    }
 
 
 # --- the module on a batch ------------------------------------------------------------------------------------------------
@@ -250,7 +79,7 @@ def outputs(moving: nn.Module, x: Tensor) -> Tensor:
                 raise
             y = _twice(moving, given) if len(x) == 1 else None
             if y is None:
-                said = _first_line(e)
+                said = first_line(e)
                 raise InvalidInput(f"the model does not accept inputs of shape {tuple(x.shape)} and {x.dtype}: {said}") from e
         if len(x) == 1 and isinstance(y, Tensor) and (y.dim() != 2 or len(y) != 1):
             y = y if (two := _twice(moving, given)) is None else two
@@ -280,7 +109,7 @@ def gradient(value: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
     except Exception as e:  # whatever a backward pass of the user's own raises
         if is_out_of_memory(e):
             raise
-        raise InvalidInput(f"the gradient of the model's logits cannot be computed: {_first_line(e)}. {_WITHOUT}") from e
+        raise InvalidInput(f"the gradient of the model's logits cannot be computed: {first_line(e)}. {_WITHOUT}") from e
 
 
 _WITHOUT = "The attacks 'square' (on inputs) and 'corners' (on weights) need no gradient"
@@ -297,10 +126,6 @@ def _twice(moving: nn.Module, x: Tensor) -> Tensor | None:
     return y[:1] if isinstance(y, Tensor) and y.dim() == 2 and len(y) == 2 else None
 
 
-def _first_line(e: BaseException) -> str:
-    return next(iter(str(e).strip().splitlines()), "") or type(e).__name__
-
-
 # --- weights for each example ---------------------------------------------------------------------------------------------
 
 Each = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -309,8 +134,6 @@ PROBED = 2
 """Examples on which it is tried how a module can be run with weights for each."""
 MOVED = 0.05
 """How far weights are moved for that, as a part of the largest of their tensor."""
-_WAYS: WeakKeyDictionary[nn.Module, dict[Any, Callable[[nn.Module], Each]]] = WeakKeyDictionary()
-"""What was found, for each module; copies share it with what they are copies of."""
 
 
 def per_sample_logits(moving: nn.Module, copies: int = 1) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
@@ -344,7 +167,7 @@ def logits_of_each(moving: nn.Module) -> Each:
     def chosen(x: Tensor) -> Each:
         key = x.shape[1:], x.dtype, x.device, kinds
         if key not in ways:
-            known = _WAYS.setdefault(moving, {})
+            known = WAYS.setdefault(moving, {})
             if key not in known:
                 with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # a random network may draw
                     known[key] = _way(moving, x[:PROBED])
@@ -495,3 +318,45 @@ def same(logits: Tensor, others: Tensor) -> bool:
     size = finite.max().item() if len(finite) else 0.0
     part = 0.05 if torch.finfo(others.dtype).bits == 16 else 1e-3
     return torch.allclose(logits.double(), others.double(), rtol=0, atol=part * size, equal_nan=True)
+
+
+@contextmanager
+def recording() -> Generator[None]:
+    """Gradients on, whatever mode the caller is in (`no_grad`, `inference_mode`)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def threads(n: int) -> Generator[None]:
+    """So many threads of torch while it lasts.  Raises InvalidInput below 1."""
+    if n < 1:
+        raise InvalidInput(f"threads is {n}; give 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
+    """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
+    moving = twin(model)
+    own = point.scope == "sample" and bool(point.weights)
+    if not own:
+        params = dict(moving.named_parameters())
+        with torch.no_grad():
+            for name, w in point.weights.items():
+                params[name].copy_(w)
+    each = logits_of_each(moving)
+
+    def run(size: int) -> Tensor:
+        count(forward=len(point.x))
+        if not own:  # a copy: the model's first operation may work in place
+            return torch.cat([outputs(moving, part.clone()) for part in point.x.split(size)])
+        parts = (slice(i, i + size) for i in range(0, max(1, len(point.x)), size))
+        return torch.cat([each({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
+
+    with torch.no_grad(), products("highest"):
+        return halving(run, chunk)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.calling import effective, parametrised, twin
-from nonsingular.network.graph import recording, trace
+from nonsingular.network.calling import recording
+from nonsingular.network.copies import effective, parametrised, twin
+from nonsingular.network.dense import trace
 from nonsingular.network.one_logit import OneLogit
 from nonsingular.threat.ball import JointBall
 

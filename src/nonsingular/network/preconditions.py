@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import check_module, outputs, twin
+from nonsingular.network.calling import outputs
+from nonsingular.network.copies import check_module, twin
 from nonsingular.network.margins import check_labels, is_correct
 from nonsingular.network.memory import halving
 from nonsingular.network.one_logit import OneLogit

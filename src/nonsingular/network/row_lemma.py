@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.graph import Dense, check_chain, dense_chain
-from nonsingular.threat.ball import JointBall, Perturbation, Radius, Side, ends, largest
+from nonsingular.network.dense import Dense, dense_chain
+from nonsingular.network.graph import check_chain
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.radius import Radius, Side, ends, largest
 
 
 @dataclass(frozen=True, eq=False)

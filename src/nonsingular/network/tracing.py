@@ -650,3 +650,15 @@ def _at_least(new: torch.dtype, old: torch.dtype) -> bool:
     if not (new.is_floating_point and old.is_floating_point):
         return False
     return torch.finfo(new).eps <= torch.finfo(old).eps and torch.finfo(new).max >= torch.finfo(old).max
+
+
+_ACTIVE: list[Casts] = []
+
+
+def enter_casts(own: torch.dtype, dtype: torch.dtype, module: nn.Module, args: Any) -> None:
+    _ACTIVE.append(Casts(own, dtype))
+    _ACTIVE[-1].__enter__()
+
+
+def leave_casts(module: nn.Module, args: Any, result: Any) -> None:
+    _ACTIVE.pop().__exit__(None, None, None)

@@ -78,7 +78,7 @@ def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]
     from nonsingular.report.radii import fronts
     from nonsingular.report.summary import read
     from nonsingular.report.table import markdown
-    from nonsingular.results.surface import write_atomic
+    from nonsingular.results.files import write_atomic
 
     made: dict[str, str | bytes] = {}
     radii: list[str] = []

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nonsingular.plain import cell
 from nonsingular.report.summary import Model, read
 from nonsingular.results.surface import Surface
-from nonsingular.safety.plain import cell
 
 HEADER = (
     "model", "seed", "eps_x", "eps_w", "kind", "accuracy", "low", "high", "n", "flags", "method", "scope", "data",

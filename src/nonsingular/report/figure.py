@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
 from nonsingular.report.summary import (
     Seeds,
     between,
@@ -36,8 +37,8 @@ from nonsingular.report.summary import (
     seed_count,
     units,
 )
-from nonsingular.results.surface import Surface, write_atomic
-from nonsingular.safety.plain import legible
+from nonsingular.results.files import write_atomic
+from nonsingular.results.surface import Surface
 
 CMAP = matplotlib.colormaps["viridis"]
 BANDS = np.arange(0.0, 101.0, 5.0)

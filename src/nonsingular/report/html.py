@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nonsingular.plain import legible_all
 from nonsingular.report.cards import cards
 from nonsingular.report.compare import statement
 from nonsingular.report.explorer import explorer
@@ -43,7 +44,6 @@ from nonsingular.report.table import (
 )
 from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
-from nonsingular.safety.plain import legible_all
 
 MOST_RISES = 10
 """Rises listed per model, the largest first; the others are in results.json."""

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from nonsingular.safety.plain import legible
+from nonsingular.plain import legible
 
 
 def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from nonsingular.plain import legible
 from nonsingular.report.figure import W_LABEL, plain, style, ticks, under, x_label
 from nonsingular.report.summary import Model, every_surface, how, units
-from nonsingular.safety.plain import legible
 
 LOOKS = (("#0b4f8a", "o", "-"), ("#c8500a", "s", "--"), ("#0a7d5c", "^", "-."), ("#8a4a9e", "D", ":"))
 """Colour, marker and dashes of the lines in turn: apart for every eye, and in grey."""

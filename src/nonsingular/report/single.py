@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nonsingular.report.markup import note, row, section, table, words
 from nonsingular.report.png import address, signed
-from nonsingular.results.surface import wilson
+from nonsingular.results.statistics import wilson
 
 MOST_CLASSES = 20
 """Classes that are listed; of more, those of which least is left."""

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from nonsingular.plain import legible, legible_all
 from nonsingular.report.compare import statement
 from nonsingular.report.single import class_rows
 from nonsingular.report.summary import (
@@ -31,7 +32,6 @@ from nonsingular.report.summary import (
 )
 from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
-from nonsingular.safety.plain import legible, legible_all
 
 
 def model_header(models: Sequence[Model]) -> list[str]:

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import Surface, volume_weights
+from nonsingular.results.statistics import holm, mcnemar, permutation, volume_weights
+from nonsingular.results.surface import Surface
 
-FLIPS = 10_000
-"""Random signs of the differences that the test of the areas draws."""
 LEVEL = 0.05
 
 
@@ -63,11 +62,11 @@ def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
     d = per_example(second) - per_example(first)
     half = 1.959963984540054 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf
     gain = b.mean(2) - a.mean(2)
-    differ = _holm(_mcnemar((b & ~a).sum(2), (a & ~b).sum(2))) < LEVEL
+    differ = holm(mcnemar((b & ~a).sum(2), (a & ~b).sum(2))) < LEVEL
     i, j = np.unravel_index(np.abs(gain).argmax(), gain.shape)
     return Comparison(
         (first.model, second.model), (first.auc, second.auc), float(d.mean()), float(d.mean() - half), float(d.mean() + half),
-        _permutation(d, seed), int((differ & (gain > 0)).sum()), int((differ & (gain < 0)).sum()), gain.size,
+        permutation(d, seed), int((differ & (gain > 0)).sum()), int((differ & (gain < 0)).sum()), gain.size,
         (first.eps_x[j], first.eps_w[i], float(gain[i, j])), len(d),
     )  # fmt: skip
 
@@ -87,32 +86,3 @@ def _outcomes(surface: Surface) -> NDArray[np.bool_]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _permutation(d: NDArray[np.float64], seed: int) -> float:
-    """How often random signs make a mean at least as far from 0, with the one that was seen."""
-    draw, seen, extreme = np.random.default_rng(seed), abs(d.sum()) * (1 - 1e-12), 0
-    for _ in range(0, FLIPS, 500):
-        signs = draw.integers(0, 2, (500, len(d)), dtype=np.int8) * 2.0 - 1
-        extreme += int((np.abs(signs @ d) >= seen).sum())
-    return (extreme + 1) / (FLIPS + 1)
-
-
-def _mcnemar(up: NDArray[np.int64], down: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Two-sided exact probability of a split of up + down discordant pairs as uneven as this one.  McNemar 1947."""
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(1, int((up + down).max())) + 1)))])  # log k!
-    p = np.ones(up.shape)
-    for at in np.ndindex(up.shape):
-        n, k = int(up[at] + down[at]), int(min(up[at], down[at]))
-        j = np.arange(k + 1)
-        p[at] = min(1.0, 2 * np.exp(logs[n] - logs[j] - logs[n - j] - n * np.log(2)).sum())
-    return p
-
-
-def _holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjusted for all tests together.  Holm 1979."""
-    order = p.reshape(-1).argsort()
-    adjusted = np.maximum.accumulate(p.reshape(-1)[order] * np.arange(p.size, 0, -1))
-    out = np.empty(p.size)
-    out[order] = np.minimum(adjusted, 1.0)
-    return out.reshape(p.shape)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
 from nonsingular.results.comparison import per_example
 from nonsingular.results.surface import Surface
-from nonsingular.safety.plain import legible
 
 Kind = Literal["attacked", "certified"]
 

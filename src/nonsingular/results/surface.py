@@ -6,81 +6,23 @@ No torch here: tables, pictures and pages need this module alone.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
-import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import nonsingular
 from nonsingular.errors import InvalidInput
+from nonsingular.results.statistics import volume, wilson
 
 CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", "train.json", "events.jsonl", "results.json"
 """The files of a run directory."""
-POINTS = 11
-"""Points of an axis that is given by its largest radius alone."""
 FORMAT = 1
 """Version of every file that this module writes, and of what the catalog's attacks do: a new one makes old cells run again."""
-
-
-def wilson(successes: NDArray[Any] | int, n: int, z: float = 1.959963984540054) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Wilson score interval of a proportion (default: 95 %).  Wilson 1927, doi:10.2307/2276774.
-
-    >>> lo, hi = wilson(0, 10); float(lo), round(float(hi), 4)
-    (0.0, 0.2775)
-    """
-    p = np.asarray(successes) / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)
-
-
-def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float]) -> float:
-    """Mean of a surface over its grid by the trapezoid rule: in [0, 1] for an accuracy.
-
-    values: (len(eps_w), len(eps_x)).  An axis of one point counts with weight 1.
-    """
-    w = volume_weights(eps_w, eps_x)
-    return float((w * values).sum() / w.sum())
-
-
-def volume_weights(eps_w: Sequence[float], eps_x: Sequence[float]) -> NDArray[Any]:
-    """(len(eps_w), len(eps_x)) the weights of the trapezoid rule, up to a factor."""
-
-    def weights(axis: Sequence[float]) -> NDArray[Any]:
-        if len(axis) == 1:
-            return np.ones(1)
-        steps = np.diff(np.asarray(axis, dtype=float))
-        return np.concatenate([[0], steps / 2]) + np.concatenate([steps / 2, [0]])
-
-    return np.outer(weights(eps_w), weights(eps_x))
-
-
-def axis(radii: float | Sequence[float], name: str) -> tuple[float, ...]:
-    """The radii of one axis of the grid: as given, or from 0 to the given one in 11 equal steps.
-
-    Raises InvalidInput unless they are finite, 0 or larger, and strictly increasing.
-
-    >>> axis(0.2, "eps_x")[:3]
-    (0.0, 0.02, 0.04)
-    """
-    if isinstance(radii, Sequence) or getattr(radii, "ndim", 0):
-        values = [float(r) for r in cast(Sequence[float], radii)]
-    else:
-        top = float(cast(float, radii))
-        values = [float(f"{top * i / (POINTS - 1):.12g}") for i in range(POINTS)] if top else [0.0]
-    if not values or not all(np.isfinite(values)) or min(values) < 0:
-        raise InvalidInput(f"{name} is {radii}; give radii that are finite and 0 or larger")
-    if any(b <= a for a, b in pairwise(values)):
-        raise InvalidInput(f"{name} is {radii}; give radii in strictly increasing order")
-    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -267,83 +209,4 @@ class Surface:
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """The contour of this surface as a matplotlib figure; written to `path` (png, svg, pdf) if given."""
-        from nonsingular.report.figure import contours
-
-        return contours({self.model: [self]}, path=path)
-
-
-class Log:
-    """Append-only file of JSON lines, each with a checksum; a last line torn by an interruption is dropped when it is read.
-
-    One key is written once; who runs again finds what is already there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        lines = self.path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if not line:
-                continue
-            entry = _parse(line)
-            if entry is not None:
-                yield entry
-            elif number < len(lines):  # only the last line can be torn by an interruption
-                raise InvalidInput(f"{self.path}: line {number} is damaged; delete that line and run again to redo it")
-
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one entry and flush it to disk.  An OSError names the file."""
-        body = json.dumps(entry, sort_keys=True)
-        line = json.dumps({"crc": zlib.crc32(body.encode()), "entry": entry}, sort_keys=True)
-        with _named(self.path), self.path.open("a+b") as f:
-            f.seek(max(0, f.tell() - 1))
-            if f.read(1) not in (b"", b"\n"):  # torn by an interruption
-                f.seek(0)
-                whole, newline, tail = f.read().rpartition(b"\n")
-                if _parse(tail) is None:
-                    f.truncate(len(whole) + len(newline))
-                else:  # only its newline is missing
-                    f.write(b"\n")
-            f.write(line.encode() + b"\n")
-            f.flush()
-            os.fsync(f.fileno())
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        whole = json.loads(line)
-        if zlib.crc32(json.dumps(whole["entry"], sort_keys=True).encode()) == whole["crc"]:
-            return whole["entry"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return None
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: an interruption leaves the old file as it was.  An OSError names the file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _named(path):
-        try:
-            part.write_bytes(data.encode() if isinstance(data, str) else data)
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def _named(path: Path) -> Generator[None]:
-    """The system does not say which file a failed write was for."""
-    try:
-        yield
-    except OSError as e:
-        e.filename = str(path)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities are refused rather than written as invalid JSON."""
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+        return nonsingular.contours({self.model: [self]}, path=path)

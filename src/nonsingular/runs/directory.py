@@ -23,7 +23,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import CONFIG, FORMAT, RESULTS, Surface, write_atomic
+from nonsingular.results.files import write_atomic
+from nonsingular.results.surface import CONFIG, FORMAT, RESULTS, Surface
 from nonsingular.settings import Settings, checked, read_config, to_yaml
 
 LOCK = ".lock"

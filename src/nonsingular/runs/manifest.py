@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import write_atomic
+from nonsingular.results.files import write_atomic
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 _LEFT_OUT = {MANIFEST, SIGNATURE, ".lock"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.plain import legible, legible_all
+from nonsingular.plain import legible, legible_all
 
 Tracker = Callable[[Mapping[str, Any], Path], None]
 """(results, run directory with its pictures) -> nothing."""

@@ -6,11 +6,9 @@ and every W' with |W' - W| <= eps_w, element by element, together; here any box 
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -18,6 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
+from nonsingular.threat.interval import Interval, box_around
+from nonsingular.threat.radius import (
+    Radius,
+    Side,
+    broadcasts,
+    check_shape,
+    checked_radius,
+    comparable,
+    ends,
+    largest,
+    times,
+    told,
+)
 
 Scope = Literal["sample", "batch", "dataset"]
 """Who shares the perturbed weights W'.
@@ -36,56 +47,6 @@ def check_scope(scope: str) -> None:
 
 Moves = Literal["weights", "all"]
 """Which parameters a single radius `eps_w` moves: those of two or more dimensions (matrices, kernels), or every one."""
-
-Side = float | Tensor
-"""How far one end of a box is from its centre: one number for all of a tensor, or a tensor that broadcasts to its shape."""
-Radius = Side | tuple[Side, Side]
-"""How far a tensor moves either way; a pair (below, above) is the box [W - below, W + above].
-
-For a kernel of shape (C, D, H, W), shape (C, 1, 1, 1) gives each output channel its own radius, the full shape each element.
-For inputs of shape (C, H, W), shape (C, 1, 1) gives each channel its own, and a mask times a radius moves a part of the pixels.
-"""
-
-
-def ends(radius: Radius) -> tuple[Side, Side]:
-    """(below, above): the distances of the two ends of the box; one object twice for a symmetric box."""
-    return radius if isinstance(radius, tuple) else (radius, radius)
-
-
-def largest(radius: Radius) -> float:
-    """The largest distance of an end: the radius of the smallest uniform ball around the box."""
-    return max(side.max().item() if isinstance(side, Tensor) else side for side in ends(radius))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The box of all tensors t with lo <= t <= hi, element by element."""
-
-    lo: Tensor
-    hi: Tensor
-
-    def contains(self, t: Tensor) -> bool:
-        """True if every element of `t` lies in the box; NaN never does."""
-        return bool(((t >= self.lo) & (t <= self.hi)).all())
-
-    def project_(self, t: Tensor) -> Tensor:
-        """The nearest point of the box, written into `t`."""
-        return torch.clamp(t, self.lo, self.hi, out=t)
-
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """One uniform draw from the box."""
-        u = torch.rand(self.lo.shape, generator=generator, dtype=self.lo.dtype, device=self.lo.device)
-        return torch.clamp(self.lo + u * (self.hi - self.lo), self.lo, self.hi)
-
-
-def told(radius: Radius) -> Any:
-    """A radius as JSON: a number, or the shape, the largest value and a hash of a tensor."""
-    if isinstance(radius, tuple):
-        return {"below": told(radius[0]), "above": told(radius[1])}
-    if isinstance(radius, Tensor):
-        values = radius.detach().cpu().double().contiguous().numpy()
-        return {"shape": list(radius.shape), "largest": largest(radius), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
-    return radius
 
 
 @dataclass(frozen=True)
@@ -135,8 +96,8 @@ class JointBall:
     def _key(self) -> tuple[Any, ...]:
         """What makes two balls the same, without tensors."""
         eps_w = self.eps_w
-        named = frozenset((n, *map(_plain, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
-        return tuple(map(_plain, ends(self.eps_x))), named, self.domain, self.moves, self.relative
+        named = frozenset((n, *map(comparable, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
+        return tuple(map(comparable, ends(self.eps_x))), named, self.domain, self.moves, self.relative
 
     def __reduce__(self) -> tuple[Any, ...]:
         eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w
@@ -144,8 +105,8 @@ class JointBall:
 
     def scaled(self, x: float, w: float) -> JointBall:
         """The ball with the input radius times `x` and every weight radius times `w`."""
-        eps_w = {k: _times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
-        return replace(self, eps_x=_times(self.eps_x, x), eps_w=eps_w)
+        eps_w = {k: times(r, w) for k, r in self.eps_w.items()} if isinstance(self.eps_w, Mapping) else self.eps_w * w
+        return replace(self, eps_x=times(self.eps_x, x), eps_w=eps_w)
 
     @property
     def moves_inputs(self) -> bool:
@@ -169,7 +130,7 @@ class JointBall:
         """`ends` of eps_x on the device of the inputs `x`.  Raises InvalidInput if these have another shape."""
         shape = tuple(x.shape[1:])
         for side in ends(self.eps_x):
-            if isinstance(side, Tensor) and not _broadcasts(side, shape):
+            if isinstance(side, Tensor) and not broadcasts(side, shape):
                 raise InvalidInput(
                     f"eps_x has shape {tuple(side.shape)}, which does not broadcast to the shape of one input, {shape}; "
                     "give that shape, or 1 in the dimensions that share a radius"
@@ -223,7 +184,7 @@ class JointBall:
         """
         self.check_domain(x)
         x = x.detach()
-        box = _box(x, *self._input_sides(x), outward)
+        box = box_around(x, *self._input_sides(x), outward)
         if self.domain is None:
             return box
         first, last = self.domain
@@ -242,7 +203,7 @@ class JointBall:
                 raise InvalidInput(f"eps_w names no parameter of this model: {unknown}; it has {sorted(params)}")
             chosen = dict(self.eps_w)
             for name, radius in chosen.items():
-                _check_shape(name, radius, params[name].shape)
+                check_shape(name, radius, params[name].shape)
         else:
             chosen = {name: self.eps_w for name, p in params.items() if self.moves == "all" or p.dim() >= 2}
         chosen = {name: r for name, r in chosen.items() if largest(r) > 0}
@@ -250,7 +211,7 @@ class JointBall:
             _check_moves(name, params[name])
         if not self.relative:
             return chosen
-        scaled = {name: _times(r, _largest(name, params[name])) for name, r in chosen.items()}
+        scaled = {name: times(r, _largest(name, params[name])) for name, r in chosen.items()}
         return {name: r for name, r in scaled.items() if largest(r) > 0}
 
     def weight_boxes(self, params: Mapping[str, Tensor], *, outward: bool = False) -> dict[str, Interval]:
@@ -258,39 +219,8 @@ class JointBall:
         found: dict[str, Interval] = {}
         for name, radius in self.radii(params).items():
             _largest(name, p := params[name].detach())
-            found[name] = _box(p, *ends(radius), outward)
+            found[name] = box_around(p, *ends(radius), outward)
         return found
-
-
-def _box(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
-    """[p - below, p + above] in the dtype of `p`, each end rounded away from `p` or, by default, towards it."""
-    return Interval(-_end(-p, below, outward), _end(p, above, outward))
-
-
-def _end(p: Tensor, radius: Side, outward: bool) -> Tensor:
-    """p + radius in the dtype of `p`: the smallest number that is not below it, or the largest that is not above it."""
-    a, r = p.double(), torch.as_tensor(radius, dtype=torch.float64, device=p.device)
-    s = a + r  # to nearest: a number of `p`'s dtype on one side of s is on that side of a + r, too
-    t = s.to(p.dtype)
-    over = t.double() - s
-    bad = over < 0 if outward else over > 0
-    if bool((same := over == 0).any()):
-        b = s - a
-        rest = (a - (s - b)) + (r - b)  # a + r = s + rest exactly (Knuth, The Art of Computer Programming, 4.2.2)
-        bad |= same & (rest > 0 if outward else rest < 0)
-    return _moved(t, bad, up=outward)
-
-
-def _moved(t: Tensor, at: Tensor, *, up: bool) -> Tensor:
-    """`t` with its numbers at `at` replaced by their neighbours, above or below.  Patterns of bits grow away from 0."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
-    bits = t.contiguous().view(whole)
-    away = (bits >> torch.iinfo(whole).bits - 1) | 1  # 1 for numbers above 0, -1 below
-    moved = (bits + at * (away if up else -away)).view(t.dtype)
-    if bool((zero := at & (t == 0)).any()):
-        least = torch.tensor(1 if up else torch.iinfo(whole).min + 1, dtype=whole, device=t.device).view(t.dtype)
-        moved = torch.where(zero, least, moved)
-    return moved
 
 
 def check_parameter(name: str, p: Tensor) -> None:
@@ -323,66 +253,6 @@ def _largest(name: str, p: Tensor) -> float:
     return largest
 
 
-def checked_radius(name: str, radius: Any) -> Radius:
-    """A copy of a radius in its simplest form.  Raises InvalidInput if it is none."""
-    if not isinstance(radius, tuple):
-        return _checked_side(name, radius)
-    if len(radius) != 2:
-        raise InvalidInput(f"{name} is a tuple of {len(radius)}; a pair is (below, above)")
-    below, above = (_checked_side(f"{name}[{i}]", side) for i, side in enumerate(radius))
-    if isinstance(below, Tensor) and isinstance(above, Tensor):
-        try:
-            torch.broadcast_shapes(below.shape, above.shape)
-        except RuntimeError:
-            raise InvalidInput(
-                f"{name} is a pair of shapes {tuple(below.shape)} and {tuple(above.shape)}, which do not fit together"
-            ) from None
-    return below if _plain(below) == _plain(above) else (below, above)
-
-
-def _checked_side(name: str, side: Any) -> Side:
-    if not isinstance(side, Tensor) and getattr(side, "ndim", 0) and hasattr(side, "__array__"):
-        try:
-            side = torch.as_tensor(side)
-        except (TypeError, ValueError, RuntimeError):
-            raise InvalidInput(f"{name} is an array of {getattr(side, 'dtype', 'objects')}; give real numbers") from None
-    if isinstance(side, Tensor) and side.dim():
-        if not side.numel() or side.is_complex():
-            raise InvalidInput(
-                f"{name} is a tensor of shape {tuple(side.shape)} and {side.dtype}; give real numbers, one or more"
-            )
-        with torch.inference_mode(False):
-            side = side.detach().to("cpu", torch.float64)
-            bad = side[~(torch.isfinite(side) & (side >= 0))]
-            _checked_number(name, bad[0].item() if len(bad) else 0.0)
-            return side.abs().contiguous()  # a copy; without -0
-    try:
-        number = float(side)
-    except (TypeError, ValueError):
-        raise InvalidInput(f"{name} is {side!r}; give a number, a tensor, or a pair (below, above) of these") from None
-    _checked_number(name, number)
-    return number
-
-
-def _checked_number(name: str, radius: float) -> None:
-    if not (math.isfinite(radius) and radius >= 0):
-        raise InvalidInput(f"{name} is {radius}; a radius must be a finite number that is 0 or larger")
-
-
-def _check_shape(name: str, radius: Radius, shape: torch.Size) -> None:
-    for side in ends(radius):
-        if isinstance(side, Tensor) and not _broadcasts(side, tuple(shape)):
-            raise InvalidInput(
-                f"eps_w['{name}'] has shape {tuple(side.shape)}, which does not broadcast to the parameter's shape "
-                f"{tuple(shape)}; give that shape, or 1 in the dimensions that share a radius"
-            )
-
-
-def _broadcasts(side: Tensor, shape: tuple[int, ...]) -> bool:
-    own = tuple(side.shape)
-    return len(own) <= len(shape) and all(a in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False))
-
-
 def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
     """How far beyond a border, relative to the size of the domain, an input that was computed from a number at it may lie.
 
@@ -396,81 +266,3 @@ def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
     narrower = (torch.bfloat16, torch.float16, torch.float32) if dtype == torch.float64 else ()
     computed = next((t for t in narrower if has(t, value)), dtype)
     return 0.0 if has(computed, border) else 4 * torch.finfo(computed).eps
-
-
-def _times(radius: Radius, factor: float) -> Radius:
-    if isinstance(radius, tuple):
-        return radius[0] * factor, radius[1] * factor
-    return radius * factor
-
-
-def _plain(side: Side) -> Any:
-    """A value that hashes, equal for equal sides."""
-    return (tuple(side.shape), side.numpy().tobytes()) if isinstance(side, Tensor) else side
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """A point of the joint ball: perturbed inputs and the perturbed values of the tensors that moved.
-
-    x: (B, *input).  weights: name -> tensor of the parameter's shape, or (B, *shape) in scope "sample".
-    Unpacks as `x_adv, w_adv = perturbation`.
-    """
-
-    x: Tensor
-    weights: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    scope: Scope = "batch"
-
-    def __iter__(self) -> Iterator[Tensor | Mapping[str, Tensor]]:
-        return iter((self.x, self.weights))
-
-    def part(self, at: Tensor | slice) -> Perturbation:
-        """That of some of its examples; a W' that all share stays as it is."""
-        own = self.scope == "sample"
-        return Perturbation(self.x[at], {n: w[at] if own else w for n, w in self.weights.items()}, self.scope)
-
-    @staticmethod
-    def joined(parts: Sequence[Perturbation]) -> Perturbation:
-        """One of examples that were attacked apart, in their order: of scope sample, unless there is one part."""
-        first, *others = parts
-        if not others:
-            return first
-        weights = {n: torch.cat([p.weights[n] for p in parts]) for n in first.weights}
-        return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
-
-    def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
-        """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
-
-        What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
-        Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
-        """
-        params = dict(model.named_parameters())
-        boxes = ball.weight_boxes(params)
-        own = (len(x),) if self.scope == "sample" else ()
-        inputs = None if self.x.shape != x.shape else _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
-        if inputs is None:
-            raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
-        if fixed := sorted(set(self.weights) - set(boxes)):
-            raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
-        found: dict[str, Tensor] = {}
-        for name, w in self.weights.items():
-            shaped = w.shape == (*own, *params[name].shape)
-            inside = _within(w, boxes[name], partial(_wide, ball, params, name)) if shaped else None
-            if inside is None:
-                raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
-            found[name] = inside
-        same = inputs is self.x and all(w is self.weights[name] for name, w in found.items())
-        return self if same else Perturbation(inputs, found, self.scope)
-
-
-def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
-    return ball.weight_boxes(params, outward=True)[name]
-
-
-def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:
-    """`t` in the box: moved there from the wide one; None from further away."""
-    return t if box.contains(t) else torch.clamp(t, box.lo, box.hi) if wide().contains(t) else None
-
-
-Attack = Callable[..., Perturbation]
-"""(model, x, y, ball, *, scope) -> a point of the ball.  With an argument `start`, a point of the ball, it begins there, too."""

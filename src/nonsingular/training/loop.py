@@ -16,7 +16,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.models.checkpoints import fit_weights
 from nonsingular.models.weights import read_tensors
 from nonsingular.network.margins import is_correct
-from nonsingular.results.surface import write_atomic
+from nonsingular.results.files import write_atomic
 from nonsingular.training.objectives import Objective
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -23,10 +23,11 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_ascent
 from nonsingular.bounds.theorem import tau, zeta_printed
 from nonsingular.errors import InvalidInput
-from nonsingular.network.graph import dense_chain
+from nonsingular.network.dense import dense_chain
 from nonsingular.network.margins import cross_entropy
 from nonsingular.network.row_lemma import shifts
-from nonsingular.threat.ball import JointBall, Radius
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.radius import Radius
 
 Loss = Callable[[Tensor, Tensor, float, Generator], Tensor]
 """(x (B, *input), y (B,), progress in [0, 1], generator) -> scalar."""

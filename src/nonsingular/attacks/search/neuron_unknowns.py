@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.attacks.search.unknowns import Space, leaky
-from nonsingular.network.graph import Dense
+from nonsingular.network.dense import Dense
 from nonsingular.network.row_lemma import Shifts, shifts
-from nonsingular.threat.ball import JointBall, Perturbation, largest
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.radius import largest
 
 
 @dataclass(frozen=True, eq=False)

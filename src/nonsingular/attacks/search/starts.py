@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import check_module, logits_of_each, outputs, twin
+from nonsingular.network.calling import logits_of_each, outputs
+from nonsingular.network.copies import check_module, twin
 from nonsingular.network.margins import check_labels, is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
-from nonsingular.threat.ball import JointBall, Perturbation, Scope, check_scope
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.perturbation import Perturbation
 
 Logits = Callable[[Tensor], Tensor]
 """(R B, *input) -> (R B, K): row r B + b is example b."""

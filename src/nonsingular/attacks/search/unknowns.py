@@ -15,7 +15,8 @@ from torch import Tensor
 from nonsingular.network.calling import gradient
 from nonsingular.network.margins import margins
 from nonsingular.network.passes import count
-from nonsingular.threat.ball import Interval, Perturbation
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 LEAK = 0.001
 """What is added to the derivative of every activation: enough to give an inactive neuron a sign, too little to outvote others."""

@@ -16,11 +16,14 @@ from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.attacks.search.unknowns import LEAK, Loss, Space, leaky, scaled
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.calling import Each, logits_of_each, twin
+from nonsingular.network.calling import Each, logits_of_each
+from nonsingular.network.copies import twin
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.operators import Activation
 from nonsingular.network.row_lemma import of_each
-from nonsingular.threat.ball import Interval, JointBall, Perturbation
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nonsingular.data.readers.images import decode, extra
 from nonsingular.data.readers.raw import Arrays, Part, Raw, by_part, inputs, labels, numbered
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import check_size
+from nonsingular.untrusted import check_size
 
 SUFFIXES = (".parquet", ".arrow")
 LABELS = ("label", "labels", "target", "y")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nonsingular.data.readers.raw import Arrays, Part, Raw, part_of
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import check_size, most
+from nonsingular.untrusted import check_size, most
 
 IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nonsingular.data.readers.raw import NAMED, Arrays, Part, Raw
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import check_size
+from nonsingular.untrusted import check_size
 
 log = logging.getLogger("nonsingular")
 

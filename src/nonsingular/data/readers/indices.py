@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nonsingular.data.readers.npz import UNREADABLE
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import check_array
+from nonsingular.untrusted import check_array
 
 MOST = 2**28
 """Bytes of a file of indices that are read."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nonsingular.data.readers.raw import Arrays, Part, Raw, examples
 from nonsingular.errors import InvalidInput
-from nonsingular.safety.untrusted import check_array, entries
+from nonsingular.untrusted import check_array, entries
 
 UNREADABLE = (
     OSError, EOFError, TypeError, ValueError, KeyError, IndexError, MemoryError, OverflowError, NotImplementedError, RuntimeError,

@@ -1,0 +1,75 @@
+"""statistics.py - intervals, areas under surfaces, and paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def wilson(successes: NDArray[Any] | int, n: int, z: float = 1.959963984540054) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Wilson score interval of a proportion (default: 95 %).  Wilson 1927, doi:10.2307/2276774.
+
+    >>> lo, hi = wilson(0, 10); float(lo), round(float(hi), 4)
+    (0.0, 0.2775)
+    """
+    p = np.asarray(successes) / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)
+
+
+def volume(values: NDArray[Any], eps_w: Sequence[float], eps_x: Sequence[float]) -> float:
+    """Mean of a surface over its grid by the trapezoid rule: in [0, 1] for an accuracy.
+
+    values: (len(eps_w), len(eps_x)).  An axis of one point counts with weight 1.
+    """
+    w = volume_weights(eps_w, eps_x)
+    return float((w * values).sum() / w.sum())
+
+
+def volume_weights(eps_w: Sequence[float], eps_x: Sequence[float]) -> NDArray[Any]:
+    """(len(eps_w), len(eps_x)) the weights of the trapezoid rule, up to a factor."""
+
+    def weights(axis: Sequence[float]) -> NDArray[Any]:
+        if len(axis) == 1:
+            return np.ones(1)
+        steps = np.diff(np.asarray(axis, dtype=float))
+        return np.concatenate([[0], steps / 2]) + np.concatenate([steps / 2, [0]])
+
+    return np.outer(weights(eps_w), weights(eps_x))
+
+
+FLIPS = 10_000
+"""Random signs of the differences that the test of the areas draws."""
+
+
+def permutation(d: NDArray[np.float64], seed: int) -> float:
+    """How often random signs make a mean at least as far from 0, with the one that was seen."""
+    draw, seen, extreme = np.random.default_rng(seed), abs(d.sum()) * (1 - 1e-12), 0
+    for _ in range(0, FLIPS, 500):
+        signs = draw.integers(0, 2, (500, len(d)), dtype=np.int8) * 2.0 - 1
+        extreme += int((np.abs(signs @ d) >= seen).sum())
+    return (extreme + 1) / (FLIPS + 1)
+
+
+def mcnemar(up: NDArray[np.int64], down: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Two-sided exact probability of a split of up + down discordant pairs as uneven as this one.  McNemar 1947."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(1, int((up + down).max())) + 1)))])  # log k!
+    p = np.ones(up.shape)
+    for at in np.ndindex(up.shape):
+        n, k = int(up[at] + down[at]), int(min(up[at], down[at]))
+        j = np.arange(k + 1)
+        p[at] = min(1.0, 2 * np.exp(logs[n] - logs[j] - logs[n - j] - n * np.log(2)).sum())
+    return p
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjusted for all tests together.  Holm 1979."""
+    order = p.reshape(-1).argsort()
+    adjusted = np.maximum.accumulate(p.reshape(-1)[order] * np.arange(p.size, 0, -1))
+    out = np.empty(p.size)
+    out[order] = np.minimum(adjusted, 1.0)
+    return out.reshape(p.shape)

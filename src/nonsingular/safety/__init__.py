@@ -1,1 +1,0 @@
-"""What a file may say, and how its text is shown."""

@@ -1,0 +1,80 @@
+"""perturbation.py - a point of the joint ball, and who shares its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.interval import Interval
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A point of the joint ball: perturbed inputs and the perturbed values of the tensors that moved.
+
+    x: (B, *input).  weights: name -> tensor of the parameter's shape, or (B, *shape) in scope "sample".
+    Unpacks as `x_adv, w_adv = perturbation`.
+    """
+
+    x: Tensor
+    weights: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scope: Scope = "batch"
+
+    def __iter__(self) -> Iterator[Tensor | Mapping[str, Tensor]]:
+        return iter((self.x, self.weights))
+
+    def part(self, at: Tensor | slice) -> Perturbation:
+        """That of some of its examples; a W' that all share stays as it is."""
+        own = self.scope == "sample"
+        return Perturbation(self.x[at], {n: w[at] if own else w for n, w in self.weights.items()}, self.scope)
+
+    @staticmethod
+    def joined(parts: Sequence[Perturbation]) -> Perturbation:
+        """One of examples that were attacked apart, in their order: of scope sample, unless there is one part."""
+        first, *others = parts
+        if not others:
+            return first
+        weights = {n: torch.cat([p.weights[n] for p in parts]) for n in first.weights}
+        return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
+
+    def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
+        """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
+
+        What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
+        Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
+        """
+        params = dict(model.named_parameters())
+        boxes = ball.weight_boxes(params)
+        own = (len(x),) if self.scope == "sample" else ()
+        inputs = None if self.x.shape != x.shape else _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
+        if inputs is None:
+            raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
+        if fixed := sorted(set(self.weights) - set(boxes)):
+            raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
+        found: dict[str, Tensor] = {}
+        for name, w in self.weights.items():
+            shaped = w.shape == (*own, *params[name].shape)
+            inside = _within(w, boxes[name], partial(_wide, ball, params, name)) if shaped else None
+            if inside is None:
+                raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
+            found[name] = inside
+        same = inputs is self.x and all(w is self.weights[name] for name, w in found.items())
+        return self if same else Perturbation(inputs, found, self.scope)
+
+
+def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
+    return ball.weight_boxes(params, outward=True)[name]
+
+
+def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:
+    """`t` in the box: moved there from the wide one; None from further away."""
+    return t if box.contains(t) else torch.clamp(t, box.lo, box.hi) if wide().contains(t) else None
+
+
+Attack = Callable[..., Perturbation]
+"""(model, x, y, ball, *, scope) -> a point of the ball.  With an argument `start`, a point of the ball, it begins there, too."""
