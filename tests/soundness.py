@@ -27,9 +27,9 @@ from nonsingular.bounds.branch import Search
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds
 from nonsingular.network.calling import recording
-from nonsingular.network.copies import twin
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
+from nonsingular.network.network import twin
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 

@@ -21,9 +21,10 @@ import nonsingular as ns
 from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network import calling
 from nonsingular.network.calling import _at_once, _at_once_doubled, _one_by_one, _way, logits_at, logits_of_each
-from nonsingular.network.copies import WAYS, twin
 from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.network import network_of, twin
 
 N, T, C, K = 3, 3, 4, 3
 """Examples, and the shape (T, C) of one: a sequence of T vectors, or an image of one channel after unsqueeze."""
@@ -270,13 +271,16 @@ def test_surface(name: str, scope: Any) -> None:
         ("buffers updated", _one_by_one),
     ],
 )  # fmt: skip
-def test_the_way_is_chosen_once(name: str, way: Any) -> None:
+def test_the_way_is_chosen_once(name: str, way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = built(name)
     assert _way(twin(model), x) is way
-    first, second = logits_of_each(twin(model)), logits_of_each(twin(model))
+    network = network_of(model)
     weights = {n: p.detach().expand(N, *p.shape) for n, p in model.named_parameters()}
-    torch.testing.assert_close(first(weights, x), second(weights, x))
-    assert list(WAYS[model].values()) == [way]  # both copies asked the same table
+    tried: list[Any] = []
+    monkeypatch.setattr(calling, "_way", lambda *args: tried.append(_way(*args)) or tried[-1])
+    first, second = (logits_of_each(network)(weights, x) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert tried == [way]
 
 
 @pytest.mark.parametrize("name", ["scalar factor", "transformer encoder", "tied", "batch norm", "position of shape (1, T, C)"])

@@ -22,9 +22,9 @@ from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import mlp
 from nonsingular.network.calling import logits_at
-from nonsingular.network.copies import twin
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.network import twin
 from nonsingular.network.operators import RULES
 from nonsingular.network.tracing import PROBES
 from nonsingular.threat.ball import JointBall

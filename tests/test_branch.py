@@ -11,8 +11,8 @@ from nonsingular.bounds.linear import crown
 from nonsingular.errors import UnsupportedModel
 from nonsingular.models.architectures import mlp
 from nonsingular.network.calling import logits_at
-from nonsingular.network.copies import twin
 from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.network import twin
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.perturbation import Perturbation
 from sampling import first

@@ -18,8 +18,8 @@ from nonsingular.certificates.radii import Front, certified_front, certified_rad
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.network.calling import logits_at
-from nonsingular.network.copies import twin
 from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.network import twin
 from nonsingular.threat.ball import JointBall
 
 

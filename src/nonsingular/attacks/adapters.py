@@ -1,4 +1,4 @@
-"""plugged.py - input attacks of Foolbox and torchattacks, where installed, as attacks of this library.
+"""adapters.py - input attacks of Foolbox and torchattacks, where installed, as attacks of this library.
 
 They see a copy of the network at fixed weights and return inputs; what they claim is not used.  Their result is projected onto
 the ball, and kept for an example where its margin is below that of the point to begin with.
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import outputs, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
+from nonsingular.network.network import Network
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.perturbation import Perturbation
 
@@ -138,7 +138,7 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
                     ]
                 )
             with torch.no_grad():
-                reached = nearest(frozen(twin(model), point.weights, each=each, chunk=1024)(found), y)
+                reached = nearest(frozen(model, point.weights, each=each, chunk=1024)(found), y)
                 found = torch.where(spread(reached < margin, x), found, point.x)
             return Perturbation(found, point.weights, scope).check(model, x, ball)
 
@@ -147,17 +147,14 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
 
 
 def _attacked(
-    foreign: Foreign, model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, ball: JointBall, eps: float
+    foreign: Foreign, network: Network, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, ball: JointBall, eps: float
 ) -> Tensor:  # fmt: skip
     """What the foreign attack finds at these weights, projected onto the ball; x where it is not a number."""
-    moving, box = twin(model), ball.input_box(x)
-    params = dict(moving.named_parameters())
-    with torch.no_grad():
-        for name, w in weights.items():
-            params[name].copy_(w)
+    box = ball.input_box(x)
     lo, hi = ball.domain or (box.lo.min().item(), box.hi.max().item())
     u = ((x.detach() - lo) / (hi - lo)).clamp_(0, 1)
-    found = foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), eps / (hi - lo)).detach().to(x)
+    with network.lent(weights) as moving:
+        found = foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), eps / (hi - lo)).detach().to(x)
     found = torch.where(torch.isfinite(found), found * (hi - lo) + lo, x)
     return box.project_(found)
 

@@ -17,7 +17,6 @@ from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import logits_at, outputs, products, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels
 from nonsingular.network.row_lemma import of_each
@@ -54,8 +53,7 @@ def apgd(
         given = {} if steps is None else {"steps": steps}
         return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)
     with recording(), torch.no_grad():
-        replica = twin(model)
-        check_labels(y, len(x), outputs(replica, x[:1].clone()).shape[1] if len(x) else 0)
+        check_labels(y, len(x), outputs(model, x[:1].clone()).shape[1] if len(x) else 0)
         x, y = x.detach().clone(), y.long().clone()
         space = _space(model, x, y, ball)
         known = [Perturbation(x, scope="sample")]
@@ -65,7 +63,7 @@ def apgd(
         generator = generator or torch.Generator(x.device).manual_seed(0)
         with products("medium"):
             v = search(space, _begin(space, start), budget, generator)
-        return _best(replica, y, space, v, known).check(model, x, ball)
+        return _best(model, y, space, v, known).check(model, x, ball)
 
 
 def _space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Space:

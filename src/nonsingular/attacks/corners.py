@@ -19,7 +19,6 @@ from nonsingular.attacks.search.starts import checked_start, frozen, nearest, sp
 from nonsingular.attacks.square import share
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.calling import logits_of_each, outputs, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, is_correct
 from nonsingular.network.passes import count
@@ -56,13 +55,13 @@ def corners(
     with recording(), torch.no_grad():
         model = classifier(model, x, ball)
         point, y = checked_start(model, x, ball, scope, start), y.long()
-        moving = twin(model)
-        check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)
-        boxes = ball.weight_boxes(dict(moving.named_parameters()))
+        check_labels(y, len(x), outputs(model, x[:1].clone()).shape[1] if len(x) else 0)
+        boxes = ball.weight_boxes(dict(model.named_parameters()))
         search = _Search(draws, steps, generator or torch.Generator(x.device).manual_seed(0))
         if scope != "sample":
-            return _shared(moving, x, y, boxes, point, search, chunk).check(model, x, ball)
-        run = _chooser(model, moving, x, ball, boxes)
+            with model.lent() as moving:
+                return _shared(moving, x, y, boxes, point, search, chunk).check(model, x, ball)
+        run = _chooser(model, x, ball, boxes)
         at_once = max(1, min(chunk, AT_ONCE // max(1, sum(box.lo.numel() for box in boxes.values()))))
         parts: list[Perturbation] = []
         for at in torch.arange(len(x), device=x.device).split(at_once):
@@ -106,19 +105,19 @@ Run = Callable[[Perturbation, Tensor, "_Search"], Mapping[str, Tensor]]
 """(where to begin, labels, search) -> weights (B, *shape)."""
 
 
-def _chooser(model: nn.Module, moving: nn.Module, x: Tensor, ball: JointBall, boxes: Mapping[str, Interval]) -> Run:
+def _chooser(model: nn.Module, x: Tensor, ball: JointBall, boxes: Mapping[str, Interval]) -> Run:
     """The search over neurons where the network is dense, else over weights."""
     try:
         return partial(_over_neurons, shifts(model, ball, x), ball)
     except UnsupportedModel:
-        return partial(_over_weights, moving, boxes)
+        return partial(_over_weights, model, boxes)
 
 
 def _over_weights(
-    moving: nn.Module, boxes: Mapping[str, Interval], begin: Perturbation, y: Tensor, search: _Search
+    model: nn.Module, boxes: Mapping[str, Interval], begin: Perturbation, y: Tensor, search: _Search
 ) -> dict[str, Tensor]:
-    params = dict(moving.named_parameters())
-    each = logits_of_each(moving)
+    params = dict(model.named_parameters())
+    each = logits_of_each(model)
 
     def score(tensors: Sequence[Tensor], rows: Tensor) -> Tensor:
         count(forward=len(rows))
@@ -151,7 +150,7 @@ def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, r
     params = dict(model.named_parameters())
     W = {n: params[n].detach().expand(len(y), *params[n].shape) for n in reached}
     points = [(begin.x, reached), (begin.x, {**W, **begin.weights}), (begin.x, W), (x, W)]
-    values = [nearest(frozen(twin(model), w, each=True, chunk=max(1, len(y)))(inputs), y) for inputs, w in points]
+    values = [nearest(frozen(model, w, each=True, chunk=max(1, len(y)))(inputs), y) for inputs, w in points]
     best, found, weights = values[0], begin.x, dict(reached)
     for margin, (inputs, w) in zip(values[1:], points[1:], strict=True):
         lower = margin < best

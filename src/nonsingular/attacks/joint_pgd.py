@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_of_each, outputs, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, cross_entropy
 from nonsingular.network.memory import halving
+from nonsingular.network.network import Network
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope, check_scope
 from nonsingular.threat.interval import Interval
@@ -43,99 +46,89 @@ def joint_pgd(
     Cost: `steps` forward and backward passes.  Source: arXiv:2102.11935, section 4.1 (100 steps, 0.01, 0.0005).
     """
     check_scope(scope)
-    model = classifier(model, x, ball)
+    network = classifier(model, x, ball)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
-    ascend = _ascend_per_sample if scope == "sample" else _ascend_shared
     seed = None if generator is None else generator.get_state()
 
     def run(chunk: int) -> Perturbation:
         if generator is not None and seed is not None:
             generator.set_state(seed)
-        moving = twin(model)
         with torch.no_grad():
-            check_labels(y, len(x), outputs(moving, x[:1].clone()).shape[1] if len(x) else 0)
-        found = ascend(moving, x.detach().clone(), y.long().clone(), ball, steps, step_x, step_w, chunk, generator)
-        return Perturbation(*found, scope).check(model, x, ball)
+            check_labels(y, len(x), outputs(network, x[:1].clone()).shape[1] if len(x) else 0)
+        ascent = _Ascent(ball, steps, step_x, step_w, chunk, generator)
+        ascend = ascent.each if scope == "sample" else ascent.together
+        return Perturbation(*ascend(network, x.detach().clone(), y.long().clone()), scope).check(network, x, ball)
 
     with recording():
         return halving(run, chunk)
 
 
-def _ascend_shared(
-    moving: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ball: JointBall,
-    steps: int,
-    step_x: float,
-    step_w: float,
-    chunk: int,
-    generator: Generator | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One W' for all of x: it lives in the parameters of `moving`, and both moves happen in place."""
-    params = dict(moving.named_parameters())
-    boxes = ball.weight_boxes(params)
-    W = [params[name].requires_grad_() for name in boxes]
-    box = ball.input_box(x)
-    if generator is not None:
-        _scatter_(x, box, generator)
-        for w, b in zip(W, boxes.values(), strict=True):
-            _scatter_(w.data, b, generator)
-    pieces = [Interval(*ends) for ends in zip(box.lo.split(chunk), box.hi.split(chunk), strict=True)]
-    for _ in range(steps if W or ball.moves_inputs else 0):
-        total: list[Tensor] | None = None
-        for part, labels, piece in zip(x.split(chunk), y.split(chunk), pieces, strict=True):
-            point = part.detach().requires_grad_(ball.moves_inputs)
-            count(forward=len(part), backward=len(part))
-            logits = outputs(moving, point.clone())  # a copy: the model's first operation may work in place
-            loss = cross_entropy(logits, labels) / len(x)  # the mean, whatever the chunks
-            moved = [point, *W] if ball.moves_inputs else W
-            g = gradient(loss, moved)
-            if ball.moves_inputs:  # W is still the W of this step, so both moves are simultaneous
-                piece.project_(part.add_(g.pop(0).sign(), alpha=step_x))
-            total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
-        for w, b, g in zip(W, boxes.values(), total or [], strict=True):
-            b.project_(w.data.add_(g.sign(), alpha=step_w))
-    return x, {name: params[name].detach() for name in boxes}
+@dataclass(frozen=True, eq=False)
+class _Ascent:
+    """The settings of `joint_pgd`.  Both ways move the inputs x that they are given in place, and return them with W'."""
 
+    ball: JointBall
+    steps: int
+    step_x: float
+    step_w: float
+    chunk: int
+    generator: Generator | None
 
-def _ascend_per_sample(
-    moving: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ball: JointBall,
-    steps: int,
-    step_x: float,
-    step_w: float,
-    chunk: int,
-    generator: Generator | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Each example its own W', with a leading dimension B."""
-    params = dict(moving.named_parameters())
-    boxes = ball.weight_boxes(params)
-    box = ball.input_box(x)
-    W = {name: params[name].detach().expand(len(x), *params[name].shape).clone() for name in boxes}
-    if generator is not None:
-        _scatter_(x, box, generator)
+    def together(self, network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One W' for all of x: it lives in the parameters of a lent copy, and both moves happen in place."""
+        with network.lent() as moving:
+            params = dict(moving.named_parameters())
+            boxes, box = self.ball.weight_boxes(params), self.ball.input_box(x)
+            W = {name: params[name].requires_grad_() for name in boxes}
+            self._scatter_(x, box)
+            for name, b in boxes.items():
+                self._scatter_(W[name].data, b)
+            for _ in self._steps(W):
+                total: list[Tensor] | None = None
+                for at in self._pieces(x):
+                    point = x[at].detach().requires_grad_(self.ball.moves_inputs)
+                    count(forward=len(point), backward=len(point))
+                    logits = outputs(moving, point.clone())  # a copy: the model's first operation may work in place
+                    loss = cross_entropy(logits, y[at]) / len(x)  # the mean, whatever the chunks
+                    g = gradient(loss, [point, *W.values()] if self.ball.moves_inputs else [*W.values()])
+                    if self.ball.moves_inputs:  # W is still the W of this step, so both moves are simultaneous
+                        Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g.pop(0).sign(), alpha=self.step_x))
+                    total = g if total is None else [a.add_(b) for a, b in zip(total, g, strict=True)]
+                for w, b, g in zip(W.values(), boxes.values(), total or [], strict=True):
+                    b.project_(w.data.add_(g.sign(), alpha=self.step_w))
+            return x, {name: w.detach().clone() for name, w in W.items()}
+
+    def each(self, network: Network, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each example its own W', with a leading dimension B."""
+        params = dict(network.named_parameters())
+        boxes, box = self.ball.weight_boxes(params), self.ball.input_box(x)
+        W = {name: params[name].detach().expand(len(x), *params[name].shape).clone() for name in boxes}
+        self._scatter_(x, box)
         for name, b in boxes.items():
             for w in W[name]:
-                _scatter_(w, b, generator)
-    logits = logits_of_each(moving)
-    for _ in range(steps if W or ball.moves_inputs else 0):
-        for start in range(0, len(x), chunk):
-            at = slice(start, start + chunk)
-            count(forward=len(x[at]), backward=len(x[at]))
-            point = x[at].detach().requires_grad_(ball.moves_inputs)
-            own = {name: w[at].detach().requires_grad_() for name, w in W.items()}
-            loss = cross_entropy(logits(own, point), y[at])  # a sum: every example has its own gradient
-            g = gradient(loss, [point, *own.values()] if ball.moves_inputs else [*own.values()])
-            if ball.moves_inputs:
-                Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g.pop(0).sign(), alpha=step_x))
-            for w, b, d in zip(W.values(), boxes.values(), g, strict=True):
-                b.project_(w[at].add_(d.sign(), alpha=step_w))
-    return x, W
+                self._scatter_(w, b)
+        logits = logits_of_each(network)
+        for _ in self._steps(W):
+            for at in self._pieces(x):
+                count(forward=len(x[at]), backward=len(x[at]))
+                point = x[at].detach().requires_grad_(self.ball.moves_inputs)
+                own = {name: w[at].detach().requires_grad_() for name, w in W.items()}
+                loss = cross_entropy(logits(own, point), y[at])  # a sum: every example has its own gradient
+                g = gradient(loss, [point, *own.values()] if self.ball.moves_inputs else [*own.values()])
+                if self.ball.moves_inputs:
+                    Interval(box.lo[at], box.hi[at]).project_(x[at].add_(g.pop(0).sign(), alpha=self.step_x))
+                for w, b, d in zip(W.values(), boxes.values(), g, strict=True):
+                    b.project_(w[at].add_(d.sign(), alpha=self.step_w))
+        return x, W
 
+    def _steps(self, W: Mapping[str, Tensor]) -> range:
+        """None where nothing moves."""
+        return range(self.steps if W or self.ball.moves_inputs else 0)
 
-def _scatter_(t: Tensor, box: Interval, generator: Generator) -> None:
-    t.copy_(box.sample(generator))
+    def _pieces(self, x: Tensor) -> list[slice]:
+        return [slice(i, i + self.chunk) for i in range(0, max(1, len(x)), self.chunk)]
+
+    def _scatter_(self, t: Tensor, box: Interval) -> None:
+        if self.generator is not None:
+            t.copy_(box.sample(self.generator))

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.search.starts import checked_start
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, outputs, products, recording
-from nonsingular.network.copies import twin
+from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
@@ -66,23 +66,25 @@ def shared_apgd(
         )
     if steps < 1 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
-    begun = checked_start(model, x, ball, scope, start)
+    network = classifier(model, x, ball)
+    begun = checked_start(network, x, ball, scope, start)
     seed = None if generator is None else generator.get_state()
 
     def run(chunk: int) -> Perturbation:
         if generator is not None and seed is not None:
             generator.set_state(seed)
-        shared = _shared(model, x.detach(), y.long(), ball, chunk)
-        best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
-        if generator is not None:
-            scattered = [box.sample(generator) for box in shared.boxes]
-            best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
-        if best.right.any() and (shared.free or shared.boxes):
-            with products("medium"):
-                found = _search(shared, x.detach(), best, steps)
-            best = min(best, shared.at(found.x, found.W), key=_Point.rank)
-        moved = dict(zip(shared.names, best.W, strict=True))
-        return Perturbation(best.x, moved, scope).check(model, x, ball)
+        with network.lent() as moving:
+            shared = _shared(moving, x.detach(), y.long(), ball, chunk)
+            best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
+            if generator is not None:
+                scattered = [box.sample(generator) for box in shared.boxes]
+                best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
+            if best.right.any() and (shared.free or shared.boxes):
+                with products("medium"):
+                    found = _search(shared, x.detach(), best, steps)
+                best = min(best, shared.at(found.x, found.W), key=_Point.rank)
+            moved = dict(zip(shared.names, best.W, strict=True))
+        return Perturbation(best.x, moved, scope).check(network, x, ball)
 
     with recording():
         return halving(run, chunk)
@@ -146,8 +148,7 @@ class _Shared:
         return _Point(x, W, self.margins(x))
 
 
-def _shared(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> _Shared:
-    moving = twin(model)
+def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> _Shared:
     network = partial(outputs, moving)
     params = dict(moving.named_parameters())
     boxes = ball.weight_boxes(params)

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
@@ -48,14 +47,13 @@ def square(
         generator = generator or torch.Generator(x.device).manual_seed(0)
         found, box, each = point.x, ball.input_box(x), scope == "sample"
         todo = torch.arange(len(x), device=x.device)
-        moving = twin(model)
-        logits = frozen(moving, point.weights, each=each, chunk=chunk)
+        logits = frozen(model, point.weights, each=each, chunk=chunk)
         for step in range(steps if ball.moves_inputs else 0):
             still = best[todo] >= 0
             if not still.all():
                 todo = todo[still]
                 if each:  # weights of their own are gathered only when examples drop out
-                    logits = frozen(moving, {n: w[todo] for n, w in point.weights.items()}, each=True, chunk=chunk)
+                    logits = frozen(model, {n: w[todo] for n, w in point.weights.items()}, each=True, chunk=chunk)
             if not len(todo):
                 break
             part = Interval(box.lo[todo], box.hi[todo])

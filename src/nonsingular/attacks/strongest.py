@@ -13,7 +13,7 @@ from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_at, recording
-from nonsingular.network.copies import check_module, twin
+from nonsingular.network.copies import check_module
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.passes import count
@@ -95,7 +95,7 @@ def alternating(
 
 def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Perturbation, steps: int) -> Perturbation:
     """Signed steps on the margins at the weights of `point`, from its inputs; the best of each example."""
-    logits = frozen(twin(model), point.weights, each=point.scope == "sample", chunk=256)
+    logits = frozen(model, point.weights, each=point.scope == "sample", chunk=256)
     box, now, reach = ball.input_box(x), point.x.clone(), ball.reach(x)
     best, lowest = now.clone(), x.new_full((len(x),), torch.inf)
     for i in range(steps + 1):

@@ -14,7 +14,6 @@ from nonsingular.bounds.interval import interval
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.threat.ball import JointBall
@@ -50,7 +49,7 @@ def best(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
         if found is None:
             found = low
             with torch.no_grad():
-                todo = (worst_margin(margins(twin(model)(x.clone()), y), y) > 0).nonzero().flatten()
+                todo = (worst_margin(margins(model(x.clone()), y), y) > 0).nonzero().flatten()
         else:
             found = found.index_copy(0, todo, torch.maximum(found[todo], low))
         todo = todo[worst_margin(found[todo], y[todo]) <= 0]

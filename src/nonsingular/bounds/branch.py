@@ -29,7 +29,6 @@ from nonsingular.bounds.interval import Region, propagate, region, room
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pieces, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.network.calling import per_sample_logits, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, worst_margin
 from nonsingular.network.operators import Activation, Product
@@ -91,7 +90,7 @@ def search(
     y, model = y.long(), classifier(model, x, ball)
     verdicts: list[Verdicts] = []
     with recording():
-        whole, still = region(model, x.clone(), y, ball), twin(model)
+        whole, still = region(model, x.clone(), y, ball), model
         done = 0
         for part, labels in pieces(whole, y, 64):
             at = slice(done, done + len(labels))

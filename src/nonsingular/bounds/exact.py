@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import time
@@ -19,6 +20,7 @@ from nonsingular.bounds.linear import hidden_bounds, margin_bounds, pieces
 from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
 from nonsingular.network.graph import precise
+from nonsingular.network.heads import classifier
 from nonsingular.network.operators import Parameter, Product
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
@@ -113,9 +115,13 @@ class _Search:
         for name, value in (("gap", gap), ("time_limit", time_limit)):
             if not (math.isfinite(value) and value > 0):
                 raise InvalidInput(f"{name} is {value}; give a finite number above 0")
+        model = classifier(model, x, ball)
         self.model, self.x, self.ball, self.gap = model, x.detach(), ball, gap
         with torch.no_grad():
-            self.where = region(precise(model, torch.float64).cpu(), self.x.double().cpu(), y.cpu(), ball)
+            exact = precise(model, torch.float64)
+            if x.device.type != "cpu":
+                exact = copy.deepcopy(exact).cpu()
+            self.where = region(exact, self.x.double().cpu(), y.cpu(), ball)
             refuse_relaxations(self.where)
             self.stored = _stored(self.where, model, self.x, ball)
             self.y = y.long().cpu()

@@ -22,7 +22,7 @@ from nonsingular.bounds.interval import hidden_upper_bounds
 from nonsingular.errors import InvalidInput
 from nonsingular.network.dense import Dense, dense_chain
 from nonsingular.network.graph import check_chain
-from nonsingular.network.heads import classifier
+from nonsingular.network.heads import classifier, two_classes
 from nonsingular.network.margins import check_labels, margins
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.radius import largest
@@ -122,7 +122,7 @@ def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: Joint
 
 
 def _net(model: nn.Module | Dense, x: Tensor) -> Dense:
-    return model if isinstance(model, Dense) else dense_chain(classifier(model, x))
+    return model if isinstance(model, Dense) else dense_chain(two_classes(model, x))
 
 
 def _largest_radii(net: Dense, ball: JointBall) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""data.py - data sets as tensors: by name, from files and folders, from the Hugging Face Hub, or from torch's own data sets.
+"""datasets.py - data sets as tensors: by name, from files and folders, from the Hugging Face Hub, or from torch's own data sets.
 
 A data set is three splits and the range that its inputs live in.  Nothing here unpickles.  A validation split that files do not
 have is taken from the training data, never from the test data.  Radii of attacks are in the units of these tensors.

@@ -23,7 +23,7 @@ from nonsingular.evaluation.schedule import Submit, Work, cell_alone
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
 from nonsingular.network.calling import threads as use_threads
-from nonsingular.network.heads import classifier, told_of_weights
+from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.preconditions import check_inputs, warn
 from nonsingular.results.surface import Cell, Surface
@@ -115,9 +115,8 @@ def evaluate(
         unit_x=unit_x,
     )  # fmt: skip
     with use_threads(threads):
-        told = told_of_weights(model, method.unit)
         model = classifier(model, x, method.unit)
-        warn(doubts := [*told, *check_inputs(model, x, y, method.unit)])
+        warn(doubts := [*model.told, *check_inputs(model, x, y, method.unit)])
         rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         found = surface(model, x, y.long(), method, columns, rows, certify=certify, log=log, doubts=doubts)
         warn(found.about["doubts"][len(doubts) :])

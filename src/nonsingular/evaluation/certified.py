@@ -26,9 +26,8 @@ from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.evaluation.problem import Proof
 from nonsingular.network.calling import logits_at
 from nonsingular.network.calling import threads as use_threads
-from nonsingular.network.copies import twin
-from nonsingular.network.graph import trace_graph
-from nonsingular.network.heads import classifier, told_of_weights
+from nonsingular.network.graph import precise, trace_graph
+from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, worst_margin
 from nonsingular.network.preconditions import check_inputs, warn
 from nonsingular.results.files import Log
@@ -83,9 +82,8 @@ def certified_surface(
     unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     proof = Proof(method, JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative))
     with use_threads(threads):
-        told = told_of_weights(model, proof.unit)
         model = classifier(model, x, proof.unit)
-        warn(doubts := [*told, *check_inputs(model, x, y, proof.unit)])
+        warn(doubts := [*model.told, *check_inputs(model, x, y, proof.unit)])
         rows = axis(1.0 if isinstance(eps_w, Mapping) else eps_w, "eps_w")
         return prove(model, x, y.long(), proof, columns, rows, log=log).surface(doubts=doubts)
 
@@ -139,7 +137,7 @@ def tolerance(model: nn.Module, x: Tensor, clean: Tensor) -> NDArray[np.float64]
     From the dtype and the scale of the logits, and from what rounding does to the examples themselves: certificates are of the
     network in exact arithmetic.
     """
-    graph = trace_graph(twin(model).double(), x.shape[1:])
+    graph = trace_graph(precise(model, torch.float64), x.shape[1:])
     with torch.no_grad():
         measured = torch.cat(
             [(graph(part.double()) - z).abs().amax(1) for part, z in zip(x.split(256), clean.split(256), strict=True)]

@@ -24,10 +24,10 @@ from nonsingular.catalog import ATTACKS, lookup
 from nonsingular.data.datasets import as_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import logits_at, outputs, recording
-from nonsingular.network.copies import twin
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
+from nonsingular.network.network import Network, network_of
 from nonsingular.network.passes import count
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall, Scope, check_scope
@@ -155,7 +155,7 @@ def doubts_of_gradients(
     found = _Found({}, {})
     some = torch.linspace(0, len(x) - 1, min(len(x), GLIMPSED), device=x.device).long()
     with recording(), _own_stream(x), torch.no_grad():
-        _check_gradients(_Case(model, x[some], y[some], ball, "sample", 0), found)
+        _check_gradients(_Case(network_of(model), x[some], y[some], ball, "sample", 0), found)
         doubts = [f"{why} Attacks that follow gradients may miss much ({name})." for name, why in found.flags.items()]
         left = survivors[torch.linspace(0, len(survivors) - 1, min(len(survivors), SEARCHED), device=x.device).long()]
         if inputs is not None and inputs.moves_inputs and len(left):
@@ -181,7 +181,7 @@ class _Found:
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    model: nn.Module
+    model: Network
     x: Tensor
     y: Tensor
     ball: JointBall
@@ -229,12 +229,12 @@ def _check_gradients(case: _Case, found: _Found) -> None:
     if not len(at):
         return
     x, y = case.x[at], case.y[at]
-    moving = twin(case.model)
     boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.moves_inputs else {}
-    weights = case.ball.weight_boxes(dict(moving.named_parameters()))
+    weights = case.ball.weight_boxes(dict(case.model.named_parameters()))
     boxes |= {f"weight {name}": box for name, box in weights.items()}
-    promised, silent = _promises(moving, x, y, boxes, list(weights), case.seed)
-    attained = _falls(moving, x, y, boxes, list(weights), case.seed)
+    with case.model.lent() as moving:
+        promised, silent = _promises(moving, x, y, boxes, list(weights), case.seed)
+        attained = _falls(moving, x, y, boxes, list(weights), case.seed)
     hidden = {block: share(p < VANISHED * attained[block]) for block, p in promised.items()}
     lost = {block: share(silent[block] & (p > 0)) for block, p in promised.items()}
     for kind, blocks in (("x", [b for b in boxes if b == "inputs"]), ("w", [b for b in boxes if b != "inputs"])):

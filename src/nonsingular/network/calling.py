@@ -1,13 +1,10 @@
-"""calling.py - a user's module as this library uses it: checked, copied, and run, on a batch or with weights for each example.
-
-Nothing here, and nothing that uses it, writes into the user's module.
-"""
+"""calling.py - how a network is run: on a batch, with weights for each example, at a perturbation."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -19,17 +16,12 @@ from torch.func import (  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.copies import WAYS, aliases, first_line, twin
+from nonsingular.network.copies import aliases, first_line
 from nonsingular.network.memory import halving, is_out_of_memory
+from nonsingular.network.network import Network, load, network_of
+from nonsingular.network.one_logit import unwrapped
 from nonsingular.network.passes import count
 from nonsingular.threat.perturbation import Perturbation
-
-# --- what can be used at all ----------------------------------------------------------------------------------------------
-
-# --- copies ---------------------------------------------------------------------------------------------------------------
-
-# --- computed weights -----------------------------------------------------------------------------------------------------
-
 
 # --- the module on a batch ------------------------------------------------------------------------------------------------
 
@@ -64,8 +56,8 @@ def _plain_attention() -> Generator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def outputs(moving: nn.Module, x: Tensor) -> Tensor:
-    """(B, K) logits of a `twin` at inputs (B, *input), on which its first operation may work in place.
+def outputs(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """(B, K) logits of a network at inputs (B, *input), on which its first operation may work in place.
 
     An example that is alone in its batch is given twice where the module squeezes a batch of one away.
     Raises InvalidInput, in one line, for whatever its forward raises but a lack of memory, and unless it returns (B, K) logits.
@@ -95,6 +87,21 @@ def outputs(moving: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def held_at(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """A network with these weights, by name, in the place of its own; differentiable in inputs and weights."""
+    if not weights:
+        return model
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        moved = copy.deepcopy(model)
+        load(moved, weights)
+        return moved
+    # places are listed one by one, so functional_call must not tie them again: with a submodule under two names it would not
+    # restore the weights (torch 2.13)
+    module, seen = unwrapped(model)
+    places = {place: weights[name] for place, name in aliases(module).items() if name in weights}
+    return lambda x: seen(functional_call(module, places, (x,), tie_weights=False))
+
+
 def gradient(value: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
     """Of one number with respect to `points`, 0 where it does not depend on them.  Raises InvalidInput if torch has none."""
     if not value.requires_grad:
@@ -115,7 +122,7 @@ def gradient(value: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
 _WITHOUT = "The attacks 'square' (on inputs) and 'corners' (on weights) need no gradient"
 
 
-def _twice(moving: nn.Module, x: Tensor) -> Tensor | None:
+def _twice(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
     """(1, K) logits of one example, from a batch that holds it twice; None if that does not give any."""
     try:
         y = moving(torch.cat([x, x]))
@@ -138,41 +145,40 @@ MOVED = 0.05
 
 def per_sample_logits(moving: nn.Module, copies: int = 1) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
     """(weights of one example, one input) -> (K,) logits, fit for `vmap`.  Takes a `twin`; it sees the input `copies` times."""
-    places = aliases(moving)
+    module, seen = unwrapped(moving)
+    places = aliases(module)
 
     def logits(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         moved = {place: weights[name] for place, name in places.items() if name in weights}
         # places are listed one by one, so functional_call must not tie them again: with a submodule under two names it
         # would not restore the weights (torch 2.13)
         batch = torch.stack([x] * copies)  # its own memory: the first operation may work in place
-        return functional_call(moving, moved, (batch,), tie_weights=False)[0]
+        return seen(functional_call(module, moved, (batch,), tie_weights=False))[0]
 
     return logits
 
 
-def logits_of_each(moving: nn.Module) -> Each:
-    """A `twin` with weights for each example: by vmap where that does what the module does, else one example after the other.
+def logits_of_each(model: nn.Module) -> Each:
+    """A network with weights for each example: by vmap where that does what the module does, else one example after the other.
 
-    Which of the two is tried at the first call, once for a module and all its copies, on examples and weights that differ.  So
-    attacks and verdicts see the same function.  Without weights it is the module on the batch.
+    Which of the two is tried at the first call, once for a network, on examples and weights that differ.  So attacks and verdicts
+    see the same function.  Without weights it is the module on the batch.
     """
+    network = network_of(model)
+    return network.once(logits_of_each, lambda: _each(network))
+
+
+def _each(network: Network) -> Each:
+    ways = dict[Any, Each]()
 
     def each(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if not weights or not len(x):
-            return outputs(moving, x.clone())
-        return chosen(x)(weights, x)
-
-    kinds, ways = tuple(type(module) for module in moving.modules()), dict[Any, Each]()
-
-    def chosen(x: Tensor) -> Each:
-        key = x.shape[1:], x.dtype, x.device, kinds
+            return outputs(network, x.clone())
+        key = x.shape[1:], x.dtype, x.device
         if key not in ways:
-            known = WAYS.setdefault(moving, {})
-            if key not in known:
-                with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # a random network may draw
-                    known[key] = _way(moving, x[:PROBED])
-            ways[key] = known[key](moving)
-        return ways[key]
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # a random network may draw
+                ways[key] = _way(network, x[:PROBED])(network)
+        return ways[key](weights, x)
 
     return each
 
@@ -306,7 +312,7 @@ def _keeps(module: nn.Module, before: Sequence[Tensor]) -> bool:
 
 def _held(module: nn.Module) -> list[Tensor]:
     """The tensors of a module beside its parameters."""
-    own = (value for part in module.modules() for value in [*vars(part).values(), *part.buffers(recurse=False)])
+    own = (value for part in unwrapped(module)[0].modules() for value in [*vars(part).values(), *part.buffers(recurse=False)])
     return [value for value in own if isinstance(value, Tensor)]
 
 
@@ -342,21 +348,17 @@ def threads(n: int) -> Generator[None]:
 
 def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
     """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
-    moving = twin(model)
+    network = network_of(model)
     own = point.scope == "sample" and bool(point.weights)
-    if not own:
-        params = dict(moving.named_parameters())
-        with torch.no_grad():
-            for name, w in point.weights.items():
-                params[name].copy_(w)
-    each = logits_of_each(moving)
 
     def run(size: int) -> Tensor:
         count(forward=len(point.x))
-        if not own:  # a copy: the model's first operation may work in place
-            return torch.cat([outputs(moving, part.clone()) for part in point.x.split(size)])
-        parts = (slice(i, i + size) for i in range(0, max(1, len(point.x)), size))
-        return torch.cat([each({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
+        if own:
+            each = logits_of_each(network)
+            parts = (slice(i, i + size) for i in range(0, max(1, len(point.x)), size))
+            return torch.cat([each({n: w[at] for n, w in point.weights.items()}, point.x[at]) for at in parts])
+        with network.lent(point.weights) if point.weights else nullcontext(network) as moved:
+            return torch.cat([outputs(moved, part.clone()) for part in point.x.split(size)])  # it may work in place
 
     with torch.no_grad(), products("highest"):
         return halving(run, chunk)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from functools import cache
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.one_logit import OneLogit
-from nonsingular.threat.ball import check_parameter
+from nonsingular.threat.ball import check_dense, check_parameter
 
 
 def check_module(model: nn.Module) -> None:
@@ -85,6 +83,8 @@ def duplicate(model: nn.Module) -> nn.Module:
                     known[id(module)] = _Wrapped(name, inner).train(module.training)
             return copy.deepcopy(model, known)
     except Exception as e:  # whatever a module of the user's keeps
+        for name, p in model.named_parameters():
+            check_dense(name, p)
         kept = [
             f"{path}.{key}".lstrip(".")
             for path, module in model.named_modules()
@@ -157,24 +157,6 @@ def _settle_hooked(module: nn.Module, name: str, kind: str) -> None:
     getattr(module, name).data = weight
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of `model` that attacks may move; its parameters ask for no gradient.
-
-    Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
-    and if the model cannot be copied.
-    """
-    if isinstance(model, OneLogit):
-        return OneLogit(twin(model.inner), flat=model.flat)
-    moving = duplicate(model)
-    for name, module in moving.named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
-            raise InvalidInput(f"the model is in train mode and has {type(module).__name__} at '{name}'; call model.eval() first")
-    WAYS[moving] = WAYS.setdefault(model, {})  # what is known of the one holds of the other
-    for p in moving.parameters():  # requires_grad_ of a scripted module refuses
-        p.requires_grad_(False)
-    return moving
-
-
 def aliases(model: nn.Module) -> dict[str, str]:
     """Every place of a parameter -> its name in `named_parameters()`.  Tied weights have several places and one name."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -188,7 +170,3 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 def first_line(e: BaseException) -> str:
     return next(iter(str(e).strip().splitlines()), "") or type(e).__name__
-
-
-WAYS: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
-"""What was found, for each module; copies share it with what they are copies of."""

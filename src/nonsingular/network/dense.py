@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.copies import duplicate
+from nonsingular.network.network import Network
 from nonsingular.network.one_logit import HEAD, OneLogit
 from nonsingular.network.tracing import enter_casts, leave_casts
 from nonsingular.threat.ball import JointBall
@@ -145,8 +146,18 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
     """
     if isinstance(model, Dense):
         return model
-    params = dict(model.named_parameters())
-    replica = duplicate(model)
+    if not isinstance(model, Network):
+        return _chain(duplicate(model), dict(model.named_parameters()))
+
+    def read() -> Dense:
+        with model.lent() as replica:
+            return _chain(replica, dict(model.named_parameters()))
+
+    return model.once(dense_chain, read)
+
+
+def _chain(replica: nn.Module, params: Mapping[str, Tensor]) -> Dense:
+    """Of a module that may be traced, whose parameters have the values `params`."""
     names = {id(p): name for name, p in replica.named_parameters()}
     layers: list[tuple[str, str | None]] = []
     """Names of weight and bias."""
@@ -213,7 +224,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
     if len(set(activations)) > 1:
         raise UnsupportedModel("the layers have different activations; a dense network has one")
     outer = params[layers[-1][0]].detach()
-    if isinstance(model, OneLogit) and len(outer) != 1:
+    if isinstance(replica, OneLogit) and len(outer) != 1:
         raise refusal(current, f"the network has one logit, and its last Linear layer {len(outer)} outputs")
     return Dense(
         weights=tuple(params[W] for W, _ in layers),

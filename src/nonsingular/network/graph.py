@@ -1,12 +1,7 @@
-"""graph.py - what a model computes, read off the module: its logits at a perturbation, its graph of operations with the
-parameters as named inputs, and the chain of layers of a dense network.
-
-Nothing here, and nothing that uses it, writes into the user's module.
-"""
+"""graph.py - what a model computes, read off the module: its graph of operations, with the parameters as named inputs."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,20 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.copies import aliases, twin
+from nonsingular.network.calling import held_at
 from nonsingular.network.dense import Dense
+from nonsingular.network.network import Network, network_of, twin
+from nonsingular.network.one_logit import unwrapped
 from nonsingular.network.operators import Head, Node, Product
 from nonsingular.network.tracing import PROBES, Recorded, enter_casts, leave_casts, record
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
-
-# --- dense networks -------------------------------------------------------------------------------------------------------
-
-
-# --- any network whose operations are known -------------------------------------------------------------------------------
 
 POINTS = 16
 """Examples at which a graph and its module are compared with moved inputs and weights."""
@@ -79,35 +70,40 @@ class Graph:
         return torch.where(lower >= 0, p_y * -torch.expm1(-lower), (lower / 2).tanh())
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """Of a copy that nobody changes: its graphs by input shape, and what it was copied from, in that one's own type."""
-
-    graphs: dict[tuple[int, ...], Graph]
-    original: nn.Module | None
-    dtype: torch.dtype
-
-
-_KEPT: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
-
-
-def precise(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A `twin` in another floating-point type, of which nothing may be changed: its graph is read once.
+def precise(model: nn.Module, dtype: torch.dtype) -> Network:
+    """The network in another floating-point type: itself, where it is of that type alone.
 
     Casts in its forward to the type of the model's own weights, or to a wider one, become casts to `dtype`.
+    Raises UnsupportedModel for TorchScript.
     """
-    if isinstance(model, torch.jit.ScriptModule):
+    network = network_of(model)
+    return network.once(("precise", dtype), lambda: _precise(network, dtype))
+
+
+def _precise(network: Network, dtype: torch.dtype) -> Network:
+    if isinstance(unwrapped(network)[0], torch.jit.ScriptModule):
         raise UnsupportedModel(
             "the model is TorchScript, whose operations cannot be recorded; give the module that it was made from"
         )
-    kinds = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
-    moved, original, own = twin(model).to(dtype), None, dtype
-    if kinds - {dtype}:
-        original, own = twin(model), max(kinds, key=lambda kind: torch.finfo(kind).eps)
-        moved.register_forward_pre_hook(partial(enter_casts, own, dtype))
-        moved.register_forward_hook(leave_casts, always_call=True)
-    _KEPT[moved] = _Kept({}, original, own)
-    return moved
+    kinds = {p.dtype for p in [*network.parameters(), *network.buffers()] if p.is_floating_point()}
+    if not kinds - {dtype}:
+        return network
+    moved, own = twin(network.inner).to(dtype), max(kinds, key=lambda kind: torch.finfo(kind).eps)
+    module, _ = unwrapped(moved)
+    module.register_forward_pre_hook(partial(enter_casts, own, dtype))
+    module.register_forward_hook(leave_casts, always_call=True)
+    return _Cast(moved, network, own)
+
+
+class _Cast(Network):
+    """A network in another type.  original: what it was cast from, which is of the type `own`."""
+
+    def __init__(self, inner: nn.Module, original: Network, own: torch.dtype) -> None:
+        super().__init__(inner, original.told)
+        object.__setattr__(self, "original", original)  # no submodule
+        self.own = own
+
+    original: Network
 
 
 def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
@@ -117,12 +113,18 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     Cost: four forward passes of PROBES examples, and about 30 microseconds an operation.
     Raises InvalidInput for BatchNorm or Dropout in train mode, UnsupportedModel, with node and operation, for what has no rule.
     """
-    shape = tuple(example_shape)
-    kept = _KEPT.get(model)
-    if kept is not None and shape in kept.graphs:
-        return kept.graphs[shape]
-    replica = twin(model)
-    params = {name: p.detach() for name, p in model.named_parameters()}
+    shape, params = tuple(example_shape), {name: p.detach() for name, p in model.named_parameters()}
+    if not isinstance(model, Network):
+        return _read(twin(model), shape, params)
+
+    def read() -> Graph:
+        with model.lent() as replica:
+            return _read(replica, shape, params)
+
+    return model.once(("graph", shape), read)
+
+
+def _read(replica: nn.Module, shape: tuple[int, ...], params: Mapping[str, Tensor]) -> Graph:
     first = next((t for t in [*params.values(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
     generator = torch.Generator(first.device).manual_seed(0)
     x, other = torch.randn(2, PROBES, *shape, generator=generator, dtype=first.dtype, device=first.device)
@@ -144,9 +146,7 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
             for n, p in params.items()
             if p.is_floating_point()
         }
-        _compare(replace(graph, params={**params, **moved}).outputs(other[:-1]), _moved(replica, moved, other[:-1]))
-    if kept is not None:
-        kept.graphs[shape] = graph
+        _compare(replace(graph, params={**params, **moved}).outputs(other[:-1]), held_at(replica, moved)(other[:-1].clone()))
     return graph
 
 
@@ -193,8 +193,7 @@ def _check(
 ) -> None:
     if not len(at):
         return
-    kept = _KEPT.get(model)
-    still = twin(model) if kept is None else model
+    still = network_of(model)
     generator = torch.Generator(at.device).manual_seed(len(at))
     few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # of few examples each several times
 
@@ -204,21 +203,15 @@ def _check(
 
     with torch.inference_mode(False), torch.no_grad():
         _compare(ours({}, at), still(at.clone()))
-        if kept is not None and kept.original is not None:  # where its forward depends on the type of its inputs
-            theirs = kept.original(at[few].to(kept.dtype))
-            _compare(ours({}, at[few]), theirs.to(at.dtype), torch.finfo(kept.dtype).eps ** 0.25)
+        if isinstance(still, _Cast):  # where its forward depends on the type of its inputs
+            theirs = still.original(at[few].to(still.own))
+            _compare(ours({}, at[few]), theirs.to(at.dtype), torch.finfo(still.own).eps ** 0.25)
         for corner in (True, False):
             point = some(Interval(x.lo[few], x.hi[few]), corner)
             if corner:
                 point[0], point[-1] = x.lo[few[0]], x.hi[few[-1]]
             weights = {n: some(box, corner) for n, box in boxes.items()}
-            _compare(ours(weights, point), _moved(still, weights, point))
-
-
-def _moved(replica: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """(B, K) the module's own outputs with other weights, all examples at once."""
-    moved = {place: weights[name] for place, name in aliases(replica).items() if name in weights}
-    return functional_call(replica, moved, (x.clone(),), tie_weights=False)
+            _compare(ours(weights, point), held_at(still, weights)(point.clone()))
 
 
 def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.calling import recording
-from nonsingular.network.copies import effective, parametrised, twin
+from nonsingular.network.copies import check_module, effective, parametrised
 from nonsingular.network.dense import trace
-from nonsingular.network.one_logit import OneLogit
+from nonsingular.network.network import Network, twin
+from nonsingular.network.one_logit import Adapter, OneLogit
 from nonsingular.threat.ball import JointBall
 
 LOOKED_AT = 64
@@ -28,21 +29,38 @@ _TAIL = {"squeeze", "flatten", "view", "reshape", "select", "ravel", torch.squee
 """What may reshape the one output of each example after a sigmoid."""
 
 
-def classifier(model: nn.Module, x: Tensor, ball: JointBall | None = None) -> nn.Module:
-    """`model` itself, or a network that returns one number for each example, seen as a classifier of two classes (one_logit.py).
+def classifier(model: nn.Module, x: Tensor, ball: JointBall | None = None) -> Network:
+    """The network of a module, for questions about examples like `x` (B, *input); a Network is returned as it is.
 
     Weights that parametrisations compute (weight norm, spectral norm, pruning, ...) are parameters of what comes back, under
     their names: a device stores these, and radii move them.  A ball whose eps_w names the raw parameters keeps those.
-    x: (B, *input) examples.  A sigmoid at the end is left out, where the module or its graph shows it: the logit under it counts.
-    What the model does not accept, and what is no such network, comes back as it is: check_inputs says what is wrong.
-    Raises InvalidInput for probabilities of one class without a sigmoid that can be seen.  Cost: a copy, and a pass of two.
+    A module that returns one number for each example is seen as a classifier of two classes (one_logit.py).  A sigmoid at the end
+    is left out, where the module or its graph shows it: the logit under it counts.
+    Raises InvalidInput for what is no module, cannot be copied, is in train mode with BatchNorm or Dropout, or returns
+    probabilities of one class without a sigmoid that can be seen.  What else is wrong with what it returns, check_inputs says.
+    Cost: a copy, and a pass of two examples.
     """
-    if isinstance(model, OneLogit) or not isinstance(model, nn.Module) or not x.dim() or not len(x):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(model, Network):
         return model
-    model = model if moves_raw(model, ball) else effective(model)
+    check_module(model)
+    with torch.inference_mode(False):
+        told = told_of_weights(model, ball)
+        still = twin(model if moves_raw(model, ball) else effective(model))
+        return Network(_seen(still, still, x), tuple(told))
+
+
+def two_classes(model: nn.Module, x: Tensor) -> nn.Module:
+    """`model` itself, or an adapter around it where it returns one number for each example: what is no copy, for training."""
     try:
         still = twin(model)
     except (InvalidInput, UnsupportedModel):  # in train mode, or no copy of it: who uses the model says so
+        return model
+    return _seen(model, still, x)
+
+
+def _seen(model: nn.Module, still: nn.Module, x: Tensor) -> nn.Module:
+    """A network of one logit as a classifier of two classes, any other as it is.  still: the same, to look at."""
+    if isinstance(model, Adapter) or not x.dim() or not len(x):
         return model
     shape = _shape(still, torch.cat([x[:1], x[:1]]))
     if shape not in ((2, 1), (2,)):
@@ -66,9 +84,9 @@ def moves_raw(model: nn.Module, ball: JointBall | None) -> bool:
     return bool(set(ball.eps_w) & set(dict(model.named_parameters())) - set(dict(effective(model).named_parameters())))
 
 
-def told_of_weights(model: nn.Module, ball: JointBall) -> list[str]:
+def told_of_weights(model: nn.Module, ball: JointBall | None) -> list[str]:
     """What to say of weights that are computed from parameters."""
-    computed = {} if not isinstance(model, nn.Module) else parametrised(model)  # pyright: ignore[reportUnnecessaryIsInstance]
+    computed = parametrised(model)
     if not computed:
         return []
     which = ", ".join(f"'{name}' ({kind})" for name, kind in list(computed.items())[:3]) + (", ..." if len(computed) > 3 else "")

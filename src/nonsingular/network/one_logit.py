@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import reduce
 from typing import Any, Self
 
 import torch
@@ -13,30 +15,66 @@ HEAD = ((0.0,), (1.0,))
 """(2, 1) the fixed matrix that makes the logits (0, z) of (z,)."""
 
 
-class OneLogit(nn.Module):
-    """`inner`: (B, *input) -> (B, 1) or (B,), seen as (B, 2) logits (0, z): class 1 is ahead by z, and softmax gives sigmoid(z).
+class Adapter(nn.Module):
+    """A module seen in another way.  Parameters, buffers and modules are those of `inner`, under its own names; it adds none.
 
-    Parameters, buffers and modules are those of `inner`, under its own names; the adapter has none.  inner: used, not copied.
-    flat: whether `inner` returns (B,).
+    inner: used, not copied.
     """
 
     inner: nn.Module
-    flat: bool
 
-    def __init__(self, inner: nn.Module, *, flat: bool) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "inner", inner)  # not as a submodule: names stay those of `inner`
         for held in ("_parameters", "_buffers", "_modules"):
             object.__setattr__(self, held, getattr(inner, held))  # the same mappings, so that what is swapped in one is in both
-        self.flat, self.training = flat, inner.training
+        self.training = inner.training
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.inner(x).reshape(-1, 1)
-        return F.linear(z, torch.tensor(HEAD, dtype=z.dtype, device=z.device))
+        return self.seen(self.inner(x))
+
+    def seen(self, out: Tensor) -> Tensor:
+        """What the output of `inner` is seen as."""
+        return out
 
     def train(self, mode: bool = True) -> Self:
         self.inner.train(mode)
         return super().train(mode)
 
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The module within all adapters, and what they see its output as.  Its own names are safe there from those of adapters."""
+    seen: list[Callable[[Tensor], Tensor]] = []
+    while isinstance(model, Adapter):
+        seen.append(model.seen)
+        model = model.inner
+    return model, lambda out: reduce(lambda y, see: see(y), reversed(seen), out)
+
+
+class OneLogit(Adapter):
+    """`inner`: (B, *input) -> (B, 1) or (B,), seen as (B, 2) logits (0, z): class 1 is ahead by z, and softmax gives sigmoid(z).
+
+    flat: whether `inner` returns (B,).
+    """
+
+    flat: bool
+
+    def __init__(self, inner: nn.Module, *, flat: bool) -> None:
+        super().__init__(inner)
+        self.flat = flat
+
+    def seen(self, out: Tensor) -> Tensor:
+        z = out.reshape(-1, 1)
+        return F.linear(z, torch.tensor(HEAD, dtype=z.dtype, device=z.device))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> OneLogit:
         return OneLogit(copy.deepcopy(self.inner, memo), flat=self.flat)
+
+
+def flat_of(model: nn.Module) -> bool | None:
+    """Of a model with one logit, whether it returns (B,) and not (B, 1); None of any other."""
+    while isinstance(model, Adapter):
+        if isinstance(model, OneLogit):
+            return model.flat
+        model = model.inner
+    return None

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import outputs
-from nonsingular.network.copies import check_module, twin
+from nonsingular.network.copies import check_module
 from nonsingular.network.margins import check_labels, is_correct
 from nonsingular.network.memory import halving
-from nonsingular.network.one_logit import OneLogit
+from nonsingular.network.network import network_of
+from nonsingular.network.one_logit import flat_of
 from nonsingular.threat.ball import JointBall
 
 log = logging.getLogger("nonsingular")
@@ -46,8 +47,8 @@ def check_inputs(
     logits = _logits(model, x)
     if not random:
         _check_repeatable(model, x, logits)
-    if isinstance(model, OneLogit):
-        _check_two_classes(y, (len(x),) if model.flat else (len(x), 1))
+    if (flat := flat_of(model)) is not None:
+        _check_two_classes(y, (len(x),) if flat else (len(x), 1))
     _check_classes(y, logits.shape[1])
     check_labels(y, len(x), logits.shape[1])
     bad = (~torch.isfinite(logits).all(1)).nonzero()
@@ -119,7 +120,7 @@ def _check_kinds(model: nn.Module, x: Tensor) -> None:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """(N, K) logits of all examples."""
-    still = twin(model)
+    still = network_of(model)
 
     def run(size: int) -> Tensor:
         return torch.cat([outputs(still, part.clone()) for part in x.split(size)])
@@ -141,7 +142,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 def _check_repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Another pass, over batches cut in another way, gives the same logits up to rounding."""
-    still, n = twin(model), len(x)
+    still, n = network_of(model), len(x)
     other = torch.cat([x, x.flip(0) if n > 1 else 0.5 * x])  # examples meet others, and an only one is not alone
     slack = 200 * torch.finfo(logits.dtype).eps * (1 + logits.abs().amax().item())
 

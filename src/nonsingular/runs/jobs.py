@@ -29,7 +29,7 @@ from nonsingular.models import loading
 from nonsingular.models.architectures import Averaged
 from nonsingular.models.loading import load_run
 from nonsingular.network.heads import classifier, told_of_weights
-from nonsingular.network.one_logit import OneLogit
+from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.results.surface import CONFIG, Surface
 from nonsingular.runs.presets import GRIDS
@@ -109,7 +109,7 @@ class Job:
     def about(self) -> list[str]:
         """What is worth a look before the run: the order of the classes, one logit, the columns that move."""
         told = [self.data.order]
-        if isinstance(self.model, OneLogit):
+        if flat_of(self.model) is not None:
             told.append("the model returns one logit: above 0 is class 1")
         if self.input_radii:
             fixed = self.split.x.shape[1] - len(self.input_radii)

@@ -233,13 +233,17 @@ def check_parameter(name: str, p: Tensor) -> None:
 
 def _check_moves(name: str, p: Tensor) -> None:
     """Raises InvalidInput for a tensor around which there is no box."""
-    rest = "give eps_w by name for those that move"
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise InvalidInput(f"'{name}' of the model is {p.dtype}, in which there is no ℓ∞ ball; {rest}")
-    if p.layout != torch.strided:
         raise InvalidInput(
-            f"'{name}' of the model is sparse ({p.layout}), so not every weight is stored; give it dense, or {rest}"
+            f"'{name}' of the model is {p.dtype}, in which there is no ℓ∞ ball; give eps_w by name for those that move"
         )
+    check_dense(name, p)
+
+
+def check_dense(name: str, p: Tensor) -> None:
+    """Raises InvalidInput for a tensor of which not every element is stored."""
+    if p.layout != torch.strided:
+        raise InvalidInput(f"'{name}' of the model is sparse ({p.layout}), so not every weight is stored; give it dense")
 
 
 def _largest(name: str, p: Tensor) -> float:

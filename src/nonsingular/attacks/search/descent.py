@@ -1,4 +1,4 @@
-"""search.py - minimises the margin of each example over the unknowns of a Space: many starts, adaptive steps, single moves.
+"""descent.py - minimises the margin of each example over the unknowns of a Space: many starts, adaptive steps, single moves.
 
 - With its pattern of active neurons fixed the margin is linear in each single unknown, so it is smallest at an end of each.
 - What the gradient misses is a neuron that should change sides, with all that follows from it: a jump to the other end.

@@ -1,4 +1,4 @@
-"""shift_space.py - a dense network's unknowns: the inputs, and one scalar per hidden neuron (the row lemma of row_lemma.py).
+"""neuron_unknowns.py - a dense network's unknowns: the inputs, and one scalar per hidden neuron (the row lemma of row_lemma.py).
 
 - The last layer needs none: for every z all margins are smallest at once where s_y = -1 and s_j = 1 for j != y.
 - An inactive neuron has no derivative.  Its shift has a better end all the same, because an activation is monotone: that end has

@@ -1,4 +1,4 @@
-"""points.py - where an attack begins, and the network at weights that stay fixed: what attacks without gradients share."""
+"""starts.py - where an attack begins, and the network at weights that stay fixed: what attacks without gradients share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import logits_of_each, outputs
-from nonsingular.network.copies import check_module, twin
+from nonsingular.network.calling import held_at, logits_of_each, outputs
+from nonsingular.network.copies import check_module
 from nonsingular.network.margins import check_labels, is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
@@ -21,14 +21,14 @@ Logits = Callable[[Tensor], Tensor]
 """(R B, *input) -> (R B, K): row r B + b is example b."""
 
 
-def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chunk: int) -> Logits:
+def frozen(model: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chunk: int) -> Logits:
     """The network at fixed weights; `each`: they have a leading dimension B, and example b has weights b.
 
-    Takes a `twin`, which it moves.  Memory of a pass: `chunk` examples, or fewer where memory runs out.
+    Memory of a pass: `chunk` examples, or fewer where memory runs out.
     """
     examples = len(next(iter(weights.values()))) if each and weights else 0
     if examples:
-        own = logits_of_each(moving)
+        own = logits_of_each(model)
 
         def apart(x: Tensor, size: int) -> Tensor:
             count(forward=len(x))
@@ -37,14 +37,11 @@ def frozen(moving: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chun
             return torch.cat([own(w, part) for w, part in pairs])
 
         return lambda x: halving(partial(apart, x), chunk)
-    params = dict(moving.named_parameters())
-    with torch.no_grad():
-        for name, w in weights.items() if not each else ():
-            params[name].copy_(w)
+    moved = held_at(model, {} if each else weights)
 
     def together(x: Tensor, size: int) -> Tensor:
         count(forward=len(x))
-        return torch.cat([outputs(moving, part.clone()) for part in x.split(size)])  # its first operation may work in place
+        return torch.cat([outputs(moved, part.clone()) for part in x.split(size)])  # its first operation may work in place
 
     return lambda x: halving(partial(together, x), chunk)
 
@@ -87,7 +84,7 @@ def begin(
     """
     given = checked_start(model, x, ball, scope, start)
     each = scope == "sample"
-    logits = frozen(twin(model), given.weights, each=each, chunk=chunk)
+    logits = frozen(model, given.weights, each=each, chunk=chunk)
     own = logits(x)
     check_labels(y, len(x), own.shape[1])
     if start is None:
@@ -95,7 +92,7 @@ def begin(
     found, margin, ours = _lower(given.x, logits(given.x), x, own, y)
     if not given.weights:
         return Perturbation(found, {}, scope), margin
-    clean = frozen(twin(model), {}, each=False, chunk=chunk)
+    clean = frozen(model, {}, each=False, chunk=chunk)
     x0, margin0, ours0 = _lower(given.x, clean(given.x), x, clean(x), y)
     if each:
         back = margin0 < margin

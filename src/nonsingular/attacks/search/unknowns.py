@@ -1,4 +1,4 @@
-"""space.py - what the search of apgd.py moves: a box [-1, 1]^n of unknowns for each example, and the margins there."""
+"""unknowns.py - what the search of apgd.py moves: a box [-1, 1]^n of unknowns for each example, and the margins there."""
 
 from __future__ import annotations
 

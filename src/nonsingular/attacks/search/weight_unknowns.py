@@ -1,4 +1,4 @@
-"""tensor_space.py - the unknowns of any network: the inputs, and for each example every element of every tensor that moves.
+"""weight_unknowns.py - the unknowns of any network: the inputs, and for each example every element of every tensor that moves.
 
 A dense layer moves best by one scalar per neuron (shift_space.py).  A kernel that serves many positions has no such scalar, but
 after a ReLU all its elements pull one output channel the same way.  So the elements of an output channel form a group: random
@@ -17,7 +17,6 @@ from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.attacks.search.unknowns import LEAK, Loss, Space, leaky, scaled
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import Each, logits_of_each
-from nonsingular.network.copies import twin
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.operators import Activation
 from nonsingular.network.row_lemma import of_each
@@ -96,7 +95,7 @@ def _each_its_own(model: nn.Module, input_shape: torch.Size) -> Each:
     try:
         graph = trace_graph(model, input_shape)
     except UnsupportedModel:
-        return logits_of_each(twin(model))
+        return logits_of_each(model)
     nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
 
     def one(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:

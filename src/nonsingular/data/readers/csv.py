@@ -1,4 +1,4 @@
-"""table.py - CSV files of numbers: one example a row, its label in the column `label`, or else in the last."""
+"""csv.py - CSV files of numbers: one example a row, its label in the column `label`, or else in the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""anything.py - a path -> the reader for what lies there."""
+"""dispatch.py - a path -> the reader for what lies there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rows.py - which rows of a split: a file of indices."""
+"""indices.py - which rows of a split: a file of indices."""
 
 from __future__ import annotations
 

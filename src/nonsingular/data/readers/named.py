@@ -1,4 +1,4 @@
-"""public.py - the public data sets by name: MNIST, Fashion-MNIST, CIFAR-10; where their files are, and what they must hold.
+"""named.py - the public data sets by name: MNIST, Fashion-MNIST, CIFAR-10; where their files are, and what they must hold.
 
 Nothing here unpickles.
 """

@@ -1,4 +1,4 @@
-"""gather.py - a pair of arrays, a torch Dataset or a DataLoader -> two tensors."""
+"""torch_data.py - a pair of arrays, a torch Dataset or a DataLoader -> two tensors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""network.py - a model as questions are asked about it: one private copy, and what was found out about it, each found once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Hashable, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network.copies import duplicate
+from nonsingular.network.one_logit import Adapter, OneLogit
+
+T = TypeVar("T")
+
+
+class Network(Adapter):
+    """A private copy of a model, in which nothing is changed.  It computes what the model computes, so it is a module like it.
+
+    Parameters, buffers and modules have the model's own names.  Its graph, its chain of dense layers, its form in another dtype
+    (network/graph.py, dense.py) and the way to run it with weights for each example (calling.py) are found once, and kept here.
+    Whatever takes a module takes a Network, and asks it instead of making a copy of its own.
+    told: what a user should know of how the model is seen.
+    """
+
+    told: tuple[str, ...]
+
+    def __init__(self, inner: nn.Module, told: tuple[str, ...] = ()) -> None:
+        """inner: a copy that nobody else has (`twin`)."""
+        super().__init__(inner)
+        self.told = told
+        self._found: dict[Hashable, Any] = {}
+        self._spare: list[nn.Module] = []
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return Network(copy.deepcopy(self.inner, memo), self.told)
+
+    def __reduce__(self) -> Any:
+        return Network, (self.inner, self.told)
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """What `find` returns, or the UnsupportedModel that it raises, from the first call for `what`."""
+        if what not in self._found:
+            try:
+                with torch.inference_mode(False):  # or what is kept could not be used outside of it
+                    self._found[what] = find()
+            except UnsupportedModel as e:
+                self._found[what] = e
+        found = self._found[what]
+        if isinstance(found, UnsupportedModel):
+            raise type(found)(*found.args) from found.__cause__
+        return cast(T, found)
+
+    @contextmanager
+    def lent(self, weights: Mapping[str, Tensor] | None = None) -> Generator[nn.Module]:
+        """A copy whose parameters may be moved in place meanwhile, by name at `weights` to begin with.  Returned as it was."""
+        with torch.inference_mode(False):
+            moving = self._spare.pop() if self._spare else twin(self.inner)
+        try:
+            load(moving, weights or {})
+            yield moving
+        finally:
+            for p in moving.parameters():
+                p.requires_grad_(False)
+            load(moving, self.state_dict(keep_vars=True))
+            self._spare.append(moving)
+
+
+def load(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Writes values into the parameters and buffers of these names."""
+    held = module.state_dict(keep_vars=True)
+    with torch.inference_mode(False), torch.no_grad():
+        for name, value in values.items():
+            held[name].copy_(value)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of `model` to look at, whose parameters ask for no gradient; a Network is one already.
+
+    Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
+    and if the model cannot be copied.
+    """
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, OneLogit):
+        return OneLogit(twin(model.inner), flat=model.flat)
+    moving = duplicate(model)
+    for name, module in moving.named_modules():
+        if module.training and isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):  # pyright: ignore[reportPrivateUsage]
+            raise InvalidInput(f"the model is in train mode and has {type(module).__name__} at '{name}'; call model.eval() first")
+    for p in moving.parameters():  # requires_grad_ of a scripted module refuses
+        p.requires_grad_(False)
+    return moving
+
+
+def network_of(model: nn.Module) -> Network:
+    """The network of a module as it stands.  Doors for users go by heads.classifier, which also looks at what it returns."""
+    if isinstance(model, Network):
+        return model
+    with torch.inference_mode(False):
+        return Network(twin(model))
