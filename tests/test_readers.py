@@ -508,3 +508,11 @@ def test_indices_refused(tmp_path: Path, name: str, text: str | None, message: s
         (tmp_path / name).write_text(text)
     with pytest.raises(InvalidInput, match=message):
         Split(torch.zeros(10, 1), torch.zeros(10, dtype=torch.long)).pick(tmp_path / name)
+
+
+def test_a_signalling_nan_is_refused_without_a_warning(tmp_path: Path) -> None:
+    x = np.zeros((3, 2))
+    x.view(np.int64)[1, 0] = 0x7FF0000000000001  # NaN, of the kind that casts complain of
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=np.zeros(3, np.int64))
+    with pytest.raises(InvalidInput, match="first in row 1"):
+        load(str(tmp_path / "d.npz"))

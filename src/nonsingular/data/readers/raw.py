@@ -91,7 +91,7 @@ def inputs(name: str, x: NDArray[Any]) -> NDArray[Any]:
         )
     if x.dtype.kind != "f":
         raise InvalidInput(f"{given}; expected floats, or uint8 pixels, which are divided by 255")
-    with np.errstate(over="ignore"):  # a number too large becomes infinite, and is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, a signalling NaN quiet: refused
         x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if bad.size:
