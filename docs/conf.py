@@ -43,11 +43,12 @@ def method_cards(app: Any, docname: str, source: list[str]) -> None:
     """The page `methods`, from the cards that reports show."""
     if docname != "methods":
         return
-    from nonsingular.report import cards
+    from nonsingular.catalog import ATTACKS, BOUNDS
 
-    for title, table in (("Attacks", cards.ATTACKS), ("Bounds", cards.BOUNDS)):
+    for title, table in (("Attacks", ATTACKS), ("Bounds", BOUNDS)):
         source[0] += f"## {title}\n\n"
-        for name, card in table.items():
+        for name, entry in table.items():
+            card = entry.card
             source[0] += (
                 f"### {name}\n\n{card.does}\n\n- W' is shared by: {card.shares}\n- {card.means}\n- Source: {card.source}\n\n"
             )

@@ -250,7 +250,7 @@ def light(model: nn.Module, x: Tensor, y: Tensor, ball: ns.JointBall, *, scope: 
 def test_surface(name: str, scope: Any) -> None:
     model, x, y = built(name)
     before, given = bits(model), x.clone()
-    found = ns.evaluate(model, (x, y), eps_x=EPS_X, eps_w=EPS_W, scope=scope, attack=light)
+    found = ns.evaluate(model, (x, y), eps_x=EPS_X, eps_w=EPS_W, scope=scope, attack=ns.Attack("light", light, starts=True))
     assert found.accuracy[0, 0] == (N - 1) / N  # the module's own
     assert (found.accuracy[1:] <= found.accuracy[:-1]).all()
     assert (found.accuracy[:, 1:] <= found.accuracy[:, :-1]).all()

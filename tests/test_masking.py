@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
+from nonsingular.catalog import Attack
 from nonsingular.cli.main import main
 from nonsingular.data.datasets import load
 from nonsingular.errors import InvalidInput
@@ -183,7 +184,7 @@ def test_more_budget_must_not_raise_accuracy(what):
         too_much = {"radii": ball.eps_x > 0.15, "steps": steps > 20, "both": bool(ball.eps_x and ball.eps_w)}[what]
         return joint_pgd(model, x, y, ball, steps=0 if too_much else steps, scope=scope)
 
-    found = masking(honest(0), data(), JointBall(0.1, 0.005), scope="batch", attack=stumbling)
+    found = masking(honest(0), data(), JointBall(0.1, 0.005), scope="batch", attack=Attack("stumbling", stumbling, steps=20))
     assert ("twice the " + what if what != "both" else "inputs and weights") in found.flags["budget"]
     assert set(found.flags) - {"gradient-free"} == {"budget"}
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.shared_apgd import shared_apgd
+from nonsingular.catalog import Attack
 from nonsingular.certificates.certify import certify
 from nonsingular.evaluation.attacked import choose, evaluate
 from nonsingular.network import memory
@@ -128,8 +129,9 @@ def test_an_attack_of_each_example_is_given_fewer():
         assert start is None or len(start.x) == len(x)
         return Perturbation(x.clone(), {}, scope)
 
-    method = choose(model, attack=attack, scope="sample")
-    surface = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.1], attack=attack)
+    small = Attack("small", attack, starts=True)
+    method = choose(attack=small, scope="sample")
+    surface = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.1], attack=small)
     assert surface.accuracy.min() == 1
     assert method.nested
     assert sizes[:3] == [40, 20, 10]

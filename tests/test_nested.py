@@ -14,6 +14,7 @@ from torch import nn
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.strongest import alternating, ensemble, strongest, worst
+from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import walk as nested
 from nonsingular.evaluation.attacked import choose, evaluate
@@ -96,7 +97,8 @@ def test_lost_and_certified_examples_are_left_alone(scope):
         seen.append((ball.eps_x, ball.eps_w, len(x)))
         return strongest(model, x, y, ball, scope=scope, start=start)
 
-    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, attack=counting, batch_size=60)
+    counted = Attack("counting", counting, starts=True)
+    s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, attack=counted, batch_size=60)
     for eps_x, eps_w, n in seen:
         i, j = ROWS.index(eps_w), COLUMNS.index(eps_x)
         before = min([s.accuracy[i - 1, j]] * (i > 0) + [s.accuracy[i, j - 1]] * (j > 0), default=1.0)
@@ -106,7 +108,15 @@ def test_lost_and_certified_examples_are_left_alone(scope):
     if scope == "sample":
         whole = sum(n for *_, n in seen)
         seen.clear()
-        c = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, attack=counting, certify="crown")
+        c = evaluate(
+            model,
+            (x, y),
+            eps_x=COLUMNS,
+            eps_w=ROWS,
+            scope=scope,
+            attack=counted,
+            certify="crown",
+        )
         assert sum(n for *_, n in seen) < whole
         np.testing.assert_array_equal(c.accuracy, s.accuracy)
 
@@ -123,7 +133,7 @@ def test_a_point_begins_where_a_smaller_one_ended():
         return start
 
     start_at = start
-    s = evaluate(model, (x, y), eps_x=[0.05, 0.1], eps_w=[0.02], scope="dataset", attack=lazy)
+    s = evaluate(model, (x, y), eps_x=[0.05, 0.1], eps_w=[0.02], scope="dataset", attack=Attack("lazy", lazy, starts=True))
     assert start[0.05] is None
     moved = start[0.1].x - x
     assert moved.abs().max() > 0.09  # grown to the larger ball
@@ -145,7 +155,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
         now[: done + 12] = 1 - x[: done + 12]
         return Perturbation(now, {}, scope)
 
-    s = evaluate(model, (x, y), eps_x=[1.0], eps_w=[0.0], scope="dataset", attack=slow)
+    s = evaluate(model, (x, y), eps_x=[1.0], eps_w=[0.0], scope="dataset", attack=Attack("slow", slow, starts=True))
     assert s.flags[0, 0] == ("moving",)
     assert s.accuracy.item() == (60 - ROUNDS * 12) / 60
 
@@ -159,7 +169,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
 def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
     model, x, y = setting(kind)
     s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack=attack, log=tmp_path / "log.jsonl")
-    job = asked(model, x, y, choose(model, attack=attack, scope=scope, batch_size=20))
+    job = asked(model, x, y, choose(attack=attack, scope=scope, batch_size=20))
     stored = stored_perturbations(job, tmp_path / FOLDER)
     assert stored
     np.testing.assert_array_equal(lost_to(stored, job, tmp_path / "log.jsonl"), ~s.outcomes)
@@ -184,10 +194,10 @@ def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
     tensors["0.x"] = tensors["0.x"] + 0.5
     save_file(tensors, path, about)
     with pytest.raises(InvalidInput, match="a stored perturbation is not within"):
-        stored_perturbations(asked(model, x, y, choose(model)), tmp_path / FOLDER)
+        stored_perturbations(asked(model, x, y, choose()), tmp_path / FOLDER)
     path.write_bytes(b"no tensors")
     with pytest.raises(InvalidInput, match="cannot be read as stored perturbations"):
-        stored_perturbations(asked(model, x, y, choose(model)), tmp_path / FOLDER)
+        stored_perturbations(asked(model, x, y, choose()), tmp_path / FOLDER)
 
 
 @pytest.mark.parametrize("scope", first(1, SCOPES[::-1]))
@@ -258,7 +268,7 @@ def test_an_ensemble_by_its_names():
     for name in ("paper", "apgd"):
         assert s.accuracy.item() <= evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.02], attack=name).accuracy.item()
     with pytest.raises(InvalidInput, match="no attack 'papr'"):
-        choose(model, attack="paper+papr")
+        choose(attack="paper+papr")
     with pytest.raises(InvalidInput, match="no attacks"):
         ensemble()
 
@@ -294,7 +304,7 @@ def digits_model():
 
 def test_a_group_is_judged_from_its_tensors():
     model, x, y = setting("dense")
-    r = reach(model, x, y, choose(model, scope="dataset"), (0.1, 0.02))
+    r = reach(model, x, y, choose(scope="dataset"), (0.1, 0.02))
     assert torch.equal(r.correct, is_correct(logits_at(model, r.point), y))
     assert r.origin == (0.1, 0.02)
 
@@ -318,7 +328,7 @@ def test_products_are_rough_where_points_are_sought_and_exact_where_they_are_jud
     x = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
     Noting.seen.clear()
-    nested.reach(model, x, y, choose(model, scope=scope), (0.1, 0.1))
+    nested.reach(model, x, y, choose(scope=scope), (0.1, 0.1))
     assert torch.get_float32_matmul_precision() == "highest"
     if scope != "sample":  # a dense network is not called in scope sample: its layers are read
         assert {p for p, gradient in Noting.seen if gradient} == {"medium"}
@@ -349,3 +359,22 @@ def test_a_precision_that_the_caller_set_for_one_backend_is_left_alone():
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = "none"
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_arguments_of_a_users_function_count_with_a_warning_and_a_declared_attack_needs_none():
+    def mine(model, x, y, ball, *, scope, start=None, steps=7):
+        return Perturbation(x.clone(), {}, scope)
+
+    with pytest.warns(DeprecationWarning, match=r"nonsingular.Attack\('mine', mine, starts=True, steps=7\)"):
+        found = declared(mine)
+    assert (found.name, found.starts, found.steps) == ("mine", True, 7)
+    assert declared(found) is found
+    plain = declared(lambda model, x, y, ball, *, scope: None)
+    assert not plain.starts and plain.steps is None
+
+
+def test_functions_of_the_catalog_are_known_as_what_they_are_also_with_arguments():
+    found = declared(partial(strongest))
+    assert found.starts and not found.raw
+    assert declared(joint_pgd).steps == 100 and not declared(joint_pgd).starts
+    assert declared(partial(joint_pgd, steps=3)).name == "joint_pgd(steps=3)"

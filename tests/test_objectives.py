@@ -264,4 +264,4 @@ def test_the_others_take_any_network(objective, data):
 
 def test_the_catalog_names_the_six_methods():
     assert set(OBJECTIVES) == {"standard", "weight-perturb", "at", "at-beta", "jiwp", "joint"}
-    assert all(getattr(objectives, path.split(":")[1]) for path in OBJECTIVES.values())
+    assert all(getattr(objectives, path.what.split(":")[1]) for path in OBJECTIVES.values())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from nonsingular.catalog import Attack
 from nonsingular.certificates.certify import Prover
 from nonsingular.cli.main import main
 from nonsingular.evaluation import preflight as module
@@ -41,7 +42,7 @@ def still(model, x, y, ball, *, scope, start=None):
 
 def test_what_moves_is_counted():
     model, x, y = setting()
-    found = told(model, x, y, choose(model, attack=still), (0.0, 0.1), (0.0, 0.02))
+    found = told(model, x, y, choose(attack=Attack("still", still, starts=True)), (0.0, 0.1), (0.0, 0.02))
     assert found.numbers == 4 * 5 + 5 * 3
     assert found.moved["0.weight"]["shape"] == [5, 4]
     assert found.moved["0.weight"]["radius"] == pytest.approx(0.02)
@@ -49,7 +50,7 @@ def test_what_moves_is_counted():
     assert (found.cells, found.examples, found.clean) == (4, 30, 1.0)
     assert "35 numbers" in str(found)
     assert set(found.certifies) == set(module.QUICK) and not found.untried
-    everything = told(model, x, y, choose(model, attack=still, moves="all"), (0.1,), (0.02,))
+    everything = told(model, x, y, choose(attack=Attack("still", still, starts=True), moves="all"), (0.1,), (0.02,))
     assert everything.numbers == 35 + 8
     assert not everything.fixed
 
@@ -64,7 +65,7 @@ def test_what_has_no_rule_is_named():
             return torch.special.bessel_j0(self.fc(x))
 
     _, x, y = setting()
-    found = told(Odd().eval(), x, y, choose(Odd(), attack=still), (0.1,), (0.02,))
+    found = told(Odd().eval(), x, y, choose(attack=Attack("still", still, starts=True)), (0.1,), (0.02,))
     assert set(found.certifies) == set(module.QUICK)
     assert all("bessel_j0" in why or "Linear" in why or "theorem" in why for why in found.certifies.values())
     assert "can be certified by: no bound" in str(found)
@@ -104,13 +105,13 @@ def costs(now, call, example):
         now[0] += call + example * len(x)
         return Perturbation(x + 0, {}, scope)
 
-    return attack
+    return Attack("costly", attack, starts=True)
 
 
 @pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
 def test_the_time_is_that_of_the_work(scope, now):
     model, x, y = setting(300)
-    method = choose(model, attack=costs(now, 0.01, 0.001), scope=scope, batch_size=64)
+    method = choose(attack=costs(now, 0.01, 0.001), scope=scope, batch_size=64)
     columns, rows = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02)
     groups = {"sample": 3, "batch": 5, "dataset": 1}[scope]
     attacked = 7 if scope == "sample" else 8  # there (0, 0) is not attacked
@@ -134,7 +135,7 @@ def test_what_is_lost_early_costs_nothing_later(now):
         return Perturbation(torch.where((ball.eps_x > 0.01) & (x_[:, :1] > 2), x_ + 0.0, x_), {}, scope)
 
     x = torch.where(fragile[:, None], x + 0.0, x)
-    method = choose(model, attack=attack, domain=None)
+    method = choose(attack=Attack("fragile", attack, starts=True), domain=None)
     right = told(model, x, y, method, (0.0, 0.05, 0.1), (0.0,))
     wrong = told(model, x, torch.where(fragile, (y + 1) % 3, y), method, (0.0, 0.05, 0.1), (0.0,))
     assert wrong.clean == 0.5
@@ -145,7 +146,7 @@ def test_the_time_of_certificates_is_added(now, bounds_cost):
     """Nothing is certified far out: a walk from (last column, first row) along the border, one bound a step."""
     model, x, y = setting(300)
     bounds_cost(0.002)
-    method = choose(model, attack=costs(now, 0.0, 0.001))
+    method = choose(attack=costs(now, 0.0, 0.001))
     columns, rows = tuple(0.1 * i for i in range(9)), tuple(0.05 * i for i in range(9))
     found = told(model, x, y, method, columns, rows, certify="interval")
     started = now[0]
@@ -155,7 +156,7 @@ def test_the_time_of_certificates_is_added(now, bounds_cost):
 
 def test_a_long_run_is_said_to_be_long_and_a_smaller_one_is_proposed(now):
     model, x, y = setting(300)
-    found = told(model, x, y, choose(model, attack=costs(now, 0.0, 10.0)), (0.0, 0.1), (0.0, 0.1))
+    found = told(model, x, y, choose(attack=costs(now, 0.0, 10.0)), (0.0, 0.1), (0.0, 0.1))
     low, high = found.interval
     assert low < 10.0 * 300 * 3 < high
     assert now[0] < 60  # one example, at one point

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.branch import Verdicts
+    from nonsingular.catalog import Attack
     from nonsingular.certificates.certify import Certificate, certify, verify
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.data.datasets import load
@@ -47,10 +48,11 @@ _HOME = {
     **dict.fromkeys(("Certificate", "certify", "verify"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
-    "Surface": "results.surface", "contours": "report.figure",
+    "Surface": "results.surface", "contours": "report.figure", "Attack": "catalog",
 }  # fmt: skip
 
 __all__ = [
+    "Attack",
     "Averaged",
     "Certificate",
     "Comparison",

@@ -1,7 +1,8 @@
-"""catalog.py - the only tables from a name to the function that it stands for.
+"""catalog.py - what every name stands for: the only tables of attacks, bounds, objectives, models and data sets.
 
-Entries are references, resolved when used: naming an attack in a config file or in `--help` does not import torch.
-A new attack, bound or model is one function in its folder and one line here; the contract tests run over these tables.
+An entry is a declared value: a reference to a function, resolved when it is used, so that naming an attack in a config file or in
+`--help` does not import torch; and what must be known of it, with its card for the page and for `nonsingular list`.
+A new attack, bound or model is one function in its folder and one entry here; the contract tests run over these tables.
 """
 
 from __future__ import annotations
@@ -9,60 +10,188 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nonsingular.errors import InvalidInput
 
-ATTACKS = {
-    "strongest": "nonsingular.attacks.strongest:strongest",
-    "paper": "nonsingular.attacks.joint_pgd:joint_pgd",
-    "neuron": "nonsingular.attacks.neuron_pgd:neuron_pgd",
-    "apgd": "nonsingular.attacks.apgd:apgd",
-    "alternating": "nonsingular.attacks.strongest:alternating",
-    "square": "nonsingular.attacks.square:square",
-    "corners": "nonsingular.attacks.corners:corners",
-}
-BOUNDS = {
-    "theorem1": "nonsingular.bounds.theorem:theorem1",
-    "theorem1-printed": "nonsingular.bounds.theorem:theorem1_printed",
-    "interval": "nonsingular.bounds.interval:interval",
-    "crown-ibp": "nonsingular.bounds.linear:crown_ibp",
-    "crown": "nonsingular.bounds.linear:crown",
-    "alpha-crown": "nonsingular.bounds.alpha:alpha_crown",
-    "branch-and-bound": "nonsingular.bounds.branch:branch_and_bound",
-    "best": "nonsingular.bounds.best:best",
-    "exact": "nonsingular.bounds.exact:exact",
-}
-UNSOUND = frozenset({"theorem1-printed"})
+# --- what an entry says ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """does: in a sentence or two.  shares: who shares the moved weights.  means: how to read its number.  source: where from."""
+
+    does: str
+    shares: str
+    means: str
+    source: str
+
+
+UPPER = "Upper bound of robust accuracy: what it did not break may still break."
+LOWER = "Lower bound of robust accuracy in every scope: what is certified cannot be broken inside the ball, in exact arithmetic."
+ANY = "Whoever the scope says: each example alone (sample), a batch, or all examples (dataset)."
+ALONE = "Nobody: each example is proven against the worst weights for it alone, which covers every scope."
+NO_WEIGHTS = "It does not move weights."
+OTHER = Card(
+    "An attack of your own, or of a library plugged in. Each result is checked against its ball before it counts.",
+    ANY, UPPER, "Its name in the records.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """name: in settings and records.  what: the function, or "module:function"."""
+
+    name: str
+    what: str | Callable[..., Any]
+
+    def load(self) -> Callable[..., Any]:
+        """The function."""
+        if not isinstance(self.what, str):
+            return self.what
+        module, function = self.what.split(":")
+        return getattr(importlib.import_module(module), function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load()(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Attack(Entry):
+    """(model, x, y, ball, *, scope) -> a Perturbation, a point of the ball.
+
+    starts: it takes an argument `start`, a point of the ball, and begins there; on a grid it then goes on from smaller balls.
+    steps: its own default of an argument `steps`, if it takes one that can be raised.
+    scopes: those that it serves.  raw: its surface is shown as it was found, with its rises.
+    """
+
+    starts: bool = False
+    steps: int | None = None
+    scopes: tuple[str, ...] = ("sample", "batch", "dataset")
+    raw: bool = False
+    card: Card = field(default=OTHER, compare=False)
+
+
+@dataclass(frozen=True)
+class Bound(Entry):
+    """(model, x, y, ball) -> (B, K) lower margins.  sound: it may certify."""
+
+    sound: bool = True
+    card: Card = field(kw_only=True, compare=False)
+
+
+def _named(entries: Iterable[Any]) -> dict[str, Any]:
+    return {entry.name: entry for entry in entries}
+
+
+# --- the tables -----------------------------------------------------------------------------------------------------------
+
+ATTACKS: Mapping[str, Attack] = _named((
+    Attack("strongest", "nonsingular.attacks.strongest:strongest", starts=True, card=Card(
+        "The default: runs apgd on the inputs alone, on the weights alone and on both, and keeps the worst for each example or "
+        "group. Over a grid it goes on from what smaller balls have found.",
+        ANY, UPPER + " Falls along both radii by construction.", "Steps: Croce and Hein, arXiv:2003.01690.",
+    )),
+    Attack("paper", "nonsingular.attacks.joint_pgd:joint_pgd", steps=100, raw=True, card=Card(
+        "The attack of the paper: 100 signed gradient steps on the cross-entropy, of inputs and weights at once. Each point of "
+        "the grid is attacked by itself.",
+        ANY, UPPER + " It can rise along a radius; there it missed something.", "arXiv:2102.11935, section 4.1.",
+    )),
+    Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, scopes=("sample",), card=Card(
+        "Projected gradient descent of the inputs and of one number per neuron of a dense network.",
+        "Nobody: each example has its own weights.", UPPER, "This library; steps: Madry et al., arXiv:1706.06083.",
+    )),
+    Attack("apgd", "nonsingular.attacks.apgd:apgd", starts=True, card=Card(
+        "Adaptive gradient descent on the margin over inputs and weights, from many starts. Where each example has its own "
+        "weights, a dense network is searched over one number per neuron, which reaches the same outputs. Where weights are "
+        "shared, it lowers the smoothed accuracy of the whole group.",
+        ANY, UPPER, "Steps: Croce and Hein, arXiv:2003.01690.",
+    )),
+    Attack("alternating", "nonsingular.attacks.strongest:alternating", starts=True, steps=20, card=Card(
+        "Inputs and weights in turn, each attacked while the other is held.", ANY, UPPER, "This library.",
+    )),
+    Attack("square", "nonsingular.attacks.square:square", starts=True, steps=500, card=Card(
+        "Random search on the inputs without gradients: square windows are set to the ends of the ball and kept where they lower "
+        "the margin. What hides gradients does not help against it.",
+        NO_WEIGHTS, UPPER, "Andriushchenko et al., arXiv:1912.00049.",
+    )),
+    Attack("corners", "nonsingular.attacks.corners:corners", starts=True, steps=300, card=Card(
+        "Random search on the weights without gradients: blocks of a tensor are set to the ends of its box and kept where they "
+        "lower the objective.",
+        ANY, UPPER + " It does not move inputs.", "This library, after arXiv:1912.00049.",
+    )),
+))  # fmt: skip
+BOUNDS: Mapping[str, Bound] = _named((
+    Bound("theorem1", "nonsingular.bounds.theorem:theorem1", card=Card(
+        "Theorem 1 of the paper, repaired: the change of a margin from its inputs and from its weights, layer by layer.",
+        ALONE, LOWER, "arXiv:2102.11935, Theorem 1; the repair is this library's.",
+    )),
+    Bound("theorem1-printed", "nonsingular.bounds.theorem:theorem1_printed", sound=False, card=Card(
+        "Theorem 1 as the paper prints it. It is false for three layers or more.",
+        ALONE, "No bound: for reproduction alone.", "arXiv:2102.11935, Theorem 1.",
+    )),
+    Bound("interval", "nonsingular.bounds.interval:interval", card=Card(
+        "Passes intervals through the network: the box of the inputs and the box of the weights give a box of every activation.",
+        ALONE, LOWER + " The cheapest and the loosest.", "Gowal et al., arXiv:1810.12715; weights: arXiv:2102.11935.",
+    )),
+    Bound("crown-ibp", "nonsingular.bounds.linear:crown_ibp", card=Card(
+        "Linear bounds from the output backwards, on hidden bounds by intervals.",
+        ALONE, LOWER, "Zhang et al., arXiv:1906.06316, here with the weights in boxes.",
+    )),
+    Bound("crown", "nonsingular.bounds.linear:crown", card=Card(
+        "Linear bounds of every layer backwards to the box of the inputs, with the weights in boxes.",
+        ALONE, LOWER, "Zhang et al., arXiv:1811.00866, here with the weights in boxes.",
+    )),
+    Bound("alpha-crown", "nonsingular.bounds.alpha:alpha_crown", card=Card(
+        "CROWN with the slopes of the lower bounds moved by gradient ascent until the bound is tight.",
+        ALONE, LOWER, "Xu et al., arXiv:2011.13824, here with the weights in boxes.",
+    )),
+    Bound("branch-and-bound", "nonsingular.bounds.branch:branch_and_bound", card=Card(
+        "Fixes the signs of open neurons one at a time and bounds every part, until each is decided or the parts run out.",
+        ALONE, LOWER, "Wang et al., arXiv:2103.06624; De Palma et al., arXiv:2104.06718.",
+    )),
+    Bound("best", "nonsingular.bounds.best:best", card=Card(
+        "The best of all sound bounds, the cheapest first.", ALONE, LOWER, "Those of its members.",
+    )),
+    Bound("exact", "nonsingular.bounds.exact:exact", card=Card(
+        "Solves for the worst margin as a mixed-integer program: small networks only.",
+        ALONE, LOWER + " Where the solver finishes, it is the truth.", "Tjeng et al., arXiv:1711.07356, here with moved weights.",
+    )),
+))  # fmt: skip
+UNSOUND = frozenset(name for name, bound in BOUNDS.items() if not bound.sound)
 """Bounds that are offered for reproduction and may not certify."""
-OBJECTIVES = {
-    "standard": "nonsingular.training.objectives:standard",
-    "weight-perturb": "nonsingular.training.objectives:weight_perturb",
-    "at": "nonsingular.training.objectives:at",
-    "at-beta": "nonsingular.training.objectives:at_beta",
-    "jiwp": "nonsingular.training.objectives:jiwp",
-    "joint": "nonsingular.training.objectives:joint",
-}
-MODELS = {
-    "mlp": "nonsingular.models.architectures:mlp",
-    "conv": "nonsingular.models.architectures:conv",
-    "resnet": "nonsingular.models.architectures:resnet",
-}
-DATASETS = {name: "nonsingular.data.datasets:load" for name in ("digits", "mnist", "fashion-mnist", "cifar10")}
+OBJECTIVES: Mapping[str, Entry] = _named(
+    (
+        Entry("standard", "nonsingular.training.objectives:standard"),
+        Entry("weight-perturb", "nonsingular.training.objectives:weight_perturb"),
+        Entry("at", "nonsingular.training.objectives:at"),
+        Entry("at-beta", "nonsingular.training.objectives:at_beta"),
+        Entry("jiwp", "nonsingular.training.objectives:jiwp"),
+        Entry("joint", "nonsingular.training.objectives:joint"),
+    )
+)
+MODELS: Mapping[str, Entry] = _named(
+    (
+        Entry("mlp", "nonsingular.models.architectures:mlp"),
+        Entry("conv", "nonsingular.models.architectures:conv"),
+        Entry("resnet", "nonsingular.models.architectures:resnet"),
+    )
+)
+DATASETS: Mapping[str, Entry] = _named(
+    Entry(name, "nonsingular.data.datasets:load") for name in ("digits", "mnist", "fashion-mnist", "cifar10")
+)
 
 
-def described(table: Mapping[str, str], name: str) -> str:
-    """The first paragraph of the docstring behind `name`, read from its file: nothing is imported."""
-    module, function = table[name].split(":")
-    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    text = next(ast.get_docstring(node) for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
-    return " ".join((text or "").split("\n\n")[0].split())
+# --- from a name to its entry ---------------------------------------------------------------------------------------------
 
 
-def known(table: Mapping[str, str], name: str, kind: str) -> str:
+def known(table: Mapping[str, Entry], name: str, kind: str) -> str:
     """`name` itself.  Raises InvalidInput, with the nearest name, if the table does not have it."""
     if name not in table:
         near = difflib.get_close_matches(name, table, 1)
@@ -71,7 +200,72 @@ def known(table: Mapping[str, str], name: str, kind: str) -> str:
     return name
 
 
-def lookup(table: Mapping[str, str], name: str, kind: str) -> Any:
+def lookup(table: Mapping[str, Entry], name: str, kind: str) -> Any:
     """The function behind `name`.  Raises InvalidInput if the table does not have it."""
-    module, function = table[known(table, name, kind)].split(":")
-    return getattr(importlib.import_module(module), function)
+    return table[known(table, name, kind)].load()
+
+
+def described(table: Mapping[str, Entry], name: str) -> str:
+    """The first paragraph of the docstring behind `name`, read from its file: nothing is imported."""
+    module, function = str(table[name].what).split(":")
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    text = next(ast.get_docstring(node) for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def name_of(attack: Any) -> str:
+    """How records call an attack; the arguments of a functools.partial belong to the name."""
+    if isinstance(attack, partial):
+        return f"{name_of(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
+    return getattr(attack, "name", None) or getattr(attack, "__name__", type(attack).__name__)
+
+
+def declared(attack: Attack | Callable[..., Any]) -> Attack:
+    """The entry of an attack that is given as a function: of the catalog, or a user's own, which is an Attack without a start.
+
+    An argument `start` or `steps` of a user's own function still counts, with a DeprecationWarning: say it in an Attack.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    function: Any = attack
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, Attack):
+        ours: Attack | None = function
+    else:
+        where = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+        ours = next((entry for entry in (*ATTACKS.values(), SHARED) if entry.what == where), None)
+    if ours is not None:
+        return Attack(name_of(attack), attack, starts=ours.starts, steps=ours.steps, scopes=ours.scopes)
+    parameters = inspect.signature(attack).parameters
+    starts, steps = "start" in parameters, parameters["steps"].default if "steps" in parameters else None
+    steps = steps if isinstance(steps, int) else None
+    if starts or steps is not None:
+        said = ", ".join([*(["starts=True"] if starts else []), *([f"steps={steps}"] if steps is not None else [])])
+        warnings.warn(
+            f"the attack {name_of(attack)} is taken to use its arguments start and steps; give "
+            f"nonsingular.Attack({name_of(attack)!r}, {name_of(attack)}, {said}) instead",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    return Attack(name_of(attack), attack, starts=starts, steps=steps)
+
+
+SHARED = Attack("shared_apgd", "nonsingular.attacks.shared_apgd:shared_apgd", starts=True, steps=4, scopes=("batch", "dataset"))
+"""What `apgd` does where weights are shared; public as a function alone."""
+
+
+def cards(attacks: Iterable[str], bounds: Iterable[str]) -> dict[str, Card]:
+    """Name -> card, for the names that records use; "a+b" is the worst of both."""
+    found: dict[str, Card] = {}
+    for name in attacks:
+        members = name.split("+")
+        for member in members:
+            found[member] = ATTACKS[member].card if member in ATTACKS else OTHER
+        if len(members) > 1:
+            found[name] = Card(
+                "The worst of its members, example by example or group by group.", ANY, UPPER, "Those of its members."
+            )
+    mine = Card("A bound of your own.", ALONE, LOWER, "Its name in the records.")
+    return found | {name: BOUNDS[name].card if name in BOUNDS else mine for name in bounds}

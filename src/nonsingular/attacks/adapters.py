@@ -12,13 +12,14 @@ import inspect
 import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
+from nonsingular.catalog import Attack
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import outputs, recording
 from nonsingular.network.heads import classifier
@@ -26,21 +27,11 @@ from nonsingular.network.network import Network
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.perturbation import Perturbation
 
-
-class InputAttack(Protocol):
-    """(model, x, y, ball, *, scope, start, generator) -> a point of the ball with the weights of `start`."""
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = ...,
-        start: Perturbation | None = ..., generator: torch.Generator | None = ...,
-    ) -> Perturbation: ...  # fmt: skip
-
-
 Foreign = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """(network on inputs in [0, 1], x, y, eps in these units) -> x'."""
 
 
-def foolbox_attack(attack: Any) -> InputAttack:
+def foolbox_attack(attack: Any) -> Attack:
     """An attack object of Foolbox, such as foolbox.attacks.LinfPGD(steps=40), as an attack on the inputs.
 
     Its radius is the ball's eps_x, one number for all elements, also where it is one in another norm; its result is projected
@@ -56,7 +47,7 @@ def foolbox_attack(attack: Any) -> InputAttack:
     return _plugged(run, f"foolbox {attack!r}")
 
 
-def torchattacks_attack(name: str, **options: Any) -> InputAttack:
+def torchattacks_attack(name: str, **options: Any) -> Attack:
     """An attack of torchattacks by the name of its class, such as "APGD" with n_restarts=5, as an attack on the inputs.
 
     options: arguments of the class but for `eps`, which is the ball's eps_x; a class without `eps` has no radius, and what it
@@ -98,7 +89,7 @@ class _Unit(nn.Module):
         return outputs(self.network, u * self.width + self.lo)
 
 
-def _plugged(foreign: Foreign, name: str) -> InputAttack:
+def _plugged(foreign: Foreign, name: str) -> Attack:
     """`name`, with its settings, is how records tell it from others."""
 
     def attack(
@@ -142,8 +133,7 @@ def _plugged(foreign: Foreign, name: str) -> InputAttack:
                 found = torch.where(spread(reached < margin, x), found, point.x)
             return Perturbation(found, point.weights, scope).check(model, x, ball)
 
-    attack.__name__ = name
-    return attack
+    return Attack(name, attack, starts=True)
 
 
 def _attacked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
+from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_at, recording
 from nonsingular.network.copies import check_module
@@ -19,7 +20,7 @@ from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.passes import count
 from nonsingular.network.row_lemma import of_each
 from nonsingular.threat.ball import JointBall, Scope
-from nonsingular.threat.perturbation import Attack, Perturbation
+from nonsingular.threat.perturbation import Perturbation
 
 
 def strongest(
@@ -44,27 +45,27 @@ def strongest(
     return member(x, y, ball, start=start)
 
 
-def ensemble(*attacks: Attack) -> Attack:
+def ensemble(*attacks: Attack | Callable[..., Perturbation]) -> Attack:
     """The worst of several attacks: of each example in scope sample, otherwise of one W' with its inputs.
 
     Each begins from the best of those before it, if it takes a start.  A user's own function is a member like any other.
     """
     if not attacks:
         raise InvalidInput("an ensemble has no attacks; give one or more")
+    members = [declared(attack) for attack in attacks]
 
     def together(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
     ) -> Perturbation:  # fmt: skip
         best, model = start, classifier(model, x, ball)
-        for attack in attacks:
-            options = {"start": best} if best is not None and "start" in inspect.signature(attack).parameters else {}
-            found = attack(model, x, y, ball, scope=scope, **options)
+        for member in members:
+            options = {"start": best} if best is not None and member.starts else {}
+            found = member(model, x, y, ball, scope=scope, **options)
             best = found if best is None else worst(model, y, found, best)
         assert best is not None
         return best.check(model, x, ball)
 
-    together.__name__ = "+".join(getattr(a, "__name__", type(a).__name__) for a in attacks)
-    return together
+    return Attack("+".join(member.name for member in members), together, starts=True)
 
 
 def alternating(

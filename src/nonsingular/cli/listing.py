@@ -15,11 +15,10 @@ from nonsingular.errors import InvalidInput
 def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, models or data.")], /) -> None:
     """The names that settings take, one a line, with what each is, who shares W' or what it is a bound of, and its source."""
     from nonsingular import catalog
-    from nonsingular.report.cards import ATTACKS, BOUNDS
 
     tables: dict[str, Callable[[], dict[str, str]]] = {
-        "attacks": lambda: {name: _card(ATTACKS[name]) for name in catalog.ATTACKS},
-        "bounds": lambda: {name: _card(BOUNDS[name]) for name in catalog.BOUNDS},
+        "attacks": lambda: {name: _card(catalog.ATTACKS[name].card) for name in catalog.ATTACKS},
+        "bounds": lambda: {name: _card(catalog.BOUNDS[name].card) for name in catalog.BOUNDS},
         "objectives": lambda: {name: catalog.described(catalog.OBJECTIVES, name) for name in catalog.OBJECTIVES},
         "models": lambda: {name: catalog.described(catalog.MODELS, name) for name in catalog.MODELS},
         "data": _data_sets,

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonsingular.attacks.strongest import ensemble
-from nonsingular.catalog import ATTACKS, lookup
+from nonsingular.catalog import Attack
 from nonsingular.data.columns import input_axis
 from nonsingular.data.datasets import as_tensors, columns_of, missing_radii
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.evaluation.certified import Parts, Proven, identity, prove, rehearse_proof
 from nonsingular.evaluation.masking import doubts_of_gradients
-from nonsingular.evaluation.problem import Method, Proof, key_of, name_of
+from nonsingular.evaluation.problem import Method, Proof, attack_of, key_of
 from nonsingular.evaluation.schedule import Submit, Work, cell_alone
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
@@ -29,12 +28,13 @@ from nonsingular.network.preconditions import check_inputs, warn
 from nonsingular.results.surface import Cell, Surface
 from nonsingular.threat.ball import JointBall, Moves, Scope, check_scope
 from nonsingular.threat.grid import axis
-from nonsingular.threat.perturbation import Attack, Perturbation
+from nonsingular.threat.perturbation import Perturbation
 from nonsingular.threat.radius import Radius, told
 
 
 def choose(
-    model: nn.Module, *, attack: str | Attack | None = None, scope: Scope = "sample", radii: Mapping[str, Radius] | None = None,
+    *, attack: str | Attack | Callable[..., Any] | None = None, scope: Scope = "sample",
+    radii: Mapping[str, Radius] | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights", relative: bool = False, batch_size: int = 128,
     unit_x: Radius = 1.0,
 ) -> Method:  # fmt: skip
@@ -48,11 +48,7 @@ def choose(
     if batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
     unit = JointBall(unit_x, 1.0 if radii is None else radii, domain, moves, relative)
-    attack = "strongest" if attack is None else attack
-    if isinstance(attack, str):
-        members: list[Attack] = [lookup(ATTACKS, name, "attack") for name in attack.split("+")]
-        return Method(members[0] if len(members) == 1 else ensemble(*members), attack, scope, unit, batch_size)
-    return Method(attack, name_of(attack), scope, unit, batch_size)
+    return Method(attack_of("strongest" if attack is None else attack), scope, unit, batch_size)
 
 
 def rehearse(
@@ -74,7 +70,7 @@ def evaluate(
     eps_x: float | Sequence[float] | Tensor | Mapping[Any, Any] | None = None,
     eps_w: float | Sequence[float] | Mapping[str, Radius] | None = None,
     scope: Scope = "sample",
-    attack: str | Attack | None = None,
+    attack: str | Attack | Callable[..., Any] | None = None,
     domain: tuple[float, float] | None = (0.0, 1.0),
     moves: Moves = "weights",
     relative: bool = False,
@@ -111,7 +107,7 @@ def evaluate(
     radii = eps_w if isinstance(eps_w, Mapping) else None
     unit_x, columns = input_axis(eps_x, x.shape[1:], columns_of(data))
     method = choose(
-        model, attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size,
+        attack=attack, scope=scope, radii=radii, domain=domain, moves=moves, relative=relative, batch_size=batch_size,
         unit_x=unit_x,
     )  # fmt: skip
     with use_threads(threads):
@@ -161,7 +157,7 @@ def surface(
         "dtype": str(x.dtype), "device": x.device.type,
         "doubts": [*doubts, *_doubts(model, x, y, method, cells, columns, rows, proven)],
     }  # fmt: skip
-    if method.scope == "sample" and method.name != "paper":  # the paper's attack is shown as it is, with its rises
+    if method.scope == "sample" and not method.attack.raw:
         cells = nested(cells, columns, rows)
     return Surface.from_cells(
         cells, columns, rows, scope=method.scope, attack=method.name, model=name, about=about,

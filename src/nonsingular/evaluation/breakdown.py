@@ -77,7 +77,7 @@ def finished(
     joined = [Cell.joined([part for _, part in sorted(parts[radii].items())]) for radii in grid if radii in parts]
     if len(joined) < len(grid) or any(cell.correct.size != n for cell in joined):
         return {}
-    if method.scope == "sample" and method.name != "paper":
+    if method.scope == "sample" and not method.attack.raw:
         joined = nested(joined, columns, rows)
     return {(cell.eps_x, cell.eps_w): cell for cell in joined}
 

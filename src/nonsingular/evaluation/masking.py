@@ -6,23 +6,23 @@ A flag says that an attacked accuracy may be far above the truth; the absence of
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.corners import corners
 from nonsingular.attacks.square import square
-from nonsingular.catalog import ATTACKS, lookup
+from nonsingular.catalog import Attack, declared
 from nonsingular.data.datasets import as_tensors
 from nonsingular.errors import InvalidInput
+from nonsingular.evaluation.problem import attack_of
 from nonsingular.network.calling import logits_at, outputs, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, margins, worst_margin
@@ -52,12 +52,6 @@ SEARCHED, TRIALS = 32, 100
 """Survivors that every run gives to random search, and trials of each."""
 WEIGHTS_AT_ONCE = 2**24
 """Weights of their own that are held at once in scope `sample`."""
-
-
-class Attack(Protocol):
-    """(model, x, y, ball, *, scope) -> a point of the ball."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope) -> Perturbation: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class Masking:
 
 
 def masking(
-    model: nn.Module, data: Any, ball: JointBall, *, scope: Scope = "sample", attack: str | Attack = "paper",
+    model: nn.Module, data: Any, ball: JointBall, *, scope: Scope = "sample", attack: str | Attack | Callable[..., Any] = "paper",
     batch_size: int | None = None, limit: int | None = None, seed: int = 0,
 ) -> Masking:  # fmt: skip
     """Whether `attack` on `model` shows signs of masked gradients at `ball`.
@@ -127,8 +121,8 @@ def masking(
         raise InvalidInput(f"limit is {limit}; give 1 or more examples")
     if batch_size is not None and batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
-    function: Attack = lookup(ATTACKS, attack, "attack") if isinstance(attack, str) else attack
-    name = attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+    function = attack_of(attack)
+    name = function.name
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
@@ -346,9 +340,8 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
             found.flag("budget", f"{what} leaves accuracy {share(after):.1%}, {before} {share(less):.1%}.")
 
     doubled = [("twice the radii", attack, ball.scaled(2, 2))]
-    if (steps := _steps(attack)) is not None:
-        stronger: Any = partial(attack, steps=2 * steps)  # type: ignore[call-arg]
-        doubled.append(("twice the steps", stronger, ball))
+    if attack.steps is not None:
+        doubled.append(("twice the steps", replace(attack, what=partial(attack, steps=2 * attack.steps)), ball))
     for what, stronger, larger in doubled:
         after, _ = case.right(stronger, larger)
         found.numbers[f"accuracy_{what.replace(' ', '_')}"] = share(after)
@@ -357,9 +350,9 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
     generators = [Generator(case.x.device).manual_seed(case.seed) for _ in range(2)]
     alone: list[tuple[str, JointBall, Attack]] = []
     if ball.moves_inputs:
-        alone.append(("inputs", ball.scaled(1, 0), partial(square, generator=generators[0])))
+        alone.append(("inputs", ball.scaled(1, 0), declared(partial(square, generator=generators[0]))))
     if moves:
-        alone.append(("weights", ball.scaled(0, 1), partial(corners, generator=generators[1])))
+        alone.append(("weights", ball.scaled(0, 1), declared(partial(corners, generator=generators[1]))))
     for what, smaller, search in alone:
         with_gradient = case.right(attack, smaller)[0] if len(alone) > 1 else right
         without, _ = case.right(search, smaller)
@@ -371,12 +364,6 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
                 "gradient-free",
                 f"on the {what} alone random search leaves accuracy {share(without):.1%}, '{name}' {share(with_gradient):.1%}.",
             )
-
-
-def _steps(attack: Attack) -> int | None:
-    """How many steps the attack takes by itself; None if it does not say."""
-    parameter = inspect.signature(attack).parameters.get("steps")
-    return parameter.default if parameter and isinstance(parameter.default, int) else None
 
 
 def differs(*, lower: Tensor, higher: Tensor) -> bool:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nonsingular.catalog import ATTACKS, UNSOUND
+from nonsingular.catalog import UNSOUND
 from nonsingular.certificates.certify import Prover
 from nonsingular.certificates.radii import certified_front
 from nonsingular.errors import InvalidInput, UnsupportedModel
@@ -413,14 +413,13 @@ class _Clock:
         away = np.abs(self.stages[-1].accuracy - self.share / 2)
         i, j = divmod(int(away.argmin()), away.shape[1])
         ball = plan.unit.scaled(plan.columns[j], plan.rows[i])
-        attack = method.name if method.name in ATTACKS else method.attack
         data = (plan.x[self.pool], plan.y[self.pool])
         for limit in (2, 8):
             if self.masks and 4 * self.masks[2] > self.left:
                 return
             yield self._begun("the search for masked gradients, on two examples", 1.0)
             self.masks[limit] = _of(
-                lambda limit=limit: masking(plan.model, data, ball, scope=method.scope, attack=attack, limit=limit)
+                lambda limit=limit: masking(plan.model, data, ball, scope=method.scope, attack=method.attack, limit=limit)
             )
             yield self._told()
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
+from nonsingular.attacks.strongest import ensemble
+from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, Attack, declared, known, lookup
 from nonsingular.errors import InvalidInput
 from nonsingular.results.surface import FORMAT
 from nonsingular.threat.ball import JointBall, Scope
-from nonsingular.threat.perturbation import Attack
 
 SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
@@ -28,7 +28,6 @@ class Method:
     """Everything but the model, the data and the radii that an attacked accuracy depends on."""
 
     attack: Attack
-    name: str
     scope: Scope
     unit: JointBall
     """The ball whose radii the grid multiplies: eps_x = 1, or a radius per element; eps_w = 1, or one per named tensor."""
@@ -36,16 +35,21 @@ class Method:
     """Examples that share W' in scope `batch`."""
 
     @property
+    def name(self) -> str:
+        """Of the attack."""
+        return self.attack.name
+
+    @property
     def nested(self) -> bool:
         """Whether a point of the grid begins from its smaller neighbours."""
-        return "start" in inspect.signature(self.attack).parameters
+        return self.attack.starts
 
     def describe(self) -> dict[str, Any]:
         """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
         return {
             "attack": self.name, "scope": self.scope, **self.unit.describe(),
             "batch_size": self.batch_size if self.scope == "batch" else None,
-        } | ({} if self.name in ATTACKS else {"code": _code(self.attack)})  # fmt: skip
+        } | ({} if self.name in ATTACKS else {"code": _code(self.attack.what)})  # fmt: skip
 
     def groups(self, model: nn.Module, n: int) -> list[tuple[int, int]]:
         """Spans of examples that can be attacked apart from each other: each shares nothing with the others."""
@@ -58,11 +62,12 @@ class Method:
         return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
 
 
-def name_of(attack: Any) -> str:
-    """How records call an attack; the arguments of a functools.partial belong to the name."""
-    if isinstance(attack, partial):
-        return f"{name_of(attack.func)}({', '.join(f'{k}={v}' for k, v in sorted(attack.keywords.items()))})"
-    return attack if isinstance(attack, str) else getattr(attack, "__name__", type(attack).__name__)
+def attack_of(given: str | Attack | Callable[..., Any]) -> Attack:
+    """The entry of an attack.  Names joined by "+" are an ensemble, the worst of these.  Raises InvalidInput for other names."""
+    if not isinstance(given, str):
+        return declared(given)
+    members = [ATTACKS[known(ATTACKS, name, "attack")] for name in given.split("+")]
+    return members[0] if len(members) == 1 else ensemble(*members)
 
 
 def _code(attack: Any) -> str:

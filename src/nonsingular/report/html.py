@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nonsingular.catalog import cards
 from nonsingular.plain import legible_all
-from nonsingular.report.cards import cards
 from nonsingular.report.compare import statement
 from nonsingular.report.explorer import explorer
 from nonsingular.report.markup import NUMBER, card, columns, items, note, records, row, section, table, terms, words

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from nonsingular.catalog import ATTACKS
 from nonsingular.certificates.radii import Front, certified_front
 from nonsingular.data.columns import input_axis, moving
 from nonsingular.data.datasets import Dataset, Domain, Split, first_radii, hash_tensors, load
@@ -186,7 +185,7 @@ class Attacked(Job):
         unit = self.unit
         radii = unit.eps_w if isinstance(unit.eps_w, Mapping) else None
         self.method = choose(
-            self.model, attack=settings.attack, scope=settings.scope, radii=radii, domain=unit.domain, moves=unit.moves,
+            attack=settings.attack, scope=settings.scope, radii=radii, domain=unit.domain, moves=unit.moves,
             relative=unit.relative, batch_size=settings.batch_size, unit_x=unit.eps_x,
         )  # fmt: skip
         self.settings = self.settings.model_copy(update={"attack": self.method.name})
@@ -227,9 +226,8 @@ class Attacked(Job):
         i, j = np.unravel_index(np.lexsort((-size.ravel(), np.round(away.ravel(), 1)))[0], away.shape)
         eps_x, eps_w = self.columns[j], self.rows[i]
         ball = self.unit.scaled(eps_x, eps_w)
-        attack = self.method.name if self.method.name in ATTACKS else self.method.attack
         signs = masking(
-            self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=attack,
+            self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=self.method.attack,
             batch_size=self.method.batch_size,
         )  # fmt: skip
         return {"eps_x": eps_x, "eps_w": eps_w, **signs.to_dict()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from nonsingular.data.datasets import Dataset
 from nonsingular.evaluation.attacked import choose, rehearse
+from nonsingular.evaluation.problem import attack_of
 from nonsingular.models.loading import build
 from nonsingular.results.claims import judge
 from nonsingular.results.files import write_json
@@ -67,7 +68,7 @@ def reproduce(
 
 def judged(settings: ReproduceSettings) -> bool:
     """Whether the claims of the paper are about such a run: all of its models, its attack, and a grid from 0."""
-    whole = set(TITLES) <= set(settings.recipes) and (settings.scope, settings.attack) == ("dataset", "paper")
+    whole = set(TITLES) <= set(settings.recipes) and settings.scope == "dataset" and attack_of(settings.attack).raw
     return whole and settings.eps_x[0] == settings.eps_w[0] == 0
 
 
@@ -96,7 +97,7 @@ def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():
         objective_of(recipe, data)(model)
-    method = choose(model, attack=settings.attack, scope=settings.scope, domain=data.domain)
+    method = choose(attack=settings.attack, scope=settings.scope, domain=data.domain)
     rehearse(model, data.test.x, data.test.y, method, settings.eps_x[-1], settings.eps_w[-1])
 
 

@@ -133,7 +133,7 @@ def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
         origin, group = cell.origin or (cell.eps_x, cell.eps_w), slice(*span)
         if origin in broken and cell.eps_x in job.columns and cell.eps_w in job.rows:
             lost[job.rows.index(cell.eps_w), job.columns.index(cell.eps_x), group] |= broken[origin][group]
-    if job.method.scope == "sample" and job.method.name != "paper":
+    if job.method.scope == "sample" and not job.method.attack.raw:
         np.logical_or.accumulate(lost, axis=0, out=lost)
         np.logical_or.accumulate(lost, axis=1, out=lost)
     return lost

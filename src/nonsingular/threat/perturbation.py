@@ -74,7 +74,3 @@ def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
 def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:
     """`t` in the box: moved there from the wide one; None from further away."""
     return t if box.contains(t) else torch.clamp(t, box.lo, box.hi) if wide().contains(t) else None
-
-
-Attack = Callable[..., Perturbation]
-"""(model, x, y, ball, *, scope) -> a point of the ball.  With an argument `start`, a point of the ball, it begins there, too."""
