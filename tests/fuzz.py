@@ -46,7 +46,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.stored import read_found
 from nonsingular.models.checkpoints import fit_checkpoint
 from nonsingular.models.loading import load_run
-from nonsingular.models.onnx_file import load_onnx
+from nonsingular.models.onnx_batches import load_onnx
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import kind_of, read_weights
 from nonsingular.report.cells import cells_csv

@@ -6,7 +6,7 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nonsingular.models.onnx_file import load_onnx
+from nonsingular.models.onnx_batches import load_onnx
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 6, 6)

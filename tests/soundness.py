@@ -23,9 +23,9 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from nonsingular.bounds.alpha import ascend
-from nonsingular.bounds.branch import Search
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import hidden_bounds, margin_bounds
+from nonsingular.bounds.parts import Search
 from nonsingular.network.calling import recording
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.bounds.branch import STATUSES, Search, branch_and_bound, search
+from nonsingular.bounds.branch import branch_and_bound, search
 from nonsingular.bounds.linear import crown
+from nonsingular.bounds.parts import Search
+from nonsingular.bounds.verdicts import STATUSES
 from nonsingular.errors import UnsupportedModel
 from nonsingular.models.architectures import mlp
 from nonsingular.network.calling import logits_at

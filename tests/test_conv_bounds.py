@@ -21,7 +21,7 @@ from nonsingular.network.calling import logits_at
 from nonsingular.network.derivatives import by_differentiation
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
-from nonsingular.network.operators import Product
+from nonsingular.network.nodes import Product
 from nonsingular.threat.ball import JointBall
 from sampling import first
 from soundness import check_sound, random_case

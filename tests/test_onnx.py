@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from nonsingular.models.onnx_file import load_onnx  # noqa: E402
+from nonsingular.models.onnx_batches import load_onnx  # noqa: E402
 from onnx_models import SHAPE, N, X, close, f, reference, save  # noqa: E402
 
 

@@ -11,7 +11,7 @@ import nonsingular as ns
 
 onnx = pytest.importorskip("onnx")
 
-from nonsingular.models.onnx_file import _File, _Reader  # noqa: E402
+from nonsingular.models.onnx_file import File, Reader  # noqa: E402
 
 # its formula has the exact size in place of the rounded one; onnxruntime and the rules have the rounded one
 OTHERWISE = {"test_resize_downsample_scales_linear_align_corners", "test_resize_downsample_scales_cubic_align_corners"}
@@ -48,8 +48,8 @@ def test_node_tests_of_onnx():
     wrong, right = set(), 0
     for name, model, x, want in files():
         try:
-            file = _File(onnx, model, Path(name))
-            network = _Reader(file, [list(x.shape)], any_batch=False).module()
+            file = File(onnx, model, Path(name))
+            network = Reader(file, [list(x.shape)], any_batch=False).module()
         except ns.InvalidInput:
             continue
         if file.output != model.graph.output[0].name:  # a softmax at the end

@@ -14,9 +14,10 @@ from torch import nn
 from nonsingular.catalog import Attack
 from nonsingular.certificates.certify import Prover
 from nonsingular.cli.main import main
-from nonsingular.evaluation import preflight as module
 from nonsingular.evaluation.attacked import choose
-from nonsingular.evaluation.preflight import Plan, looked_at, preflight
+from nonsingular.evaluation.clock import REPORT
+from nonsingular.evaluation.estimate import QUICK, SOON, Plan
+from nonsingular.evaluation.preflight import looked_at, preflight
 from nonsingular.evaluation.problem import Proof
 from nonsingular.runs import evaluate as experiment
 from nonsingular.runs.engine import watched
@@ -49,7 +50,7 @@ def test_what_moves_is_counted():
     assert found.fixed == ("0.bias", "2.bias")
     assert (found.cells, found.examples, found.clean) == (4, 30, 1.0)
     assert "35 numbers" in str(found)
-    assert set(found.certifies) == set(module.QUICK) and not found.untried
+    assert set(found.certifies) == set(QUICK) and not found.untried
     everything = told(model, x, y, choose(attack=Attack("still", still, starts=True), moves="all"), (0.1,), (0.02,))
     assert everything.numbers == 35 + 8
     assert not everything.fixed
@@ -66,7 +67,7 @@ def test_what_has_no_rule_is_named():
 
     _, x, y = setting()
     found = told(Odd().eval(), x, y, choose(attack=Attack("still", still, starts=True)), (0.1,), (0.02,))
-    assert set(found.certifies) == set(module.QUICK)
+    assert set(found.certifies) == set(QUICK)
     assert all("bessel_j0" in why or "Linear" in why or "theorem" in why for why in found.certifies.values())
     assert "can be certified by: no bound" in str(found)
     assert "not by crown" in str(found)
@@ -119,7 +120,7 @@ def test_the_time_is_that_of_the_work(scope, now):
     found = told(model, x, y, method, columns, rows)
     assert found.parts["attack"] == pytest.approx(work, rel=0.3)
     low, high = found.interval
-    assert low < work + module.REPORT < high
+    assert low < work + REPORT < high
     half = told(model, x, y, method, columns, rows, workers=2).parts["attack"]
     shared = {"sample": 2 / 3, "batch": 3 / 5, "dataset": 5 / 8}[scope]  # whole groups, or what waits for its neighbours
     assert half == pytest.approx(shared * work, rel=0.3)
@@ -161,7 +162,7 @@ def test_a_long_run_is_said_to_be_long_and_a_smaller_one_is_proposed(now):
     assert low < 10.0 * 300 * 3 < high
     assert now[0] < 60  # one example, at one point
     (n,) = re.findall(r"--limit (\d+) takes about", str(found))
-    assert found.seconds * int(n) / 300 == pytest.approx(module.SOON, rel=0.3)
+    assert found.seconds * int(n) / 300 == pytest.approx(SOON, rel=0.3)
 
 
 # ---------------------------------------------------------------- in time, whatever is asked

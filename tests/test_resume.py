@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from nonsingular.cli.main import main
+from nonsingular.errors import InvalidInput
+from nonsingular.models.loading import load_run
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 TRAIN = ("train", "--data", "digits", "--method", "joint", "--epochs", 30, "--hidden", "16", "--quiet")
@@ -287,3 +291,13 @@ def test_a_damaged_log_is_named_and_kept(whole, tmp_path, capsys):
     assert here(*argv, cwd=tmp_path) == 2
     assert "events.jsonl: line 5 is damaged" in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shape", [["a" * 1000, 10**9], [2**40, 2**40], [0], [True], "8"])
+def test_sizes_that_no_training_wrote_are_refused_before_anything_is_built(shape: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", "--epochs", "1", "--hidden", "8", "--out", str(folder), "--quiet"]) == 0
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"built_for": json.dumps({"input_shape": shape, "classes": 10})})
+    with pytest.raises(InvalidInput, match="was not written by 'nonsingular train'"):
+        load_run(folder)

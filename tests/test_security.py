@@ -211,7 +211,7 @@ def test_sizes_that_take_forever_are_none(text: str) -> None:
 
 def test_names_of_onnx_are_made_legal(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    from nonsingular.models.onnx_file import load_onnx
+    from nonsingular.models.onnx_batches import load_onnx
 
     names = ["0.weight", "0.bias", "2.weight", "a", "input"]
     for i, evil in enumerate([n for n in crafted.NAMES if n and "\x00" not in n and len(n) < 300 and "weight" not in n]):

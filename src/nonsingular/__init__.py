@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
-    from nonsingular.bounds.branch import Verdicts
+    from nonsingular.bounds.verdicts import Verdicts
     from nonsingular.catalog import Attack
     from nonsingular.certificates.certify import Certificate, certify, verify
     from nonsingular.certificates.radii import Front, certified_front, certified_radius

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.curves import Curve
-from nonsingular.network.operators import Activation
+from nonsingular.network.nodes import Activation
 from nonsingular.threat.interval import Interval
 
 

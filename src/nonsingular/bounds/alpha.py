@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nonsingular.bounds.interval import Region, region, room
 from nonsingular.bounds.linear import Choose, hidden_bounds, margin_bounds, pieces
 from nonsingular.network.calling import recording
-from nonsingular.network.operators import Activation, Maximum, Product
+from nonsingular.network.nodes import Activation, Maximum, Product
 from nonsingular.threat.ball import JointBall
 
 

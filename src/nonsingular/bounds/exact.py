@@ -21,7 +21,7 @@ from nonsingular.bounds.program import Program, refuse_relaxations
 from nonsingular.errors import InvalidInput
 from nonsingular.network.graph import precise
 from nonsingular.network.heads import classifier
-from nonsingular.network.operators import Parameter, Product
+from nonsingular.network.nodes import Parameter, Product
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation

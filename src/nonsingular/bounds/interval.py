@@ -15,7 +15,7 @@ from nonsingular.network.dense import Dense
 from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
-from nonsingular.network.operators import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 

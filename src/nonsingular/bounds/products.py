@@ -20,7 +20,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region
 from nonsingular.network.derivatives import Derivatives, by_differentiation
-from nonsingular.network.operators import Product, Sum
+from nonsingular.network.nodes import Product, Sum
 from nonsingular.threat.interval import Interval
 
 

@@ -23,7 +23,7 @@ from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region, room
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.network.operators import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.interval import Interval
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Region
-from nonsingular.network.operators import Activation, Map, Maximum, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Maximum, Node, Parameter, Product, Sum
 
 STEPS = 16
 """Roundings of a value at a node besides those of its sums: relaxations, ends of boxes, differences."""

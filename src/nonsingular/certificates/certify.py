@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.branch import Verdicts, search
+from nonsingular.bounds.branch import search
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
+from nonsingular.bounds.verdicts import Verdicts
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.calling import products

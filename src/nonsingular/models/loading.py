@@ -29,7 +29,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.models import hub
 from nonsingular.models.architectures import Normalized
 from nonsingular.models.checkpoints import classes_of, fit_checkpoint, fit_weights
-from nonsingular.models.onnx_file import load_onnx
+from nonsingular.models.onnx_batches import load_onnx
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import REFUSED, StateDicts, kind_of, read_tensors, read_weights
 from nonsingular.network.copies import duplicate
@@ -101,11 +101,14 @@ def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
     tensors, about = read_tensors(run / WEIGHTS)
     try:
         built_for = json.loads(about["built_for"])
+        sizes = [*built_for["input_shape"], built_for["classes"]]
+        if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+            raise ValueError(f"sizes {sizes}")
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in build(settings, built_for["input_shape"], built_for["classes"]).parameters())
+            wanted = sum(p.numel() for p in build(settings, sizes[:-1], sizes[-1]).parameters())
         if wanted > 2 * sum(t.numel() for t in tensors.values()):
             raise ValueError(f"a network of {wanted} weights")
-        model = build(settings, built_for["input_shape"], built_for["classes"])
+        model = build(settings, sizes[:-1], sizes[-1])
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as e:
         raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
     fit_weights(model, tensors, run / WEIGHTS)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonsingular.network.calls import Call, Name, Signal, View, parameter, rows_alike
 from nonsingular.network.derivatives import of_matmul
-from nonsingular.network.operators import RULES, Call, Name, Node, Product, Signal, Sum, View, linear, parameter, plus, rows_alike
+from nonsingular.network.nodes import Node, Product, Sum
+from nonsingular.network.operators import RULES, linear, plus
 
 
 def _matmul(call: Call) -> list[Node]:

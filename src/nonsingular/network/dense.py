@@ -158,85 +158,124 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
 
 def _chain(replica: nn.Module, params: Mapping[str, Tensor]) -> Dense:
     """Of a module that may be traced, whose parameters have the values `params`."""
-    names = {id(p): name for name, p in replica.named_parameters()}
-    layers: list[tuple[str, str | None]] = []
-    """Names of weight and bias."""
-    activations: list[Activation] = []
-    scalings: list[Activation] = []
-    stretch = 1.0
-    current: fx.Node | None = None  # the node that carries the signal
-    after_linear = False
-
-    def parameter(arg: Any, node: fx.Node) -> str:
-        value = _attribute(replica, arg.target) if isinstance(arg, fx.Node) and arg.op == "get_attr" else None
-        if value is None or id(value) not in names:
-            raise UnsupportedModel(
-                f"the weight at node '{node}' is computed, not a parameter; merge it into a plain Linear first"
-            )
-        return names[id(value)]
-
-    def refusal(node: fx.Node | None, why: str) -> UnsupportedModel:
-        assert node is not None
-        target: Any = type(_attribute(replica, node.target)) if node.op == "call_module" else node.target
-        return UnsupportedModel(f"no rule for {getattr(target, '__name__', target)} at node '{node}': {why}")
-
+    reader = _Reader(replica)
     for node in trace(replica).nodes:
-        args = _arguments(node)
-        if node.op in ("placeholder", "get_attr", "output") or _is_size(node):
-            if node.op == "placeholder" and current is not None and node.users:
-                raise UnsupportedModel(f"a dense network has one input; this model has another: '{node}'")
-            if node.op == "placeholder" and current is None:
-                current = node
-            if node.op == "output" and args[0] is not current:
-                raise UnsupportedModel(f"the model returns {args[0]}, not the logits of its last layer")
-            continue
-        if (args[0] if args else None) is not current:
-            raise refusal(node, "it does not follow the layer before it")
-        if node.target is F.linear:
-            if after_linear:
-                raise refusal(node, "two Linear layers follow each other with no activation between them")
-            bias = args[2] if len(args) > 2 else None
-            layers.append((parameter(args[1], node), None if bias is None else parameter(bias, node)))
-            after_linear = True
-        elif node.target in _ACTIVATIONS and after_linear:
-            if node.target is F.hardtanh and tuple(args[1:3]) != (0.0, 6.0):
-                raise refusal(node, "hardtanh is only known as ReLU6")
-            activations.append(_ACTIVATIONS[node.target])
-            after_linear = False
-        elif node.target in _RESHAPES and not layers:
-            if not _flattens(node, args):
-                raise refusal(node, "only a flattening of all but the first dimension is known")
-            scalings.append(_flat)
-        elif node.target in _SCALINGS and not layers and (constant := _constant(replica, args)) is not None:
-            scalings.append(partial(_applied, node.target, (constant,)))
-            stretch *= _stretch(node.target, constant)
-        elif not layers and _permutes(node, args):
-            scalings.append(partial(_applied, node.target, tuple(args[1:])))
-        elif node.target is F.dropout and not args[2]:
-            pass
-        else:
-            raise refusal(node, "a dense network is Linear, activation, Linear, ..., Linear")
-        current = node
+        reader.read(node)
+    layers, current = reader.layers, reader.current
     if not layers:
         raise UnsupportedModel("the model has no Linear layer; a dense network needs one")
-    if not after_linear:
-        raise refusal(current, "a dense network ends with a Linear layer")
-    if len(set(activations)) > 1:
+    if not reader.after_linear:
+        raise reader.refusal(current, "a dense network ends with a Linear layer")
+    if len(set(reader.activations)) > 1:
         raise UnsupportedModel("the layers have different activations; a dense network has one")
     outer = params[layers[-1][0]].detach()
     if isinstance(replica, OneLogit) and len(outer) != 1:
-        raise refusal(current, f"the network has one logit, and its last Linear layer {len(outer)} outputs")
+        raise reader.refusal(current, f"the network has one logit, and its last Linear layer {len(outer)} outputs")
     return Dense(
         weights=tuple(params[W] for W, _ in layers),
         biases=tuple(None if b is None else params[b] for _, b in layers),
         weight_names=tuple(W for W, _ in layers),
         bias_names=tuple(b for _, b in layers),
-        activation=activations[0] if activations else F.relu,
+        activation=reader.activations[0] if reader.activations else F.relu,
         params=params,
-        scalings=tuple(scalings),
-        stretch=stretch,
+        scalings=tuple(reader.scalings),
+        stretch=reader.stretch,
         from_one=outer.new_tensor(HEAD) if len(outer) == 1 else None,
     )
+
+
+class _Reader:
+    """Reads a traced graph node by node: `current` carries the signal, and each operation on it has one rule."""
+
+    def __init__(self, replica: nn.Module) -> None:
+        self.replica = replica
+        self.names = {id(p): name for name, p in replica.named_parameters()}
+        self.layers: list[tuple[str, str | None]] = []
+        """Names of weight and bias."""
+        self.activations: list[Activation] = []
+        self.scalings: list[Activation] = []
+        self.stretch = 1.0
+        self.current: fx.Node | None = None
+        self.after_linear = False
+
+    def read(self, node: fx.Node) -> None:
+        args = _arguments(node)
+        if node.op in ("placeholder", "get_attr", "output") or _is_size(node):
+            self._beside(node, args)
+            return
+        if (args[0] if args else None) is not self.current:
+            raise self.refusal(node, "it does not follow the layer before it")
+        rules = (self._linear, self._activation, self._reshape, self._scaling, self._permutation, self._dropout)
+        if not any(rule(node, args) for rule in rules):
+            raise self.refusal(node, "a dense network is Linear, activation, Linear, ..., Linear")
+        self.current = node
+
+    def refusal(self, node: fx.Node | None, why: str) -> UnsupportedModel:
+        assert node is not None
+        target: Any = type(_attribute(self.replica, node.target)) if node.op == "call_module" else node.target
+        return UnsupportedModel(f"no rule for {getattr(target, '__name__', target)} at node '{node}': {why}")
+
+    def _beside(self, node: fx.Node, args: list[Any]) -> None:
+        """What is no operation on the signal."""
+        if node.op == "placeholder" and self.current is not None and node.users:
+            raise UnsupportedModel(f"a dense network has one input; this model has another: '{node}'")
+        if node.op == "placeholder" and self.current is None:
+            self.current = node
+        if node.op == "output" and args[0] is not self.current:
+            raise UnsupportedModel(f"the model returns {args[0]}, not the logits of its last layer")
+
+    def _parameter(self, arg: Any, node: fx.Node) -> str:
+        value = _attribute(self.replica, arg.target) if isinstance(arg, fx.Node) and arg.op == "get_attr" else None
+        if value is None or id(value) not in self.names:
+            raise UnsupportedModel(
+                f"the weight at node '{node}' is computed, not a parameter; merge it into a plain Linear first"
+            )
+        return self.names[id(value)]
+
+    # each: whether it is the rule of this node
+
+    def _linear(self, node: fx.Node, args: list[Any]) -> bool:
+        if node.target is not F.linear:
+            return False
+        if self.after_linear:
+            raise self.refusal(node, "two Linear layers follow each other with no activation between them")
+        bias = args[2] if len(args) > 2 else None
+        self.layers.append((self._parameter(args[1], node), None if bias is None else self._parameter(bias, node)))
+        self.after_linear = True
+        return True
+
+    def _activation(self, node: fx.Node, args: list[Any]) -> bool:
+        if node.target not in _ACTIVATIONS or not self.after_linear:
+            return False
+        if node.target is F.hardtanh and tuple(args[1:3]) != (0.0, 6.0):
+            raise self.refusal(node, "hardtanh is only known as ReLU6")
+        self.activations.append(_ACTIVATIONS[node.target])
+        self.after_linear = False
+        return True
+
+    def _reshape(self, node: fx.Node, args: list[Any]) -> bool:
+        if node.target not in _RESHAPES or self.layers:
+            return False
+        if not _flattens(node, args):
+            raise self.refusal(node, "only a flattening of all but the first dimension is known")
+        self.scalings.append(_flat)
+        return True
+
+    def _scaling(self, node: fx.Node, args: list[Any]) -> bool:
+        if node.target not in _SCALINGS or self.layers or (constant := _constant(self.replica, args)) is None:
+            return False
+        self.scalings.append(partial(_applied, node.target, (constant,)))
+        self.stretch *= _stretch(node.target, constant)
+        return True
+
+    def _permutation(self, node: fx.Node, args: list[Any]) -> bool:
+        if self.layers or not _permutes(node, args):
+            return False
+        self.scalings.append(partial(_applied, node.target, tuple(args[1:])))
+        return True
+
+    def _dropout(self, node: fx.Node, args: list[Any]) -> bool:
+        return node.target is F.dropout and not args[2]
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import held_at
+from nonsingular.network.calls import Head
 from nonsingular.network.dense import Dense
 from nonsingular.network.network import Network, network_of, twin
+from nonsingular.network.nodes import Node, Product
 from nonsingular.network.one_logit import unwrapped
-from nonsingular.network.operators import Head, Node, Product
 from nonsingular.network.tracing import PROBES, Recorded, enter_casts, leave_casts, record
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval

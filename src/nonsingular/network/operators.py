@@ -9,249 +9,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nonsingular.errors import UnsupportedModel
 from nonsingular.network import curves
+from nonsingular.network.calls import (
+    COMPUTED,
+    Call,
+    Name,
+    Signal,
+    View,
+    as_constant,
+    as_signal,
+    broadcast,
+    entire,
+    parameter,
+    rows_alike,
+)
 from nonsingular.network.curves import Curve
-from nonsingular.network.derivatives import Derivatives, of_convolution, of_linear, of_scale
-
-Parameter = str | Tensor
-"""A parameter's name in `named_parameters()`, or a constant tensor in its place."""
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One operation on the signal.  inputs: numbers of earlier nodes.  shape: of its output, without the batch."""
-
-    name: str
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Input(Node):
-    """The network's input."""
-
-
-@dataclass(frozen=True, eq=False)
-class Product(Node):
-    """y = apply(z, w) + spread(b), with `apply` linear in z and in w with coefficients 0 and 1: Linear, Conv, a scale."""
-
-    apply: Callable[[Tensor, Tensor], Tensor]
-    weight: Parameter | None
-    bias: Parameter | None
-    spread: Callable[[Tensor], Tensor]
-    dense: bool = False
-    """A Linear layer on a flat signal: every element of w is used once."""
-    scales: bool = False
-    """z * spread(w): every element of z is used once."""
-    derivatives: Callable[[tuple[int, ...]], Derivatives | None] = lambda w_shape: None
-    """From the weight's shape: the derivatives of `apply` written out, where they are known."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sum(Node):
-    """y = sum_i factors_i * z_i + offset, elementwise with broadcasting, with constant factors and offset."""
-
-    factors: tuple[Tensor | float, ...]
-    offset: Tensor | float = 0.0
-
-    def apply(self, *z: Tensor) -> Tensor:
-        terms = [c * t for c, t in zip(self.factors, z, strict=True)]
-        return sum(terms[1:], terms[0]) + self.offset
-
-
-@dataclass(frozen=True, eq=False)
-class NegativePart(Sum):
-    """max(-z, 0) as max(z, 0) - z: its inputs are max(z, 0) and z, its factors 1 and -1; its box is that of max(-z, 0)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Map(Node):
-    """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once."""
-
-    apply: Callable[..., Tensor]
-    moves_only: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Activation(Node):
-    """y = apply(z), elementwise.
-
-    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `smooth`: convex and concave in turn, as `curve` says.
-    """
-
-    apply: Callable[[Tensor], Tensor]
-    form: Literal["hinge", "smooth"]
-    slope: float = 0.0
-    curve: Curve | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Maximum(Node):
-    """y = apply(z): each output is the largest of some elements of z."""
-
-    apply: Callable[[Tensor], Tensor]
-
+from nonsingular.network.derivatives import of_convolution, of_linear, of_scale
+from nonsingular.network.nodes import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
 
 # --- from calls of torch: arguments are already values, except the signals, which are `Signal` ---------------------------
-
-Head = Literal["softmax", "log_softmax"]
-HEADS = ("softmax", "log_softmax", "log")
-"""Operations that may come last: the logits are what is under them."""
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What an operation passes on: the number of the node that computes it and its shape without the batch.
-
-    head: it is the softmax of that node, over the classes.
-    """
-
-    number: int
-    shape: tuple[int, ...]
-    head: Head | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A recorded operation: its arguments hold Signals, constants, and parameters by name; `out` is its output's shape.
-
-    batch: how many examples it was recorded on; constants may have such a first dimension.
-    """
-
-    name: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: tuple[int, ...]
-    batch: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def bound(self, *names: str, **defaults: Any) -> list[Any]:
-        """Values of the arguments `names`, given by position or by keyword."""
-        given = {**defaults, **dict(zip(names, self.args, strict=False)), **self.kwargs}
-        return [given.get(n) for n in names]
-
-    def refuse(self, why: str) -> UnsupportedModel:
-        called = str(getattr(self.target, "__name__", self.target))
-        return UnsupportedModel(
-            f"no rule for {called.strip('_') if called.startswith('__') else called} at node '{self.name}': {why}"
-        )
-
-
-def _whole(w: Tensor) -> Tensor:
-    return w
-
-
-@dataclass(frozen=True)
-class Name:
-    """A parameter of the model, by name; or elements of it in another order and shape, as `view` gives them."""
-
-    of: str
-    shape: tuple[int, ...]
-    whole: tuple[int, ...]
-    """Shape of the parameter."""
-    view: Callable[[Tensor], Tensor] = _whole
-
-    def numbers(self) -> Tensor:
-        """Which element of the parameter each element is."""
-        return self.view(torch.arange(torch.Size(self.whole).numel()).view(self.whole))
-
-    @property
-    def rows_alike(self) -> bool:
-        """Whether all rows are the same elements."""
-        rows = self.numbers().flatten(1) if len(self.shape) > 1 else self.numbers()
-        return rows_alike(rows)
-
-
-COMPUTED = object()
-"""Stands for a value that is neither a constant nor a signal nor a part of one parameter: computed from them."""
-
-
-def rows_alike(t: Tensor) -> bool:
-    """Whether all examples have the same."""
-    return bool((t[1:] == t[:1]).all())
-
-
-def gathered(index: Tensor, shape: tuple[int, ...]) -> Callable[..., Tensor]:
-    """(N, *any) signals, one after the other -> (N, *shape): the elements `index` of each example."""
-
-    if len(index) == torch.Size(shape).numel() and bool((index == torch.arange(len(index), device=index.device)).all()):
-
-        def reshaped(z: Tensor, *others: Tensor) -> Tensor:
-            flat = z.reshape(len(z), -1)
-            return (flat if flat.shape[1] == len(index) else flat[:, : len(index)]).reshape(len(flat), *shape)
-
-        return reshaped
-
-    def gather(z: Tensor, *others: Tensor) -> Tensor:
-        flat = torch.cat([t.reshape(len(t), -1) for t in (z, *others)], 1) if others else z.reshape(len(z), -1)
-        return flat.index_select(1, index).reshape(len(flat), *shape)
-
-    return gather
-
-
-def _signal(call: Call, value: Any) -> Signal:
-    if not isinstance(value, Signal):
-        raise call.refuse("its first argument is not the signal")
-    return value
-
-
-def _constant(call: Call, value: Any) -> Tensor | float:
-    """A number, or a tensor that broadcasts to (N, *out) for any N."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        raise call.refuse("only numbers, buffers and signals are known here")
-    if not isinstance(value, Tensor):
-        return value
-    value = value.to(call.dtype)  # 1 / 3 in the precision of the signal
-    if value.dim() <= len(call.out):
-        return value
-    if value.dim() > len(call.out) + 1 or not rows_alike(value):
-        raise call.refuse("a constant is different for each example of the batch")
-    return value[:1]
-
-
-View = Callable[[Tensor], Tensor]
-
-
-def parameter(call: Call, value: Any, at: str) -> tuple[Parameter | None, View]:
-    """A parameter, a constant in its place, or None; and how the operation sees it."""
-    if isinstance(value, Name):
-        return value.of, value.view
-    if value is None or isinstance(value, Tensor):
-        return value, _whole
-    raise call.refuse(f"its {at} is computed, not a parameter; merge it into a plain layer first")
-
-
-def broadcast(call: Call, name: Name) -> View:
-    """How a parameter that broadcasts to (N, *out) is seen, for any N: expanded along the batch it is seen once."""
-    if len(name.shape) <= len(call.out):
-        return name.view
-    if len(name.shape) > len(call.out) + 1 or not name.rows_alike:
-        raise call.refuse(f"'{name.of}' is different for each example of the batch")
-    return lambda w: name.view(w)[0]
 
 
 def _linear(call: Call) -> list[Node]:
     z, w, b = call.bound("input", "weight", "bias")
-    z, (weight, see), (bias, spread) = _signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
+    z, (weight, see), (bias, spread) = as_signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
     return [linear(call, z, weight, see, bias, spread)]
 
 
 def linear(
-    call: Call, z: Signal, weight: Parameter | None, see: View = _whole, bias: Parameter | None = None, spread: View = _whole
+    call: Call, z: Signal, weight: Parameter | None, see: View = entire, bias: Parameter | None = None, spread: View = entire
 ) -> Product:
     """F.linear(z, see(weight), spread(bias))."""
-    if see is _whole:
+    if see is entire:
         dense = len(z.shape) == 1
         return Product(call.name, (z.number,), call.out, F.linear, weight, bias, spread, dense, derivatives=of_linear)
     return Product(call.name, (z.number,), call.out, lambda z, w: F.linear(z, see(w)), weight, bias, spread)
@@ -260,7 +57,7 @@ def linear(
 def _convolution(call: Call, *names: str) -> list[Node]:
     z, w, b, *rest = call.bound("input", "weight", "bias", *names)
     settings = {n: v for n, v in zip(names, rest, strict=True) if v is not None}
-    z, (weight, see), (bias, own) = _signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
+    z, (weight, see), (bias, own) = as_signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
     if len(z.shape) != len(call.out) or len(z.shape) < 2:
         raise call.refuse("it needs a batch dimension")
 
@@ -271,7 +68,7 @@ def _convolution(call: Call, *names: str) -> list[Node]:
         return _per_channel(own(b), dims=len(call.out))
 
     node = Product(call.name, (z.number,), call.out, apply, weight, bias, spread)
-    if call.target is torch.conv2d and see is _whole:
+    if call.target is torch.conv2d and see is entire:
         node = replace(node, derivatives=partial(of_convolution, z_shape=z.shape, **settings))
     return [node]
 
@@ -282,7 +79,7 @@ def _per_channel(b: Tensor, dims: int) -> Tensor:
 
 def _map(call: Call) -> list[Node]:
     """The operation itself, with its constants kept."""
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     rest, kwargs = call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
     if any(isinstance(v, Signal | Name) or v is COMPUTED for v in _flattened((*rest, *kwargs.values()))):
         raise call.refuse("an argument besides the first is a signal, a parameter or computed")
@@ -298,7 +95,7 @@ def _flattened(values: Sequence[Any]) -> list[Any]:
 
 
 def _reshape(call: Call) -> list[Node]:
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
 
     def apply(z: Tensor) -> Tensor:
         return z.reshape(len(z), *call.out)  # the batch stays first, so each example's elements stay in order
@@ -390,7 +187,7 @@ def _cat(call: Call, join: Callable[..., Tensor]) -> list[Node]:
 def _pad(call: Call) -> list[Node]:
     """Pads (below 0: crops) with elements of the signal, or with a number."""
     z, pad, mode, value = call.bound("input", "pad", "mode", "value", mode="constant", value=None)
-    z, pad = _signal(call, z), list(pad)
+    z, pad = as_signal(call, z), list(pad)
     if len(pad) // 2 > len(call.out):
         raise call.refuse("it pads the batch")
     nodes: list[Node] = [Map(call.name, (z.number,), call.out, partial(F.pad, pad=pad, mode=mode))]
@@ -401,7 +198,7 @@ def _pad(call: Call) -> list[Node]:
 
 
 def _max_pool(call: Call) -> list[Node]:
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     if call.kwargs.get("return_indices") or len(z.shape) != len(call.out) or len(z.shape) < 2:
         raise call.refuse("indices and inputs without a batch are not known")
     kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
@@ -412,19 +209,19 @@ def _dropout(call: Call) -> list[Node]:
     z, p, training = call.bound("input", "p", "training", training=True)
     if training and p:
         raise call.refuse("dropout is on; use eval mode")
-    return [Map(call.name, (_signal(call, z).number,), call.out, _whole, True)]
+    return [Map(call.name, (as_signal(call, z).number,), call.out, entire, True)]
 
 
 def _hinge(call: Call) -> list[Node]:
     z, slope = call.bound("input", "negative_slope", negative_slope=0.01)
-    return _leaky(call, _signal(call, z), slope)
+    return _leaky(call, as_signal(call, z), slope)
 
 
 def _rrelu(call: Call) -> list[Node]:
     z, low, high, training = call.bound("input", "lower", "upper", "training", lower=1 / 8, upper=1 / 3, training=False)
     if training:
         raise call.refuse("its slopes are drawn at random; use eval mode")
-    return _leaky(call, _signal(call, z), (low + high) / 2)
+    return _leaky(call, as_signal(call, z), (low + high) / 2)
 
 
 def _leaky(call: Call, z: Signal, slope: Any) -> list[Node]:
@@ -439,7 +236,7 @@ def _leaky(call: Call, z: Signal, slope: Any) -> list[Node]:
 def _prelu(call: Call) -> list[Node]:
     """max(z, 0) - a max(-z, 0), with a slope a for each channel that may move."""
     z, w = call.bound("input", "weight")
-    z, (slope, see) = _signal(call, z), parameter(call, w, "slope")
+    z, (slope, see) = as_signal(call, z), parameter(call, w, "slope")
     dims = len(call.out)
 
     def spread(w: Tensor) -> Tensor:
@@ -468,12 +265,12 @@ def _threshold(call: Call) -> list[Node]:
 
 
 def _relu(call: Call) -> list[Node]:
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     return [Activation(call.name, (z.number,), call.out, torch.relu, "hinge")]
 
 
 def _smooth(call: Call, apply: Callable[[Tensor], Tensor], curve: Curve) -> list[Node]:
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     return [Activation(call.name, (z.number,), call.out, apply, "smooth", curve=curve)]
 
 
@@ -509,7 +306,7 @@ def _clamp(call: Call, low: Any, high: Any, factor: float = 1.0, offset: float =
 
     Branching on hinges and mixed-integer programs then know it.
     """
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     given = [v for v in (low, high) if v is not None]
     if not given or any(isinstance(v, bool) or not isinstance(v, int | float) for v in given):
         raise call.refuse("its limits must be numbers")
@@ -568,7 +365,7 @@ def plus(call: Call, a: Any, b: Any, factor: float = 1.0) -> list[Node]:
         return [Sum(call.name, (a.number, b.number), call.out, (1.0, factor))]
     if isinstance(a, Name) or isinstance(b, Name):  # a bias: z + c b = c (z / c + b), and b + c z
         z, name = (b, a) if isinstance(a, Name) else (a, b)
-        z = _signal(call, z)
+        z = as_signal(call, z)
         if factor == 0:
             raise call.refuse("its factor is 0")
         inner, outer = (factor, 1.0) if isinstance(a, Name) else (1 / factor, factor)
@@ -581,8 +378,8 @@ def plus(call: Call, a: Any, b: Any, factor: float = 1.0) -> list[Node]:
         nodes.append(Product(call.name, (-1 if nodes else z.number,), call.out, lambda z, w: z, None, name.of, spread))
         return nodes if outer == 1.0 else [*nodes, Sum(call.name, (-1,), call.out, (outer,))]
     if isinstance(a, Signal):
-        return [Sum(call.name, (a.number,), call.out, (1.0,), factor * _constant(call, b))]
-    return [Sum(call.name, (_signal(call, b).number,), call.out, (factor,), _constant(call, a))]
+        return [Sum(call.name, (a.number,), call.out, (1.0,), factor * as_constant(call, b))]
+    return [Sum(call.name, (as_signal(call, b).number,), call.out, (factor,), as_constant(call, a))]
 
 
 def _expanded(z: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -591,7 +388,7 @@ def _expanded(z: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _abs(call: Call) -> list[Node]:
     """|z| = 2 relu(z) - z."""
-    z = _signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     hinge = Activation(call.name, (z.number,), call.out, torch.relu, "hinge")
     return [hinge, Sum(call.name, (-1, z.number), call.out, (2.0, -1.0))]
 
@@ -612,9 +409,9 @@ def _larger(call: Call, sign: float) -> list[Node]:
     _aligned(call, a, b)
     if isinstance(a, Tensor):
         a, b = b, a
-    a = _signal(call, a)
+    a = as_signal(call, a)
     if not isinstance(b, Signal):  # max(a, c) = c + relu(a - c)
-        c = _constant(call, b)
+        c = as_constant(call, b)
         return [
             Sum(call.name, (a.number,), call.out, (sign,), -sign * c),
             Activation(call.name, (-1,), call.out, torch.relu, "hinge"),
@@ -630,7 +427,7 @@ def _larger(call: Call, sign: float) -> list[Node]:
 def _along(call: Call, sign: float) -> list[Node]:
     """The largest (smallest) along named dimensions."""
     z, dims, keep = call.bound("input", "dim", "keepdim", keepdim=False)
-    z, dims = _signal(call, z), (dims,) if isinstance(dims, int) else tuple(dims or ())
+    z, dims = as_signal(call, z), (dims,) if isinstance(dims, int) else tuple(dims or ())
     if not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
         raise call.refuse("only named dimensions other than the batch are known")
     largest = Maximum(call.name, (z.number,), call.out, lambda z: z.amax(dims, keepdim=keep))
@@ -656,7 +453,7 @@ def _chosen(call: Call, mask: Any, a: Any, b: Any) -> list[Node]:
     if not isinstance(mask, Tensor):
         raise call.refuse("its mask depends on values of the signal or of a parameter")
     _aligned(call, a, b)
-    chosen = cast(Tensor, _constant(call, mask))
+    chosen = cast(Tensor, as_constant(call, mask))
     offset: Tensor | float = 0.0
     numbers, factors = list[int](), list[Tensor]()
     for value, here in ((a, chosen), (b, 1 - chosen)):
@@ -664,7 +461,7 @@ def _chosen(call: Call, mask: Any, a: Any, b: Any) -> list[Node]:
             numbers.append(value.number)
             factors.append(here)
             continue
-        constant = _constant(call, value)
+        constant = as_constant(call, value)
         if not bool(torch.isfinite(torch.as_tensor(constant)).all()):
             raise call.refuse("it fills with infinite values")
         offset = here * constant + offset
@@ -677,10 +474,10 @@ def _mul(call: Call) -> list[Node]:
     if isinstance(a, Signal) and isinstance(b, Signal):
         raise call.refuse("a product of two signals is not linear")
     z, factor = (a, b) if isinstance(a, Signal) else (b, a)
-    z = _signal(call, z)
+    z = as_signal(call, z)
     if isinstance(factor, Name):  # a parameter that scales
         return [_scale(call, z, broadcast(call, factor), factor.of, None)]
-    return [Sum(call.name, (z.number,), call.out, (_constant(call, factor),))]
+    return [Sum(call.name, (z.number,), call.out, (as_constant(call, factor),))]
 
 
 def _div(call: Call) -> list[Node]:
@@ -688,11 +485,11 @@ def _div(call: Call) -> list[Node]:
     _aligned(call, a, b)
     if isinstance(b, Name | Signal):
         raise call.refuse("its divisor is a signal or a parameter")
-    return [Sum(call.name, (_signal(call, a).number,), call.out, (1.0 / _constant(call, b),))]
+    return [Sum(call.name, (as_signal(call, a).number,), call.out, (1.0 / as_constant(call, b),))]
 
 
 def _neg(call: Call) -> list[Node]:
-    return [Sum(call.name, (_signal(call, call.args[0]).number,), call.out, (-1.0,))]
+    return [Sum(call.name, (as_signal(call, call.args[0]).number,), call.out, (-1.0,))]
 
 
 def _batch_norm(call: Call) -> list[Node]:
@@ -702,7 +499,7 @@ def _batch_norm(call: Call) -> list[Node]:
     )
     if training or not isinstance(mean, Tensor) or not isinstance(var, Tensor):
         raise call.refuse("it uses the statistics of the batch; use eval mode and running statistics")
-    z, (scale, see), (shift, see_shift) = _signal(call, z), parameter(call, w, "scale"), parameter(call, b, "shift")
+    z, (scale, see), (shift, see_shift) = as_signal(call, z), parameter(call, w, "scale"), parameter(call, b, "shift")
     dims = len(call.out)
     inverse = _per_channel((var.to(call.dtype) + eps).rsqrt(), dims)
     nodes: list[Node] = [Sum(call.name, (z.number,), call.out, (inverse,), -_per_channel(mean.to(call.dtype), dims) * inverse)]

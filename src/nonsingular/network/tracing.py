@@ -24,21 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 import nonsingular.network.contractions  # noqa: F401  # pyright: ignore[reportUnusedImport]  # its rules
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.operators import (
-    COMPUTED,
-    HEADS,
-    RULES,
-    Call,
-    Head,
-    Input,
-    Map,
-    Name,
-    Node,
-    Signal,
-    Sum,
-    gathered,
-    rows_alike,
-)
+from nonsingular.network.calls import COMPUTED, HEADS, Call, Head, Name, Signal, gathered, rows_alike
+from nonsingular.network.nodes import Input, Map, Node, Sum
+from nonsingular.network.operators import RULES
 
 PROBES = 5
 """Examples that a module is recorded on.  Not 1: an operation across the batch must show."""

@@ -19,7 +19,8 @@ from nonsingular.data.datasets import Dataset
 from nonsingular.data.readers import indices as index_file
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.attacked import rehearse
-from nonsingular.evaluation.preflight import Preflight, preflight, preflights
+from nonsingular.evaluation.estimate import Preflight
+from nonsingular.evaluation.preflight import preflight, preflights
 from nonsingular.network.calling import threads
 from nonsingular.network.preconditions import warn
 from nonsingular.results.files import write_json

@@ -20,8 +20,9 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.attacked import choose, surface
 from nonsingular.evaluation.breakdown import examples
 from nonsingular.evaluation.certified import TOGETHER, Parts, Span, certified_part, prove, rehearse_proof
+from nonsingular.evaluation.estimate import Plan
 from nonsingular.evaluation.masking import masking
-from nonsingular.evaluation.preflight import Plan, looked_at
+from nonsingular.evaluation.preflight import looked_at
 from nonsingular.evaluation.problem import Proof
 from nonsingular.evaluation.schedule import TASKS
 from nonsingular.models import loading

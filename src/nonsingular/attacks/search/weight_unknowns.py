@@ -18,7 +18,7 @@ from nonsingular.attacks.search.unknowns import LEAK, Loss, Space, leaky, scaled
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import Each, logits_of_each
 from nonsingular.network.graph import trace_graph
-from nonsingular.network.operators import Activation
+from nonsingular.network.nodes import Activation
 from nonsingular.network.row_lemma import of_each
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
