@@ -19,7 +19,7 @@ from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.catalog import BOUNDS, lookup
-from nonsingular.certificates.certify import verify
+from nonsingular.certificates.certify import decide
 from nonsingular.data.datasets import load
 from nonsingular.models.architectures import resnet
 from nonsingular.network.calling import logits_at
@@ -109,7 +109,7 @@ def main() -> int:
                 status = [
                     s
                     for a, b in zip(x.split(8), y.split(8), strict=True)
-                    for s in verify(model, a, b, ball, parts=args.parts).status
+                    for s in decide(model, a, b, ball, parts=args.parts).status
                 ]
                 proved = torch.tensor([s == "verified" for s in status])
                 broken = len(right) - len(x) + status.count("falsified")

@@ -127,3 +127,9 @@ def test_threads_are_few_meanwhile_and_then_as_before():
         torch.set_num_threads(before)
     with pytest.raises(ns.InvalidInput, match="threads is 0"):
         ns.evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.1], threads=0)
+
+
+def test_an_old_name_works_with_a_warning_that_names_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"nonsingular\.verify is called nonsingular\.decide now"):
+        assert ns.verify is ns.decide
+    assert "verify" not in ns.__all__

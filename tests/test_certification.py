@@ -13,7 +13,7 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
 from nonsingular.certificates import certify as certification
-from nonsingular.certificates.certify import certify, verify
+from nonsingular.certificates.certify import certify, decide
 from nonsingular.certificates.radii import Front, certified_front, certified_radius
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
@@ -116,7 +116,7 @@ def test_verified_survives_every_attack_and_falsified_replays(kind):
     seen = set()
     for radius in (0.002, 0.01, 0.05, 0.2):
         ball = JointBall(radius, radius, moves="all")
-        found = verify(model, x, y, ball, parts=60)
+        found = decide(model, x, y, ball, parts=60)
         seen |= set(found.status)
         exact = twin(model).double()
         held = torch.tensor([s == "verified" for s in found.status])
@@ -141,9 +141,9 @@ def test_an_attack_that_does_not_fit_is_refused_only_if_it_was_named():
     model = conv((1, 6, 6), 3, hidden=(2,)).eval()
     x = torch.rand(2, 1, 6, 6)
     y = model(x).argmax(1)
-    assert len(verify(model, x, y, JointBall(0.01, 0.001), parts=4).status) == 2
+    assert len(decide(model, x, y, JointBall(0.01, 0.001), parts=4).status) == 2
     with pytest.raises(UnsupportedModel):
-        verify(model, x, y, JointBall(0.01, 0.001), attack="neuron")
+        decide(model, x, y, JointBall(0.01, 0.001), attack="neuron")
 
 
 # --- radii --------------------------------------------------------------------------------------------------------------------

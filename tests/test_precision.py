@@ -93,7 +93,7 @@ def test_a_tie_that_counts_as_right_is_attacked(scope):
         assert found.accuracy[0][0] == clean
         assert found.accuracy[1][0] == found.accuracy[1][1] == 0
         assert (found.certified.accuracy == 0).all()  # a margin of 0 is not proven
-    status = ns.verify(model, x[:3], torch.zeros(3, dtype=torch.long), ns.JointBall(0.0, 0.0)).status
+    status = ns.decide(model, x[:3], torch.zeros(3, dtype=torch.long), ns.JointBall(0.0, 0.0)).status
     assert set(status) == {"timeout"}  # neither above 0 nor changed
 
 

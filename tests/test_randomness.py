@@ -59,7 +59,7 @@ def test_a_forward_over_the_batch_is_refused(name, n):
 
 def test_certificates_are_refused_too():
     model, x, y = question(RANDOM["noise"])
-    for question_of in (ns.certify, ns.verify, ns.certified_radius):
+    for question_of in (ns.certify, ns.decide, ns.certified_radius):
         with pytest.raises(ns.InvalidInput, match="forward is random"):
             question_of(model, x, y, ns.JointBall(0.01, 0.001))
 

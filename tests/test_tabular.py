@@ -348,7 +348,7 @@ def test_one_logit_moves_the_weights_by_the_users_names_in_every_scope() -> None
     for scope in ("sample", "batch", "dataset"):
         found = ns.evaluate(model, (x, y), eps_x=[0.05], eps_w={"2.weight": 0.1}, domain=None, scope=scope)
         assert set(found.about["moved_at_largest_eps_w"]) == {"2.weight"}
-    assert ns.verify(model, x, y, JointBall(0.01, 0.001, None)).status
+    assert ns.decide(model, x, y, JointBall(0.01, 0.001, None)).status
     assert ns.masking(model, (x, y), JointBall(0.05, 0.01, None), attack="apgd").numbers
     before = {n: p.clone() for n, p in model.named_parameters()}
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())

@@ -12,7 +12,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.search import descent as search
 from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.bounds.exact import solve
-from nonsingular.certificates.certify import certify, verify
+from nonsingular.certificates.certify import certify, decide
 from nonsingular.models.architectures import conv, mlp, resnet
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
@@ -141,7 +141,7 @@ def test_breaks_what_branch_and_bound_falsifies():
     for seed, radius in itertools.product(range(4), (0.01, 0.03)):
         model, x, y = examples("conv", 8, seed)
         ball = JointBall(radius, radius)
-        status = verify(model, x, y, ball, attack="paper", parts=300).status
+        status = decide(model, x, y, ball, attack="paper", parts=300).status
         lost = (reached(model, x, y, apgd(model, x, y, ball, verdict=True)) < 0).tolist()
         assert not any(hit for hit, s in zip(lost, status, strict=True) if s == "verified")
         falsified += sum(s == "falsified" for s in status)

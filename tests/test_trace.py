@@ -318,7 +318,7 @@ def test_a_last_softmax_is_certified_by_the_logits_under_it(name):
     z = logits_at(model, ns.joint_pgd(plain, x, y, ball, steps=10, scope="sample"))
     assert (found.margins <= (z.gather(1, y[:, None]) - z) + 1e-9).all()
     if name == "softmax":  # margins of probabilities, attacked and certified
-        assert ns.verify(model, x, y, ball, parts=50).status == ns.verify(plain, x, y, ball, parts=50).status
+        assert ns.decide(model, x, y, ball, parts=50).status == ns.decide(plain, x, y, ball, parts=50).status
         ns.evaluate(model, (x, y), eps_x=[0, 0.02], eps_w=[0, 0.02], certify="crown")
 
 
@@ -337,7 +337,7 @@ def test_casts_in_forward_are_followed_in_float64_and_real_rounding_is_refused()
     x, y, ball = torch.rand(4, 4), torch.tensor([0, 1, 2, 0]), ns.JointBall(0.1, 0.01)
     for method in ("interval", "crown"):
         torch.testing.assert_close(*(ns.certify(m, x, y, ball, method=method).margins for m in (net, plain)))
-    assert ns.verify(net, x, y, ball, parts=20).status == ns.verify(plain, x, y, ball, parts=20).status
+    assert ns.decide(net, x, y, ball, parts=20).status == ns.decide(plain, x, y, ball, parts=20).status
     rounded = Net(lambda self, x: self.b(self.a(x).bfloat16().float())).eval()
     with pytest.raises(UnsupportedModel, match="bfloat16"):
         ns.certify(rounded, x, y, ball)

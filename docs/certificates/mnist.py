@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nonsingular.certificates.certify import certify, verify
+from nonsingular.certificates.certify import certify, decide
 from nonsingular.evaluation.attacked import attack_cell, choose, evaluate
 from nonsingular.models.loading import load_run
 from nonsingular.report.figure import contours
@@ -62,7 +62,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for cell in CELLS[:3]:
         started = time.process_time()
-        found = verify(model, x, y, JointBall(*cell))
+        found = decide(model, x, y, JointBall(*cell))
         count = Counter(found.status)
         rows.append({
             "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},

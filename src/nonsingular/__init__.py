@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.verdicts import Verdicts
     from nonsingular.catalog import Attack
-    from nonsingular.certificates.certify import Certificate, certify, verify
+    from nonsingular.certificates.certify import Certificate, certify, decide
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.data.datasets import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
@@ -45,11 +46,14 @@ _HOME = {
     "Comparison": "results.comparison", "compare": "results.comparison", "load": "data.datasets", "load_model": "models.loading",
     **dict.fromkeys(("Averaged", "Normalized"), "models.architectures"),
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
-    **dict.fromkeys(("Certificate", "certify", "verify"), "certificates.certify"),
+    **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure", "Attack": "catalog",
 }  # fmt: skip
+
+_RENAMED = {"verify": "decide"}
+"""Old names, which work for a release: `verify` is what `nonsingular verify RUN` does with a run."""
 
 __all__ = [
     "Attack",
@@ -74,6 +78,7 @@ __all__ = [
     "certify",
     "compare",
     "contours",
+    "decide",
     "ensemble",
     "evaluate",
     "joint_pgd",
@@ -82,12 +87,14 @@ __all__ = [
     "masking",
     "neuron_pgd",
     "strongest",
-    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are used: importing the package does not import torch."""
+    if (new := _RENAMED.get(name)) is not None:
+        warnings.warn(f"nonsingular.{name} is called nonsingular.{new} now", DeprecationWarning, stacklevel=2)
+        name = new
     if name not in _HOME:
         raise AttributeError(f"module 'nonsingular' has no attribute '{name}'")
     return getattr(importlib.import_module(f"nonsingular.{_HOME[name]}"), name)

@@ -99,7 +99,7 @@ class Prover:
         return halving(run, AT_ONCE)
 
 
-def verify(
+def decide(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, attack: str | None = None, parts: int = 2000,
     seconds: float = float("inf"), report: Callable[[int], None] = lambda decided: None,
 ) -> Verdicts:  # fmt: skip

@@ -101,10 +101,10 @@ class _Cast(Network):
 
     def __init__(self, inner: nn.Module, original: Network, own: torch.dtype) -> None:
         super().__init__(inner, original.told)
-        object.__setattr__(self, "original", original)  # no submodule
-        self.own = own
+        self.keep(original=original, own=own)
 
     original: Network
+    own: torch.dtype
 
 
 def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:

@@ -27,13 +27,13 @@ class Network(Adapter):
     """
 
     told: tuple[str, ...]
+    _found: dict[Hashable, Any]
+    _spare: list[nn.Module]
 
     def __init__(self, inner: nn.Module, told: tuple[str, ...] = ()) -> None:
         """inner: a copy that nobody else has (`twin`)."""
         super().__init__(inner)
-        self.told = told
-        self._found: dict[Hashable, Any] = {}
-        self._spare: list[nn.Module] = []
+        self.keep(told=told, _found={}, _spare=[])
 
     def __repr__(self) -> str:
         return repr(self.inner)

@@ -22,13 +22,17 @@ class Adapter(nn.Module):
     """
 
     inner: nn.Module
+    _SHARED = ("_parameters", "_buffers", "_modules")
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        object.__setattr__(self, "inner", inner)  # not as a submodule: names stay those of `inner`
-        for held in ("_parameters", "_buffers", "_modules"):
-            object.__setattr__(self, held, getattr(inner, held))  # the same mappings, so that what is swapped in one is in both
-        self.training = inner.training
+        # the same mappings, so that what is swapped in one is in both
+        self.keep(inner=inner, training=inner.training, **{held: getattr(inner, held) for held in self._SHARED})
+
+    def keep(self, **values: Any) -> None:
+        """Attributes of the adapter's own: no submodules, and not in the way of modules of these names in `inner`."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.seen(self.inner(x))
@@ -39,7 +43,8 @@ class Adapter(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         self.inner.train(mode)
-        return super().train(mode)
+        self.keep(training=mode)
+        return self
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
@@ -61,7 +66,7 @@ class OneLogit(Adapter):
 
     def __init__(self, inner: nn.Module, *, flat: bool) -> None:
         super().__init__(inner)
-        self.flat = flat
+        self.keep(flat=flat)
 
     def seen(self, out: Tensor) -> Tensor:
         z = out.reshape(-1, 1)
