@@ -90,7 +90,7 @@ def main() -> int:
         moved["package"] = point.x, list(point.weights.values())
         return point
 
-    method = choose(model, attack=paper, scope="dataset")
+    method = choose(attack=paper, scope="dataset")
 
     def package() -> None:
         survivors["package"] = torch.tensor(attack_cell(model, x, y, method, EPS_X, EPS_W).correct)

@@ -67,7 +67,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
         rows.append({
             "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},
             "seconds": (time.process_time() - started) / len(x), "most_parts": int(found.parts.max()),
-            "attacked": {name: int(at(choose(model, attack=name), *cell).correct.sum()) for name in ("neuron", "apgd")},
+            "attacked": {name: int(at(choose(attack=name), *cell).correct.sum()) for name in ("neuron", "apgd")},
         })  # fmt: skip
     return rows
 

@@ -38,16 +38,40 @@ def box_around(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
 
 def _end(p: Tensor, radius: Side, outward: bool) -> Tensor:
     """p + radius in the dtype of `p`: the smallest number that is not below it, or the largest that is not above it."""
-    a, r = p.double(), torch.as_tensor(radius, dtype=torch.float64, device=p.device)
+    r = torch.as_tensor(radius, dtype=torch.float64, device=p.device)
+    size = max(1, PIECE * len(p) // p.numel()) if p.dim() and p.numel() else 0
+    if not 0 < size < len(p):
+        return _end_of(p, r, outward)
+    found = torch.empty_like(p, memory_format=torch.contiguous_format)
+    own = r.dim() == p.dim() and len(r) > 1
+    for at in (slice(i, i + size) for i in range(0, len(p), size)):
+        found[at] = _end_of(p[at], r[at] if own else r, outward)
+    return found
+
+
+PIECE = 2**15
+"""Numbers rounded at a time, about: the many passes over them then stay in the cache of the processor."""
+
+
+def _end_of(p: Tensor, r: Tensor, outward: bool) -> Tensor:
+    a = p.double()
     s = a + r  # to nearest: a number of `p`'s dtype on one side of s is on that side of a + r, too
     t = s.to(p.dtype)
+    if p.dtype == torch.float64:
+        return _moved(t, _passed(a, r, s, outward), up=outward)
     over = t.double() - s
     bad = over < 0 if outward else over > 0
-    if bool((same := over == 0).any()):
-        b = s - a
-        rest = (a - (s - b)) + (r - b)  # a + r = s + rest exactly (Knuth, The Art of Computer Programming, 4.2.2)
-        bad |= same & (rest > 0 if outward else rest < 0)
+    at = (over == 0).nonzero(as_tuple=True)  # few, but for radii of 0
+    if at and len(at[0]):
+        bad[at] = _passed(a[at], r.expand_as(a)[at], s[at], outward)
     return _moved(t, bad, up=outward)
+
+
+def _passed(a: Tensor, r: Tensor, s: Tensor, outward: bool) -> Tensor:
+    """Where s, the rounded sum of a and r, is below the exact one; above it, inward."""
+    b = s - a
+    rest = (a - (s - b)) + (r - b)  # a + r = s + rest exactly (Knuth, The Art of Computer Programming, 4.2.2)
+    return rest > 0 if outward else rest < 0
 
 
 def _moved(t: Tensor, at: Tensor, *, up: bool) -> Tensor:
