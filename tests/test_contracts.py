@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, UNSOUND, lookup
+from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, SHARED, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.network.calling import logits_at
@@ -73,7 +73,7 @@ def test_a_bound_refuses_what_it_has_no_rule_for(name):
 
 INPUTS_ALONE, WEIGHTS_ALONE = {"square"}, {"corners"}
 """Attacks that leave the other of the two where it is."""
-WITH_START = sorted(name for name in ATTACKS if "start" in inspect.signature(lookup(ATTACKS, name, "attack")).parameters)
+WITH_START = sorted(name for name, attack in ATTACKS.items() if attack.starts)
 
 
 def cases(names):
@@ -82,6 +82,21 @@ def cases(names):
             alone = {"neuron": [("sample", "dense")], "apgd": [("sample", "dense"), ("sample", "conv")]}
             if name not in alone or (scope, kind) in alone[name]:
                 yield pytest.param(name, scope, kind, id=f"{name}-{scope}-{kind}")
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS.values(), SHARED], ids=lambda attack: attack.name)
+def test_what_an_entry_declares_is_what_its_function_does(attack):
+    parameters = inspect.signature(attack.load()).parameters
+    assert attack.starts == ("start" in parameters)
+    steps = parameters["steps"].default if "steps" in parameters else None
+    assert attack.steps == steps
+    model, x, y = setting("dense")
+    for scope in SCOPES:
+        if scope in attack.scopes:
+            attack(model, x, y, JointBall(0.01, 0.001), scope=scope)
+        else:
+            with pytest.raises(InvalidInput, match="scope"):
+                attack(model, x, y, JointBall(0.01, 0.001), scope=scope)
 
 
 def setting(kind, n=5):

@@ -150,3 +150,23 @@ def test_a_copy_of_a_network_is_another():
     with torch.no_grad():
         next(other.parameters()).zero_()
     assert not torch.equal(other(X), seen(X))
+
+
+def test_a_buffer_that_is_no_state_and_the_mode_come_back_too():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain()
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.net(x) + (self.net[1].training * self.calls)
+
+    model = Counting().train()
+    seen = network_of(model)
+    with seen.lent() as moving:
+        moving.eval()
+        moving(X)
+    with seen.lent() as again:
+        assert again is moving and again.calls == 0 and all(part.training for part in again.modules())

@@ -229,6 +229,7 @@ def declared(attack: Attack | Callable[..., Any]) -> Attack:
     if isinstance(attack, Attack):
         return attack
     function: Any = attack
+    settings: dict[str, Any] = attack.keywords if isinstance(attack, partial) else {}
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, Attack):
@@ -237,7 +238,7 @@ def declared(attack: Attack | Callable[..., Any]) -> Attack:
         where = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
         ours = next((entry for entry in (*ATTACKS.values(), SHARED) if entry.what == where), None)
     if ours is not None:
-        return Attack(name_of(attack), attack, starts=ours.starts, steps=ours.steps, scopes=ours.scopes)
+        return Attack(name_of(attack), attack, starts=ours.starts, steps=settings.get("steps", ours.steps), scopes=ours.scopes)
     parameters = inspect.signature(attack).parameters
     starts, steps = "start" in parameters, parameters["steps"].default if "steps" in parameters else None
     steps = steps if isinstance(steps, int) else None

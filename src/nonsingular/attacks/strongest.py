@@ -14,7 +14,6 @@ from nonsingular.attacks.search.starts import checked_start, frozen, nearest, sp
 from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_at, recording
-from nonsingular.network.copies import check_module
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.passes import count
@@ -35,7 +34,6 @@ def strongest(
     Never changes `model`.  In scope sample an example is left once its prediction has changed.
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
-    check_module(model)
     model = classifier(model, x, ball)
     both = ball.moves_inputs and bool(ball.radii(dict(model.named_parameters())))
     member = partial(apgd, model, scope=scope, verdict=True)

@@ -1,15 +1,6 @@
 """branch.py - branch and bound: the signs of open hinges are fixed, one at a time, until every part of the region is decided.
 
-A part fixes the signs s of some neurons z: it is where s z >= 0 for all of them.  The parts of one split cover the whole, so the
-smallest of their bounds is a bound.  Bound of a part (beta-CROWN, arXiv:2103.06624): linear bounds on the boxes of the whole, cut
-to the signs, with every lower slope and one multiplier beta >= 0 for each fixed sign moved by gradient ascent:
-
-    where s z >= 0:     f  >=  f - beta s z.
-
-With all signs fixed, non-negative inputs and dense layers this is the dual of a linear program: its supremum over beta is the
-exact worst margin, which a fixed number of ascent steps approaches.  Where weights meet signals of either sign, or kernels
-are shared, a gap can remain whatever is split.
-Which neuron is split: of those with the largest loss by relaxation, the one whose halves bound best (arXiv:2104.06718).
+How a part is bounded, and which neuron is split: parts.py.
 """
 
 from __future__ import annotations

@@ -118,10 +118,8 @@ class _Search:
         model = classifier(model, x, ball)
         self.model, self.x, self.ball, self.gap = model, x.detach(), ball, gap
         with torch.no_grad():
-            exact = precise(model, torch.float64)
-            if x.device.type != "cpu":
-                exact = copy.deepcopy(exact).cpu()
-            self.where = region(exact, self.x.double().cpu(), y.cpu(), ball)
+            here = model if x.device.type == "cpu" else copy.deepcopy(model).cpu()
+            self.where = region(precise(here, torch.float64), self.x.double().cpu(), y.cpu(), ball)
             refuse_relaxations(self.where)
             self.stored = _stored(self.where, model, self.x, ball)
             self.y = y.long().cpu()

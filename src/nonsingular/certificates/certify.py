@@ -134,6 +134,3 @@ def _is_dense(model: nn.Module) -> bool:
     except UnsupportedModel:
         return False
     return True
-
-
-# --- the largest radii ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,9 @@
-"""clock.py - small pieces of a run, timed, and what they say of the whole."""
+"""clock.py - small pieces of a run, timed, and what they say of the whole.
+
+A few examples go over a few points of the grid, with a clock: first one of each, then more as long as there is time.  What is
+lost in a small ball is lost in every larger one, so a point costs what is still alive there: seconds are interpolated between
+the points that were timed, and grow along a line with the number of examples.
+"""
 
 from __future__ import annotations
 

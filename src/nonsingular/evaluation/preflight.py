@@ -1,9 +1,4 @@
-"""preflight.py - before a long run: how long it takes and within which ends, how much memory, what moves, what can be certified.
-
-A few examples go over a few points of the grid, with a clock: first one of each, then more as long as there is time.  What is
-lost in a small ball is lost in every larger one, so a point costs what is still alive there: seconds are interpolated between
-the points that were timed, and grow along a line with the number of examples.
-"""
+"""preflight.py - before a long run: how long it takes, within which ends, how much memory, what moves, what can be certified."""
 
 from __future__ import annotations
 
@@ -87,6 +82,3 @@ def preflights(
         told = replace(told, memory=memory_of(plan), **found)
         yield told
     yield from tried(told, QUICK[cheap:])
-
-
-# --- with a clock ---------------------------------------------------------------------------------------------------------

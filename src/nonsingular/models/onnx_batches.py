@@ -1,4 +1,8 @@
-"""onnx_batches.py - a file that was exported for one size of batch, for any."""
+"""onnx_batches.py - an ONNX file that was exported for one size of batch, as a network for any.
+
+A file often fixes the batch to 1.  It is then read twice, once to the letter and once for any batch, and the second is used
+where it gives the same outputs; otherwise the first runs on one example after the other.
+"""
 
 from __future__ import annotations
 

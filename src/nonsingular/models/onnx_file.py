@@ -2,9 +2,6 @@
 
 Constants that enter products, convolutions, normalisations and recurrent layers are nn.Parameters under their ONNX names (see
 models/onnx_rules/layers.py); every other constant (a normalisation, BatchNorm's statistics) is a buffer and never moves.
-
-A file often fixes the batch to 1.  It is then read twice, once to the letter and once for any batch, and the second is used
-where it gives the same outputs; otherwise the first runs on one example after the other.
 """
 
 from __future__ import annotations
@@ -258,5 +255,3 @@ def _is_array(value: Any) -> bool:
 
 _MIXED = {"Concat", "Add", "Sub", "Mul", "Div", "Mod", "Equal", "Where"}
 """Operators of which any input may be sizes."""
-
-# --- any batch --------------------------------------------------------------------------------------------------------------

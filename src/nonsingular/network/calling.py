@@ -144,7 +144,7 @@ MOVED = 0.05
 
 
 def per_sample_logits(moving: nn.Module, copies: int = 1) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """(weights of one example, one input) -> (K,) logits, fit for `vmap`.  Takes a `twin`; it sees the input `copies` times."""
+    """(weights of one example, one input) -> (K,) logits, fit for `vmap`.  It sees the input `copies` times."""
     module, seen = unwrapped(moving)
     places = aliases(module)
 

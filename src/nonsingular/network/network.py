@@ -41,9 +41,6 @@ class Network(Adapter):
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         return Network(copy.deepcopy(self.inner, memo), self.told)
 
-    def __reduce__(self) -> Any:
-        return Network, (self.inner, self.told)
-
     def once(self, what: Hashable, find: Callable[[], T]) -> T:
         """What `find` returns, or the UnsupportedModel that it raises, from the first call for `what`."""
         if what not in self._found:
@@ -68,13 +65,21 @@ class Network(Adapter):
         finally:
             for p in moving.parameters():
                 p.requires_grad_(False)
-            load(moving, self.state_dict(keep_vars=True))
+            load(moving, _held(self.inner))
+            own = dict(self.inner.named_modules())
+            for name, part in moving.named_modules():
+                part.training = own[name].training if name in own else part.training
             self._spare.append(moving)
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, also those buffers that are not part of a module's state."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def load(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Writes values into the parameters and buffers of these names."""
-    held = module.state_dict(keep_vars=True)
+    held = _held(module)
     with torch.inference_mode(False), torch.no_grad():
         for name, value in values.items():
             held[name].copy_(value)

@@ -1,4 +1,4 @@
-"""evaluate.py - settings -> run directory (runs/directory.py): training, evaluation, certification, the whole of the paper."""
+"""evaluate.py - settings -> run directory (directory.py): evaluation and certification."""
 
 from __future__ import annotations
 
@@ -38,10 +38,6 @@ from nonsingular.settings import (
 log = logging.getLogger("nonsingular")
 BRIEF, LIMIT = 5.0, 20.0
 """Seconds for the estimate before a run, and seconds after which an estimate that was asked for is ended as far as it is."""
-
-# --- training -------------------------------------------------------------------------------------------------------------
-
-# --- evaluation -----------------------------------------------------------------------------------------------------------
 
 
 AGAIN = "nonsingular COMMAND --config config.yaml"
@@ -172,9 +168,6 @@ def front_dict(front: Front, accuracy: float) -> dict[str, Any]:
         "accuracy": accuracy, "eps_x": list(front.eps_x),
         "eps_w": [None if math.isnan(r) else r for r in front.at(accuracy)],
     }  # fmt: skip
-
-
-# --- the whole paper ------------------------------------------------------------------------------------------------------
 
 
 def assemble(

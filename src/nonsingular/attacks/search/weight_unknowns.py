@@ -1,6 +1,6 @@
 """weight_unknowns.py - the unknowns of any network: the inputs, and for each example every element of every tensor that moves.
 
-A dense layer moves best by one scalar per neuron (shift_space.py).  A kernel that serves many positions has no such scalar, but
+A dense layer moves best by a scalar per neuron (neuron_unknowns.py).  A kernel that serves many positions has no such scalar, but
 after a ReLU all its elements pull one output channel the same way.  So the elements of an output channel form a group: random
 corners move it as one, and an element that has no derivative, as its input is 0 there, goes where its group goes.
 """
