@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.data.datasets import load
-from nonsingular.evaluation.attacked import attack_cell, choose
+from nonsingular.evaluation.attacked import attack_cell
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.models.architectures import mlp
 from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
 from nonsingular.training.loop import train
 from nonsingular.training.objectives import natural
@@ -90,10 +92,11 @@ def main() -> int:
         moved["package"] = point.x, list(point.weights.values())
         return point
 
-    method = choose(attack=paper, scope="dataset")
+    case = Case.of(model, x, y)
+    grid, method = Grid((EPS_X,), (EPS_W,), JointBall(1.0, 1.0)), Method.of(paper, "dataset")
 
     def package() -> None:
-        survivors["package"] = torch.tensor(attack_cell(model, x, y, method, EPS_X, EPS_W).correct)
+        survivors["package"] = torch.tensor(attack_cell(case, grid, method, (EPS_X, EPS_W)).correct)
 
     def loop() -> None:
         x_adv, weights, survivors["plain"] = plain(model, x, y, steps=args.steps)

@@ -19,6 +19,7 @@ from timing import machine
 from nonsingular.evaluation.preflight import preflight
 from nonsingular.network.calling import threads
 from nonsingular.report import write
+from nonsingular.runs.engine import Workplace
 from nonsingular.runs.evaluate import certify_run, evaluate_run
 from nonsingular.runs.jobs import Attacked, Certified
 from nonsingular.runs.train import train_run
@@ -73,7 +74,7 @@ def tried(name: str, folder: Path, data_dir: Path | None, wall: bool) -> tuple[f
         found = preflight(job.plan(workers), job.seen, [])
     started, (own, others) = time.perf_counter(), used()
     out = folder / "".join(c if c.isalnum() else "-" for c in name)
-    write((certify_run if certify else evaluate_run)(settings, out, workers), out)
+    write((certify_run if certify else evaluate_run)(settings, out, Workplace(workers)), out)
     if wall:
         true = time.perf_counter() - started
     else:

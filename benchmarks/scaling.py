@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from timing import machine, options
 
-from nonsingular.runs.evaluate import evaluate_run
+from nonsingular.runs.engine import Workplace
+from nonsingular.runs.evaluate import Told, evaluate_run
 from nonsingular.runs.presets import training_defaults
 from nonsingular.runs.train import train_run
 from nonsingular.settings import EvaluateSettings, Network, TrainSettings, checked
@@ -40,7 +41,7 @@ def run(settings: EvaluateSettings, out: Path, engine: str, workers: int) -> Run
         if what == "cells":
             finished.append(time.perf_counter())
 
-    results = evaluate_run(settings, out, workers, report, engine=engine)
+    results = evaluate_run(settings, out, Workplace(workers, engine), Told(report))
     (model,) = results["models"].values()
     half = len(finished) // 2
     rate = (len(finished) - half) / (finished[-1] - finished[half - 1])

@@ -355,7 +355,7 @@ def test_no_certificate_without_a_rule(name: str) -> None:
     model, x, y = built(name)
     for method in ("crown", "interval", "theorem1"):
         with pytest.raises(UnsupportedModel):
-            ns.certify(model, x, y, ns.JointBall(0.01, 0.01), method=method)
+            ns.certify(model, x, y, ns.JointBall(0.01, 0.01), bound=method)
 
 
 @pytest.mark.parametrize("name", ["data parallel", "data parallel inside"])

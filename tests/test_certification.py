@@ -12,6 +12,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
+from nonsingular.catalog import BOUNDS
 from nonsingular.certificates import certify as certification
 from nonsingular.certificates.certify import certify, decide
 from nonsingular.certificates.radii import Front, certified_front, certified_radius
@@ -67,7 +68,7 @@ def test_float32_errs_by_less_than_is_taken_off(method):
         x = torch.rand(8, 50)
         y = model(x).argmax(1)
         for ball in (JointBall(0.0, 0.0), JointBall(0.01, 0.001), JointBall(0.05, 0.01)):
-            bound = certification.lookup(certification.BOUNDS, method, "bound")
+            bound = BOUNDS[method].load()
             one, two = bound(model, x, y, ball), bound(twin(model).double(), x.double(), y, ball)
             off = rounding(region(twin(model).double(), x.double(), y, ball), torch.float32)
             assert ((one - two).abs().amax(1) <= off).all()
@@ -85,7 +86,7 @@ def test_float32_never_verifies_what_float64_does_not():
         x = torch.full((20, 6), 0.5) + 1e-7 * torch.rand(20, 6)
         y, ball = model(x).argmax(1), JointBall(0.0, {"0.weight": 3e-8 * scale})
         for method in ("interval", "crown", "alpha-crown", "best"):
-            single, double = (certify(model, x, y, ball, method=method, dtype=d) for d in (torch.float32, torch.float64))
+            single, double = (certify(model, x, y, ball, bound=method, dtype=d) for d in (torch.float32, torch.float64))
             assert not (single.verified & ~double.verified).any()
             assert (single.margins <= double.margins + 1e-9 * scale).all()
 
@@ -94,7 +95,7 @@ def test_float32_and_float64_verify_the_same():
     model, x, y = small(n=40)
     for radius in (0.005, 0.02, 0.05):
         ball = JointBall(radius, radius)
-        both = [certify(model, x, y, ball, method="crown", dtype=d).verified for d in (torch.float32, torch.float64)]
+        both = [certify(model, x, y, ball, bound="crown", dtype=d).verified for d in (torch.float32, torch.float64)]
         assert torch.equal(*both)
 
 
@@ -160,7 +161,7 @@ def test_the_radius_is_the_largest_of_the_grid_that_is_certified(along):
     for i in range(2**bits + 1):
         t = i / 2**bits
         at = ball.scaled(t, 1) if along == "eps_x" else ball.scaled(1, t)
-        held.append(certify(model, x, y, at, method="crown").verified)
+        held.append(certify(model, x, y, at, bound="crown").verified)
     largest = torch.stack(held).cumprod(0).sum(0) - 1  # bounds of these networks fall with the radius
     expected = torch.where(largest >= 0, largest / 2**bits * unit, torch.nan).double()
     torch.testing.assert_close(found, expected, equal_nan=True)
@@ -197,7 +198,7 @@ def test_the_front_falls_and_meets_the_radii_and_answers_for_a_share():
     for share in (0.1, 0.5, 0.9, 1.0):
         for radius, eps_x in zip(front.at(share), front.eps_x, strict=True):
             if not math.isnan(radius):
-                held = certify(model, x, y, JointBall(eps_x, radius), method="crown").accuracy
+                held = certify(model, x, y, JointBall(eps_x, radius), bound="crown").accuracy
                 assert held >= share - 1e-9
     assert len(certified_front(model, x, y, ball, bits=2).eps_x) == 11
 
@@ -219,7 +220,7 @@ def test_radii_by_tensor_are_shares():
     model, x, y = small(n=6)
     whole = certified_radius(model, x, y, JointBall(0.01, {"1.weight": 0.04}), bits=5)
     assert ((whole >= 0) & (whole <= 1)).logical_or(whole.isnan()).all()
-    held = certify(model, x, y, JointBall(0.01, {"1.weight": 0.04 * float(whole[0])}), method="crown").verified
+    held = certify(model, x, y, JointBall(0.01, {"1.weight": 0.04 * float(whole[0])}), bound="crown").verified
     assert held[0]
 
 
@@ -244,4 +245,4 @@ def test_what_cannot_be_asked():
     with pytest.raises(InvalidInput, match="increasing"):
         certified_front(model, x, y, JointBall(0.1, 0.1), eps_x=[0.1, 0.0])
     with pytest.raises(InvalidInput, match="may not certify"):
-        certified_radius(model, x, y, JointBall(0.1, 0.1), method="theorem1-printed")
+        certified_radius(model, x, y, JointBall(0.1, 0.1), bound="theorem1-printed")

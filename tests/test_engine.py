@@ -51,6 +51,9 @@ GATED = f"""
 import os, time
 from pathlib import Path
 from nonsingular.models.loading import load_run
+from nonsingular.runs.engine import Workplace
+from nonsingular.runs.engine import Workplace
+from nonsingular.runs.evaluate import Told
 HERE = Path(__file__).parent
 
 def net():
@@ -102,7 +105,7 @@ def struck(folder, strike):
 def alone(settings, tmp_path_factory):
     """What this process finds."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    return bits(evaluate_run(settings, out, 1), out)
+    return bits(evaluate_run(settings, out, Workplace()), out)
 
 
 def bits(results, out):
@@ -124,7 +127,7 @@ def bits(results, out):
 @pytest.mark.slow
 def test_two_processes_find_the_same_bits_when_one_is_killed_in_the_middle(folder, settings, alone, tmp_path):
     with struck(folder, lambda workers: os.kill(workers[0], signal.SIGKILL)):
-        found = evaluate_run(settings, tmp_path / "run", 2)
+        found = evaluate_run(settings, tmp_path / "run", Workplace(2))
     assert bits(found, tmp_path / "run") == alone
     assert len(list(folder.glob("*.at-work"))) == 3  # one took its place
 
@@ -232,7 +235,7 @@ def test_a_node_that_would_compute_something_else_says_so(kind, folder, words):
 @pytest.mark.slow
 @needs_ray
 def test_ray_finds_the_same_bits(settings, alone, tmp_path, quiet_ray):
-    assert bits(evaluate_run(settings, tmp_path / "run", 2, engine="ray"), tmp_path / "run") == alone
+    assert bits(evaluate_run(settings, tmp_path / "run", Workplace(2, "ray")), tmp_path / "run") == alone
 
 
 @pytest.fixture
@@ -256,7 +259,7 @@ def test_a_node_killed_in_the_middle_changes_nothing(folder, settings, alone, tm
     said = []
     with struck(folder, lambda workers: cluster.remove_node(second, allow_graceful=False)):
         found = evaluate_run(
-            settings, tmp_path / "run", 1, lambda what, n: said.append(what), engine="ray", address=cluster.address
+            settings, tmp_path / "run", Workplace(1, "ray", cluster.address), Told(lambda what, n: said.append(what))
         )
     assert bits(found, tmp_path / "run") == alone
     assert said.count("cells") == 2 * CELLS  # two groups of 100 examples

@@ -13,6 +13,7 @@ from torch import nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.theorem import theorem1
+from nonsingular.catalog import OTHER, Bound
 from nonsingular.certificates import certify as certification
 from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, UnsupportedModel
@@ -552,7 +553,7 @@ def test_a_certificate_is_the_bound_in_float64(bias):
     model, ball = dense(9, 8, 3, bias=bias), JointBall(0.08, 0.02) if bias else JointBall(0.01, 0.001)
     y = model(X).argmax(1)
     before = snapshot(model)
-    c = certify(model, X, y, ball, method="theorem1")
+    c = certify(model, X, y, ball, bound="theorem1")
     assert unchanged(model, before)
     assert c.margins.shape == (30, 3)
     assert c.margins.dtype == torch.float64
@@ -572,17 +573,19 @@ def test_the_default_certificate_is_the_best_bound_and_knows_convolutions():
     for model in (dense(9, 8, 3), conv()):
         y, ball = model(X).argmax(1), JointBall(0.002, 0.0005)
         c = certify(model, X, y, ball)
-        assert c.method == "best"
+        assert c.bound == "best"
         for method in ("interval", "crown-ibp", "crown"):
-            assert (c.verified | ~certify(model, X, y, ball, method=method).verified).all()
+            assert (c.verified | ~certify(model, X, y, ball, bound=method).verified).all()
         assert 0 < c.accuracy <= 1
 
 
 def test_a_bound_that_is_not_finite_verifies_nothing(monkeypatch):
     for value in (float("nan"), float("inf")):
-        monkeypatch.setattr(
-            certification, "lookup", lambda *_, value=value: lambda model, x, y, ball: torch.full((len(x), 3), value)
-        )
+
+        def bound(model, x, y, ball, value=value):
+            return torch.full((len(x), 3), value)
+
+        monkeypatch.setattr(certification, "sound", lambda name, bound=bound: Bound(name, bound, card=OTHER))
         assert certify(dense(9, 3), X, Y, JointBall(0.1, 0.1)).accuracy == 0
 
 
@@ -611,16 +614,16 @@ def test_a_wrong_prediction_is_never_verified():
 
 def test_the_printed_theorem_may_not_certify():
     with pytest.raises(InvalidInput, match="'theorem1-printed' is not a bound"):
-        certify(dense(9, 3), X, Y, JointBall(0.1, 0.1), method="theorem1-printed")
+        certify(dense(9, 3), X, Y, JointBall(0.1, 0.1), bound="theorem1-printed")
     with pytest.raises(InvalidInput, match="did you mean 'theorem1'"):
-        certify(dense(9, 3), X, Y, JointBall(0.1, 0.1), method="theorem")
+        certify(dense(9, 3), X, Y, JointBall(0.1, 0.1), bound="theorem")
 
 
 def test_a_network_without_rules_is_not_certified():
     with pytest.raises(UnsupportedModel, match="glu at node"):
         certify(nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.GLU(1)), X, Y, JointBall(0.1, 0.1))
     with pytest.raises(UnsupportedModel, match="conv2d"):
-        certify(conv(), X, Y, JointBall(0.1, 0.1), method="theorem1")
+        certify(conv(), X, Y, JointBall(0.1, 0.1), bound="theorem1")
 
 
 @pytest.mark.parametrize("case", [name for name, row in BAD.items() if not row[3] and name != "float64 data, float32 model"])

@@ -481,7 +481,7 @@ def test_certify_takes_it_by_name():
     model, x = mlp((2,), 3, hidden=(4,), bias=True).eval(), torch.rand(4, 2)
     y, ball = model(x).argmax(1), JointBall(0.01, 0.01)
     with torch.no_grad():
-        exactly, best = certify(model, x, y, ball, method="exact"), certify(model, x, y, ball)
+        exactly, best = certify(model, x, y, ball, bound="exact"), certify(model, x, y, ball)
     assert (exactly.verified >= best.verified).all()
 
 

@@ -88,8 +88,8 @@ def test_bounds_and_attacks_give_what_they_give_on_the_module(name, tmp_path):
     found = load_exported(export(model, tmp_path / "m.pt2"))
     y, ball = model(X).argmax(1), ns.JointBall(0.01, 0.003)
     for method in ("interval", "crown"):
-        want = ns.certify(model, X, y, ball, method=method).margins
-        torch.testing.assert_close(ns.certify(found, X, y, ball, method=method).margins, want)
+        want = ns.certify(model, X, y, ball, bound=method).margins
+        torch.testing.assert_close(ns.certify(found, X, y, ball, bound=method).margins, want)
     for scope in ("sample", "batch"):
         want = ns.evaluate(model, (X, y), eps_x=[0, 0.1], eps_w=[0, 0.02], scope=scope)
         assert (

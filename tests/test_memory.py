@@ -10,7 +10,8 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.catalog import Attack
 from nonsingular.certificates.certify import certify
-from nonsingular.evaluation.attacked import choose, evaluate
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.evaluation.problem import Method
 from nonsingular.network import memory
 from nonsingular.network.calling import logits_at
 from nonsingular.network.memory import halving, is_out_of_memory
@@ -130,7 +131,7 @@ def test_an_attack_of_each_example_is_given_fewer():
         return Perturbation(x.clone(), {}, scope)
 
     small = Attack("small", attack, starts=True)
-    method = choose(attack=small, scope="sample")
+    method = Method.of(small)
     surface = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.1], attack=small)
     assert surface.accuracy.min() == 1
     assert method.nested
@@ -143,7 +144,7 @@ def test_certificates_are_those_with_room_enough(monkeypatch):
 
     model, x, y = setting()
     model = nn.Sequential(*model)
-    whole = certify(model, x, y, JointBall(0.01, 0.01), method="interval").margins
+    whole = certify(model, x, y, JointBall(0.01, 0.01), bound="interval").margins
     bound, sizes = interval.interval, []
 
     def tight(model, x, y, ball):
@@ -153,5 +154,5 @@ def test_certificates_are_those_with_room_enough(monkeypatch):
         return bound(model, x, y, ball)
 
     monkeypatch.setattr(interval, "interval", tight)
-    torch.testing.assert_close(certify(model, x, y, JointBall(0.01, 0.01), method="interval").margins, whole)
+    torch.testing.assert_close(certify(model, x, y, JointBall(0.01, 0.01), bound="interval").margins, whole)
     assert max(s for s in sizes if s <= 20) == 16

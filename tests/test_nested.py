@@ -17,7 +17,8 @@ from nonsingular.attacks.strongest import alternating, ensemble, strongest, wors
 from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import walk as nested
-from nonsingular.evaluation.attacked import choose, evaluate
+from nonsingular.evaluation.attacked import evaluate
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.stored import FOLDER, read_found
 from nonsingular.evaluation.walk import ROUNDS, reach
 from nonsingular.network.calling import logits_at, products
@@ -25,11 +26,13 @@ from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.results.files import Log
 from nonsingular.runs.verify_outcomes import lost_to, stored_perturbations
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
 from sampling import first
 
 SCOPES = ("sample", "batch", "dataset")
 COLUMNS, ROWS = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02, 0.05)
+GRID = Grid(COLUMNS, ROWS, JointBall(1.0, 1.0))
 
 
 def seeded(model, seed=0):
@@ -169,7 +172,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
 def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
     model, x, y = setting(kind)
     s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack=attack, log=tmp_path / "log.jsonl")
-    job = asked(model, x, y, choose(attack=attack, scope=scope, batch_size=20))
+    job = asked(model, x, y, Method.of(attack, scope, 20))
     stored = stored_perturbations(job, tmp_path / FOLDER)
     assert stored
     np.testing.assert_array_equal(lost_to(stored, job, tmp_path / "log.jsonl"), ~s.outcomes)
@@ -177,7 +180,7 @@ def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
 
 def asked(model, x, y, method):
     """The question of a surface, as verification has it of a run."""
-    return SimpleNamespace(model=model, split=SimpleNamespace(x=x, y=y), method=method, columns=COLUMNS, rows=ROWS)
+    return SimpleNamespace(case=Case.of(model, x, y), grid=GRID, method=method)
 
 
 def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
@@ -194,10 +197,10 @@ def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
     tensors["0.x"] = tensors["0.x"] + 0.5
     save_file(tensors, path, about)
     with pytest.raises(InvalidInput, match="a stored perturbation is not within"):
-        stored_perturbations(asked(model, x, y, choose()), tmp_path / FOLDER)
+        stored_perturbations(asked(model, x, y, Method.of()), tmp_path / FOLDER)
     path.write_bytes(b"no tensors")
     with pytest.raises(InvalidInput, match="cannot be read as stored perturbations"):
-        stored_perturbations(asked(model, x, y, choose()), tmp_path / FOLDER)
+        stored_perturbations(asked(model, x, y, Method.of()), tmp_path / FOLDER)
 
 
 @pytest.mark.parametrize("scope", first(1, SCOPES[::-1]))
@@ -268,7 +271,7 @@ def test_an_ensemble_by_its_names():
     for name in ("paper", "apgd"):
         assert s.accuracy.item() <= evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.02], attack=name).accuracy.item()
     with pytest.raises(InvalidInput, match="no attack 'papr'"):
-        choose(attack="paper+papr")
+        Method.of("paper+papr")
     with pytest.raises(InvalidInput, match="no attacks"):
         ensemble()
 
@@ -304,7 +307,7 @@ def digits_model():
 
 def test_a_group_is_judged_from_its_tensors():
     model, x, y = setting("dense")
-    r = reach(model, x, y, choose(scope="dataset"), (0.1, 0.02))
+    r = reach(Case.of(model, x, y), GRID, Method.of(scope="dataset"), (0.1, 0.02))
     assert torch.equal(r.correct, is_correct(logits_at(model, r.point), y))
     assert r.origin == (0.1, 0.02)
 
@@ -328,7 +331,7 @@ def test_products_are_rough_where_points_are_sought_and_exact_where_they_are_jud
     x = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
     Noting.seen.clear()
-    nested.reach(model, x, y, choose(scope=scope), (0.1, 0.1))
+    nested.reach(Case.of(model, x, y), GRID, Method.of(scope=scope), (0.1, 0.1))
     assert torch.get_float32_matmul_precision() == "highest"
     if scope != "sample":  # a dense network is not called in scope sample: its layers are read
         assert {p for p, gradient in Noting.seen if gradient} == {"medium"}

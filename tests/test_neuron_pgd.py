@@ -391,7 +391,7 @@ def test_no_attack_goes_below_the_certificate_of_any_box(seed):
         ball = JointBall(eps_x, any_radii(model, size, seed))
         points = neuron_pgd(model, x, y, ball), joint_pgd(model, x, y, ball, steps=20, step_w=0.01)
         for method in ("best", "theorem1", "interval", "crown"):
-            lower = certify(model, x, y, ball, method=method).margins
+            lower = certify(model, x, y, ball, bound=method).margins
             for point in points:
                 logits = logits_at(model, point)
                 assert bool((lower <= logits.gather(1, y[:, None]) - logits + 1e-9).all())

@@ -157,8 +157,8 @@ def test_a_bound_is_that_of_the_folded_network(method):
     plain, x = folded(model), data(4)
     y = model(x).argmax(1)
     eps, eps_x = 0.004, 0.01
-    found = ns.certify(model, x, y, ns.JointBall(eps_x, eps), method=method).margins
-    want = ns.certify(plain, x, y, ns.JointBall(eps_x, radii_of(model, eps, 0.0)), method=method).margins
+    found = ns.certify(model, x, y, ns.JointBall(eps_x, eps), bound=method).margins
+    want = ns.certify(plain, x, y, ns.JointBall(eps_x, radii_of(model, eps, 0.0)), bound=method).margins
     searched = method in ("alpha-crown", "branch-and-bound", "best")
     torch.testing.assert_close(found, want, rtol=1e-3, atol=2e-4 if searched else 1e-6)
 
@@ -184,7 +184,7 @@ def test_no_point_of_the_ball_is_below_a_bound(net, form):
     model, x = make(form, net), data()
     y, ball = model(x).argmax(1), ns.JointBall(0.02, 0.01, moves="all")
     methods = [m for m in ("interval", "crown-ibp", "crown", "best", "theorem1") if m != "theorem1" or net is mlp]
-    lower = {m: ns.certify(model, x, y, ball, method=m).margins for m in methods}
+    lower = {m: ns.certify(model, x, y, ball, bound=m).margins for m in methods}
     generator = torch.Generator().manual_seed(1)
     boxes = ball.weight_boxes(dict(model.named_parameters()))
     assert set(boxes) == {n for n, _ in model.named_parameters()}

@@ -8,6 +8,7 @@ from torch import nn
 
 import nonsingular as ns
 from nonsingular.evaluation.certified import tolerance
+from nonsingular.evaluation.problem import Case
 from nonsingular.network.margins import attained, is_correct
 
 
@@ -38,18 +39,18 @@ def test_models_of_every_precision_are_attacked_within_the_ball_and_certified(di
 
 
 def test_the_tolerance_of_the_comparison_follows_the_dtype_and_the_logits(digits):
-    model, x, _ = digits
+    model, x, y = digits
     found = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         net = copy.deepcopy(model).to(dtype)
-        found[dtype] = tolerance(net, x.to(dtype), net(x.to(dtype)).detach())
+        found[dtype] = tolerance(Case.of(net, x.to(dtype), y))
     assert (found[torch.float64] <= found[torch.float32]).all()
     assert found[torch.float32].max() < 1e-3
     assert (found[torch.bfloat16] > 100 * found[torch.float32]).all()
     large = copy.deepcopy(model)
     with torch.no_grad():
         large[3].weight.mul_(1e4)
-    assert (tolerance(large, x, large(x).detach()) > 1000 * found[torch.float32]).all()
+    assert (tolerance(Case.of(large, x, y)) > 1000 * found[torch.float32]).all()
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e5])

@@ -11,17 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.catalog import Attack
+from nonsingular.catalog import BOUNDS, Attack
 from nonsingular.certificates.certify import Prover
 from nonsingular.cli.main import main
-from nonsingular.evaluation.attacked import choose
 from nonsingular.evaluation.clock import REPORT
 from nonsingular.evaluation.estimate import QUICK, SOON, Plan
 from nonsingular.evaluation.preflight import looked_at, preflight
-from nonsingular.evaluation.problem import Proof
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.runs import evaluate as experiment
 from nonsingular.runs.engine import watched
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
+
+UNIT = JointBall(1.0, 1.0)
 
 
 def setting(n=30):
@@ -31,9 +34,10 @@ def setting(n=30):
     return model, x, model(x).argmax(1)
 
 
-def told(model, x, y, method, columns, rows, certify=None, **more):
-    proof = Proof(certify, method.unit) if certify else None
-    return preflight(Plan(model, x, y, columns, rows, method.unit, method, proof, **more), torch.arange(len(x)), [])
+def told(model, x, y, method, columns, rows, certify=None, unit=UNIT, **more):
+    bound = BOUNDS[certify] if certify else None
+    plan = Plan(Case.of(model, x, y), Grid(columns, rows, unit), method, bound, **more)
+    return preflight(plan, torch.arange(len(x)), [])
 
 
 def still(model, x, y, ball, *, scope, start=None):
@@ -41,9 +45,12 @@ def still(model, x, y, ball, *, scope, start=None):
     return Perturbation(x + 0, {}, scope)
 
 
+STILL = Attack("still", still, starts=True)
+
+
 def test_what_moves_is_counted():
     model, x, y = setting()
-    found = told(model, x, y, choose(attack=Attack("still", still, starts=True)), (0.0, 0.1), (0.0, 0.02))
+    found = told(model, x, y, Method.of(STILL), (0.0, 0.1), (0.0, 0.02))
     assert found.numbers == 4 * 5 + 5 * 3
     assert found.moved["0.weight"]["shape"] == [5, 4]
     assert found.moved["0.weight"]["radius"] == pytest.approx(0.02)
@@ -51,7 +58,7 @@ def test_what_moves_is_counted():
     assert (found.cells, found.examples, found.clean) == (4, 30, 1.0)
     assert "35 numbers" in str(found)
     assert set(found.certifies) == set(QUICK) and not found.untried
-    everything = told(model, x, y, choose(attack=Attack("still", still, starts=True), moves="all"), (0.1,), (0.02,))
+    everything = told(model, x, y, Method.of(STILL), (0.1,), (0.02,), unit=JointBall(1.0, 1.0, moves="all"))
     assert everything.numbers == 35 + 8
     assert not everything.fixed
 
@@ -66,7 +73,7 @@ def test_what_has_no_rule_is_named():
             return torch.special.bessel_j0(self.fc(x))
 
     _, x, y = setting()
-    found = told(Odd().eval(), x, y, choose(attack=Attack("still", still, starts=True)), (0.1,), (0.02,))
+    found = told(Odd().eval(), x, y, Method.of(STILL), (0.1,), (0.02,))
     assert set(found.certifies) == set(QUICK)
     assert all("bessel_j0" in why or "Linear" in why or "theorem" in why for why in found.certifies.values())
     assert "can be certified by: no bound" in str(found)
@@ -112,7 +119,7 @@ def costs(now, call, example):
 @pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
 def test_the_time_is_that_of_the_work(scope, now):
     model, x, y = setting(300)
-    method = choose(attack=costs(now, 0.01, 0.001), scope=scope, batch_size=64)
+    method = Method.of(costs(now, 0.01, 0.001), scope, 64)
     columns, rows = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02)
     groups = {"sample": 3, "batch": 5, "dataset": 1}[scope]
     attacked = 7 if scope == "sample" else 8  # there (0, 0) is not attacked
@@ -136,9 +143,9 @@ def test_what_is_lost_early_costs_nothing_later(now):
         return Perturbation(torch.where((ball.eps_x > 0.01) & (x_[:, :1] > 2), x_ + 0.0, x_), {}, scope)
 
     x = torch.where(fragile[:, None], x + 0.0, x)
-    method = choose(attack=Attack("fragile", attack, starts=True), domain=None)
-    right = told(model, x, y, method, (0.0, 0.05, 0.1), (0.0,))
-    wrong = told(model, x, torch.where(fragile, (y + 1) % 3, y), method, (0.0, 0.05, 0.1), (0.0,))
+    method, unit = Method.of(Attack("fragile", attack, starts=True)), JointBall(1.0, 1.0, None)
+    right = told(model, x, y, method, (0.0, 0.05, 0.1), (0.0,), unit=unit)
+    wrong = told(model, x, torch.where(fragile, (y + 1) % 3, y), method, (0.0, 0.05, 0.1), (0.0,), unit=unit)
     assert wrong.clean == 0.5
     assert wrong.parts["attack"] == pytest.approx(right.parts["attack"] / 2, rel=0.2)  # what is wrong undisturbed is not attacked
 
@@ -147,17 +154,17 @@ def test_the_time_of_certificates_is_added(now, bounds_cost):
     """Nothing is certified far out: a walk from (last column, first row) along the border, one bound a step."""
     model, x, y = setting(300)
     bounds_cost(0.002)
-    method = choose(attack=costs(now, 0.0, 0.001))
+    method = Method.of(costs(now, 0.0, 0.001))
     columns, rows = tuple(0.1 * i for i in range(9)), tuple(0.05 * i for i in range(9))
     found = told(model, x, y, method, columns, rows, certify="interval")
     started = now[0]
-    experiment.prove(model, x, y, Proof("interval", method.unit), columns, rows)
+    experiment.prove(Case.of(model, x, y), Grid(columns, rows, UNIT), BOUNDS["interval"])
     assert found.parts["certificates"] == pytest.approx(now[0] - started, rel=0.5)
 
 
 def test_a_long_run_is_said_to_be_long_and_a_smaller_one_is_proposed(now):
     model, x, y = setting(300)
-    found = told(model, x, y, choose(attack=costs(now, 0.0, 10.0)), (0.0, 0.1), (0.0, 0.1))
+    found = told(model, x, y, Method.of(costs(now, 0.0, 10.0)), (0.0, 0.1), (0.0, 0.1))
     low, high = found.interval
     assert low < 10.0 * 300 * 3 < high
     assert now[0] < 60  # one example, at one point
@@ -250,7 +257,7 @@ def test_certify_tells_too_and_counts_the_fronts(here, capsys):
     assert 0 < low < found["seconds"] < high
     assert (found["cells"], found["examples"], found["clean_accuracy"], found["doubts"]) == (4, 40, 1.0, [])
     plan = experiment.Certified(experiment.CertifySettings(model="m.py:net", data="d.npz", accuracy=(0.5,))).plan(1)
-    assert preflight(plan, looked_at(plan.model, plan.x, plan.y, plan.unit), []).parts["certificates"] > 0
+    assert preflight(plan, looked_at(plan.case, plan.grid.unit), []).parts["certificates"] > 0
 
 
 # ---------------------------------------------------------------- radii that were not given

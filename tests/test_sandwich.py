@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from nonsingular.catalog import BOUNDS, OTHER, Bound
 from nonsingular.certificates import certify as certification
 from nonsingular.certificates.certify import Prover, certify
 from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
 from nonsingular.evaluation import certified as sandwich
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.certified import certified_part, certified_surface
-from nonsingular.evaluation.problem import Proof
+from nonsingular.evaluation.problem import Case
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.results.surface import Cell, Surface
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import Grid
 
 COLUMNS, ROWS = (0.0, 0.02, 0.05, 0.1), (0.0, 0.01, 0.03)
 
@@ -37,7 +39,7 @@ def test_the_walk_finds_what_certifying_each_cell_finds():
     for seed in range(4):
         model, x, y = small(seed)
         s = certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS)
-        each = [[certify(model, x, y, JointBall(c, r), method="crown").accuracy for c in COLUMNS] for r in ROWS]
+        each = [[certify(model, x, y, JointBall(c, r), bound="crown").accuracy for c in COLUMNS] for r in ROWS]
         np.testing.assert_allclose(s.accuracy, each)
         assert s.kind == "certified"
         assert s.attack == "crown"
@@ -64,7 +66,7 @@ def test_certified_lies_below_attacked_and_is_carried_by_the_surface(tmp_path):
     assert again.certified is not None
     np.testing.assert_array_equal(again.certified.accuracy, s.certified.accuracy)
     assert "certified by best" in str(s)
-    alone = certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, method="best")
+    alone = certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, bound="best")
     np.testing.assert_array_equal(alone.accuracy, s.certified.accuracy)
 
 
@@ -100,11 +102,11 @@ def test_finished_parts_are_not_done_again(tmp_path, monkeypatch):
     log.write_bytes(b"".join(lines[:2]) + lines[2][:30])
     done = []
     original = sandwich.certified_part
-    monkeypatch.setattr(sandwich, "certified_part", lambda *a: done.append(a[6]) or original(*a))
+    monkeypatch.setattr(sandwich, "certified_part", lambda *a: done.append(a[3]) or original(*a))
     again = certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=log)
     assert done == [(8, 12), (12, 15)]
     np.testing.assert_array_equal(again.accuracy, whole.accuracy)
-    certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, method="interval", log=log)
+    certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, bound="interval", log=log)
     assert len(done) == 6
 
 
@@ -117,8 +119,7 @@ def wrong(model, x, y, ball):
 
 @pytest.fixture
 def wrong_bound(monkeypatch):
-    real = certification.lookup
-    monkeypatch.setattr(certification, "lookup", lambda table, name, kind: wrong if kind == "bound" else real(table, name, kind))
+    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, wrong, card=OTHER))
 
 
 def test_a_bound_above_an_attack_fails_the_run_and_saves_the_case(wrong_bound, tmp_path):
@@ -168,15 +169,16 @@ def test_what_an_attack_broke_is_not_bounded(monkeypatch):
     monkeypatch.setattr(Prover, "__call__", lambda self, x, y, ball: asked.append(len(x)) or original(self, x, y, ball))
     model, x, y = small()
     broken = np.full((3, 4, 15), -1.0, dtype=np.float32)
-    proof = Proof("crown", JointBall(1.0, 1.0))
-    _, held, _ = certified_part(model, x, y, proof, COLUMNS, ROWS, (0, 15), broken)
+    grid = Grid(COLUMNS, ROWS, JointBall(1.0, 1.0))
+    _, held, _ = certified_part(Case.of(model, x, y), grid, BOUNDS["crown"], (0, 15), broken)
     assert not held.any()
     assert not asked
 
 
 def test_margins_of_cells_without_a_record_are_infinite():
     cells = [Cell(0.0, 0.0, np.array([True, False]))]
-    np.testing.assert_array_equal(sandwich.margins_of(cells, (0.0,), (0.0,))[0, 0], [np.inf, -np.inf])
+    grid = Grid((0.0,), (0.0,), JointBall(1.0, 1.0))
+    np.testing.assert_array_equal(sandwich.margins_of(cells, grid)[0, 0], [np.inf, -np.inf])
 
 
 def test_what_cannot_be_certified_is_refused_before_any_attack(tmp_path):
@@ -184,7 +186,7 @@ def test_what_cannot_be_certified_is_refused_before_any_attack(tmp_path):
     with pytest.raises(InvalidInput, match="may not certify"):
         evaluate(model, (x, y), eps_x=0.1, eps_w=0.1, certify="theorem1-printed", log=tmp_path / "log")
     with pytest.raises(InvalidInput, match="crown"):
-        certified_surface(model, (x, y), eps_x=0.1, eps_w=0.1, method="crwn")
+        certified_surface(model, (x, y), eps_x=0.1, eps_w=0.1, bound="crwn")
     odd = nn.Sequential(nn.Linear(4, 6), nn.GLU(1)).eval()
     with pytest.raises(UnsupportedModel, match="glu"):
         evaluate(odd, (x, odd(x).argmax(1)), eps_x=0.1, eps_w=0.1, attack="paper", certify="crown", log=tmp_path / "log")
@@ -200,8 +202,8 @@ def test_what_an_attack_reached_in_a_smaller_ball_counts_in_larger_ones():
         for r in (0.0, 0.01)
         for c in (0.0, 0.02)
     ]
-    proof = Proof("crown", JointBall(1.0, 1.0))
-    s = sandwich.prove(model, x, y, proof, (0.0, 0.02), (0.0, 0.01), attacked=cells).under(cells).surface()
+    grid = Grid((0.0, 0.02), (0.0, 0.01), JointBall(1.0, 1.0))
+    s = sandwich.prove(Case.of(model, x, y), grid, BOUNDS["crown"], attacked=cells).under(cells).surface()
     assert s.accuracy.max() == 0
 
 
@@ -216,5 +218,6 @@ def test_the_border_is_held_against_the_attack(monkeypatch):
     monkeypatch.setattr(Prover, "__call__", wrong_beyond)
     margins = np.full((1, 3, len(x)), 60.0, dtype=np.float32)
     margins[:, 2] = -1.0
+    grid = Grid((0.0, 0.001, 0.05), (0.0,), JointBall(1.0, 1.0))
     with pytest.raises(SoundnessError):
-        certified_part(model, x, y, Proof("crown", JointBall(1.0, 1.0)), (0.0, 0.001, 0.05), (0.0,), (0, len(x)), margins)
+        certified_part(Case.of(model, x, y), grid, BOUNDS["crown"], (0, len(x)), margins)

@@ -22,7 +22,6 @@ from nonsingular.bounds.exact import solve
 from nonsingular.bounds.theorem import tau, theorem1
 from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
 from nonsingular.cli.main import main
-from nonsingular.data.columns import by_column, moving
 from nonsingular.evaluation.masking import masking
 from nonsingular.network.calling import logits_at
 from nonsingular.network.dense import dense_chain
@@ -32,6 +31,7 @@ from nonsingular.network.margins import margins, worst_margin
 from nonsingular.report.figure import x_label
 from nonsingular.settings import EvaluateSettings, checked
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.columns import by_column, moving
 from nonsingular.threat.interval import Interval
 
 SOUND = [b for b in BOUNDS if b not in UNSOUND]
@@ -167,11 +167,11 @@ def test_bounds_of_images_with_a_mask() -> None:
     mask[:, :, 0] = 0.2
     reached = lowest(model, x, y, JointBall(mask, 0.01), 30)
     for name in ("interval", "crown"):
-        low = ns.certify(model, x, y, JointBall(mask, 0.01), method=name).margins
+        low = ns.certify(model, x, y, JointBall(mask, 0.01), bound=name).margins
         assert (low <= reached + 1e-9).all()
         assert torch.equal(
-            ns.certify(model, x, y, JointBall(0 * mask, 0.01), method=name).margins,
-            ns.certify(model, x, y, JointBall(0.0, 0.01), method=name).margins,
+            ns.certify(model, x, y, JointBall(0 * mask, 0.01), bound=name).margins,
+            ns.certify(model, x, y, JointBall(0.0, 0.01), bound=name).margins,
         )
 
 
@@ -195,7 +195,7 @@ def test_certified_radius_along_the_inputs_is_a_fraction() -> None:
     y = model(x).argmax(1)
     part = ns.certified_radius(model, x, y, JointBall(RADII, 0.0, None), along="eps_x", bits=5)
     assert (part <= 1).all()
-    assert ns.certify(model, x, y, JointBall(RADII * part.max(), 0.0, None), method="crown").verified[part.argmax()]
+    assert ns.certify(model, x, y, JointBall(RADII * part.max(), 0.0, None), bound="crown").verified[part.argmax()]
     front = ns.certified_front(model, x, y, JointBall(RADII, 0.02, None), eps_x=[0.0, 0.5, 1.0], bits=3)
     same = ns.certified_front(model, x, y, JointBall(RADII * 0.5, 0.02, None), eps_x=[0.0, 1.0], bits=3)
     assert torch.equal(front.eps_w[1].nan_to_num(-1), same.eps_w[1].nan_to_num(-1))
@@ -234,7 +234,7 @@ def test_the_axis_of_named_radii_is_their_fraction() -> None:
     assert named.eps_x == tuple(i / 10 for i in range(11))
     ball = JointBall(RADII, 0.01, None).scaled(0.5, 1)
     assert named.certified is not None
-    assert named.certified.accuracy[1, 5] == pytest.approx(ns.certify(model, x, y, ball, method="crown").accuracy)
+    assert named.certified.accuracy[1, 5] == pytest.approx(ns.certify(model, x, y, ball, bound="crown").accuracy)
     assert named.about["eps_x_per_element"]["largest"] == 5.0
     certified = ns.certified_surface(model, (x, y), **asked)
     assert np.array_equal(certified.accuracy, named.certified.accuracy)
@@ -287,10 +287,10 @@ def binary() -> tuple[nn.Module, Tensor, Tensor, JointBall]:
 @pytest.mark.parametrize("name", SOUND)
 def test_bounds_of_one_logit_are_those_of_the_pair(name: str) -> None:
     model, x, y, ball = binary()
-    one = ns.certify(model, x, y, ball, method=name).margins
+    one = ns.certify(model, x, y, ball, bound=name).margins
     assert (one <= lowest(classifier(model, x), x, y, ball, 50) + 1e-6).all()
     if name not in ("theorem1", "best"):  # which has no rule for two linear layers in a row
-        renamed = ns.certify(Pair(model), x, y, ball, method=name).margins
+        renamed = ns.certify(Pair(model), x, y, ball, bound=name).margins
         assert torch.allclose(one, renamed, atol=1e-5)
 
 
@@ -362,7 +362,7 @@ def test_a_probability_whose_logit_cannot_be_seen_is_refused() -> None:
     picked = Tail(lambda z: z).eval()
     picked.body = net(3)
     picked.tail = lambda z: z[:, 0]
-    found = ns.certify(picked, x, y, JointBall(0.1, 0.0, None), method="crown")  # one of three outputs is the logit
+    found = ns.certify(picked, x, y, JointBall(0.1, 0.0, None), bound="crown")  # one of three outputs is the logit
     z = picked(x)
     assert (found.margins.gather(1, 1 - y[:, None])[:, 0] <= torch.where(y == 1, z, -z).double() + 1e-6).all()
 

@@ -268,14 +268,14 @@ def test_no_example_is_verified_that_the_module_gets_wrong_at_x_or_near(method):
     model, y = Opposite().eval(), torch.tensor([0])
     for x, eps in ((11.0, 0.0), (9.0, 3.0)):
         with pytest.raises(UnsupportedModel):
-            ns.certify(model, torch.tensor([[x, 0.0]]), y, ns.JointBall(eps, 0.0, None), method=method)
+            ns.certify(model, torch.tensor([[x, 0.0]]), y, ns.JointBall(eps, 0.0, None), bound=method)
 
 
 def test_a_forward_that_depends_on_the_type_of_its_inputs_is_refused():
     """Bounds are computed in float64, where this one is another function."""
     model = Net(lambda self, x: self.b(self.a(x)) + (1.0 if x.dtype == torch.float64 else 0.0) * torch.arange(3)).eval()
     with pytest.raises(UnsupportedModel, match="on their type"):
-        ns.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), ns.JointBall(0.1, 0.0), method="crown")
+        ns.certify(model, torch.rand(2, 4), torch.tensor([0, 1]), ns.JointBall(0.1, 0.0), bound="crown")
 
 
 def test_the_surface_notices_too():
@@ -310,7 +310,7 @@ def test_a_last_softmax_is_certified_by_the_logits_under_it(name):
     model = model.double().eval()
     x = torch.rand(12, 4, dtype=torch.float64)
     y, ball = plain(x).argmax(1), ns.JointBall(0.02, 0.02)
-    want, found = (ns.certify(m, x, y, ball, method="crown") for m in (plain, model))
+    want, found = (ns.certify(m, x, y, ball, bound="crown") for m in (plain, model))
     assert found.verified.tolist() == want.verified.tolist()
     assert 0 < want.accuracy < 1
     if "log" in name or name == "flattened":
@@ -336,7 +336,7 @@ def test_casts_in_forward_are_followed_in_float64_and_real_rounding_is_refused()
     plain.load_state_dict(net.state_dict())
     x, y, ball = torch.rand(4, 4), torch.tensor([0, 1, 2, 0]), ns.JointBall(0.1, 0.01)
     for method in ("interval", "crown"):
-        torch.testing.assert_close(*(ns.certify(m, x, y, ball, method=method).margins for m in (net, plain)))
+        torch.testing.assert_close(*(ns.certify(m, x, y, ball, bound=method).margins for m in (net, plain)))
     assert ns.decide(net, x, y, ball, parts=20).status == ns.decide(plain, x, y, ball, parts=20).status
     rounded = Net(lambda self, x: self.b(self.a(x).bfloat16().float())).eval()
     with pytest.raises(UnsupportedModel, match="bfloat16"):
@@ -375,7 +375,7 @@ def test_prelu_by_hand():
         model[1].weight.copy_(torch.tensor([[1.0], [0.0]]))
     x, y = torch.tensor([[-1.5]]).double(), torch.tensor([0])
     for method in ("interval", "crown", "best"):
-        found = ns.certify(model, x, y, ns.JointBall(0.5, {"0.weight": 0.1}, None), method=method).margins
+        found = ns.certify(model, x, y, ns.JointBall(0.5, {"0.weight": 0.1}, None), bound=method).margins
         torch.testing.assert_close(found, torch.tensor([[0.0, -1.2]]).double())
 
 
@@ -391,7 +391,7 @@ def test_the_chain_of_a_dense_network_is_held_against_the_module():
     assert len(dense_chain(model).weights) == 2  # no shape is known here, so no point to compare at
     x, y, ball = torch.rand(5, 4), torch.zeros(5, dtype=torch.long), ns.JointBall(0.1, 0.01)
     with pytest.raises(UnsupportedModel, match="do not give the model's outputs"):
-        ns.certify(model, x, y, ball, method="theorem1")
+        ns.certify(model, x, y, ball, bound="theorem1")
     assert (ns.certify(model, x, y, ball).margins <= 10).all()  # 'best' goes on with what does follow it
     for attack in (ns.neuron_pgd,):
         with pytest.raises(UnsupportedModel, match="do not give the model's outputs"):

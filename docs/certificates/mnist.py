@@ -13,7 +13,6 @@ import json
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -22,13 +21,15 @@ from typing import Any
 import torch
 
 from nonsingular.certificates.certify import certify, decide
-from nonsingular.evaluation.attacked import attack_cell, choose, evaluate
+from nonsingular.evaluation.attacked import attack_cell, evaluate
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.models.loading import load_run
 from nonsingular.report.figure import contours
 from nonsingular.results.surface import Surface
 from nonsingular.runs.jobs import dataset
 from nonsingular.runs.presets import TITLES
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import Grid
 
 CELLS = ((0.01, 0.0005), (0.01, 0.001), (0.02, 0.001), (0.05, 0.001), (0.05, 0.003))
 BOUNDS = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
@@ -48,7 +49,7 @@ def by_bound(run: Path, limit: int) -> list[dict[str, Any]]:
     for cell in CELLS:
         for method in BOUNDS:
             started = time.process_time()
-            accuracy = certify(model, x, y, JointBall(*cell), method=method).accuracy
+            accuracy = certify(model, x, y, JointBall(*cell), bound=method).accuracy
             rows.append(
                 {"cell": cell, "bound": method, "certified": accuracy, "seconds": (time.process_time() - started) / len(x)}
             )
@@ -58,7 +59,7 @@ def by_bound(run: Path, limit: int) -> list[dict[str, Any]]:
 def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
     """Branch and bound at the first three cells: how many images are verified, falsified, and neither; and attacks alone."""
     model, x, y = examples(run, limit)
-    at = partial(attack_cell, model, x, y)
+    case, grid = Case.of(model, x, y), Grid((0.0,), (0.0,), JointBall(1.0, 1.0))
     rows: list[dict[str, Any]] = []
     for cell in CELLS[:3]:
         started = time.process_time()
@@ -67,7 +68,7 @@ def verdicts(run: Path, limit: int) -> list[dict[str, Any]]:
         rows.append({
             "cell": cell, "n": len(x), **{s: count[s] for s in ("verified", "falsified", "timeout")},
             "seconds": (time.process_time() - started) / len(x), "most_parts": int(found.parts.max()),
-            "attacked": {name: int(at(choose(attack=name), *cell).correct.sum()) for name in ("neuron", "apgd")},
+            "attacked": {name: int(attack_cell(case, grid, Method.of(name), cell).correct.sum()) for name in ("neuron", "apgd")},
         })  # fmt: skip
     return rows
 

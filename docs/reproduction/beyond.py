@@ -34,7 +34,7 @@ def measure(run: Path, name: str, seed: int) -> list[float]:
     model, _ = load_run(run / "models" / f"{name}-seed{seed}")
     surface = evaluate(model, (test.x, test.y), eps_x=settings.eps_x[::2], eps_w=settings.eps_w[::2], attack="neuron")
     balls = [JointBall(x, w, data.domain) for x, w in RADII]
-    return [surface.auc, *(certify(model, test.x, test.y, ball, method=bound).accuracy for bound in BOUNDS for ball in balls)]
+    return [surface.auc, *(certify(model, test.x, test.y, ball, bound=bound).accuracy for bound in BOUNDS for ball in balls)]
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import argparse
 import os
 from pathlib import Path
 
+from nonsingular.runs.engine import Workplace
 from nonsingular.runs.presets import reproduction
 from nonsingular.runs.reproduce import reproduce
 from nonsingular.settings import Recipe
@@ -66,7 +67,7 @@ def main() -> None:
             "eps_x": preset.eps_x[::2], "eps_w": preset.eps_w[::2],
         }
     )  # fmt: skip
-    models = reproduce(settings, args.out, args.workers)["models"]
+    models = reproduce(settings, args.out, Workplace(args.workers))["models"]
     chosen: list[str] = []
     for method in dict.fromkeys(r.method for r in recipes.values()):
         able = [

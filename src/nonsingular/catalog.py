@@ -205,6 +205,13 @@ def lookup(table: Mapping[str, Entry], name: str, kind: str) -> Any:
     return table[known(table, name, kind)].load()
 
 
+def sound(name: str) -> Bound:
+    """The entry of a bound that may certify.  Raises InvalidInput for other names."""
+    if name in UNSOUND:
+        raise InvalidInput(f"'{name}' is not a bound and may not certify; use 'best'")
+    return BOUNDS[known(BOUNDS, name, "bound")]
+
+
 def described(table: Mapping[str, Entry], name: str) -> str:
     """The first paragraph of the docstring behind `name`, read from its file: nothing is imported."""
     module, function = str(table[name].what).split(":")

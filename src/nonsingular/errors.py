@@ -1,6 +1,35 @@
-"""errors.py - what a user is told when something cannot be used, and when a number contradicts another."""
+"""errors.py - what a user is told when something cannot be used, has a new name, or contradicts another number."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from nonsingular.plain import legible
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Old names of keyword arguments, which work for a release with a DeprecationWarning: renamed(method="bound")."""
+
+    def around(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            for old, new in names.items():
+                if old in kwargs:
+                    if new in kwargs:
+                        raise TypeError(f"{function.__name__}() takes {new}=, once {old}=, not both")
+                    warnings.warn(f"{function.__name__}({old}=...) is called {new}= now", DeprecationWarning, stacklevel=2)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return called
+
+    return around
 
 
 class InvalidInput(ValueError):

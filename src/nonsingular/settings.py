@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
@@ -129,61 +139,116 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _listed(value: Any) -> Any:
+    """'64,32' -> ['64', '32']; everything else is left to the schema."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _said(description: str, default: Any = ..., **limits: Any) -> Any:
+    """A setting, with what `--help` says of it."""
+    return Field(default, description=description, **limits)
+
+
+PRESET = "Default: that of the method's preset on the data; without one"
+
+
 class Recipe(Settings):
     """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞."""
 
-    method: MethodName
-    eps_x: Radius = 0.0
-    eps_w: Radius = 0.0
-    alpha: Radius = 0.0
-    beta: Radius = 0.0
-    epochs: int = Field(default=12, ge=1)
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    batch_size: int = Field(default=128, ge=1)
+    method: MethodName = _said(
+        "standard, weight-perturb, at, at-beta, jiwp or joint ('nonsingular list objectives'). Default: standard."
+    )
+    eps_x: Radius = _said(f"Training radius of the inputs, in the data's units. {PRESET}, 0.", 0.0)
+    eps_w: Radius = _said(f"Training radius of the weights. {PRESET}, 0.", 0.0)
+    alpha: Radius = _said(f"Weight of tau in the loss (4). {PRESET}, 0.", 0.0)
+    beta: Radius = _said(f"Weight of zeta in the loss (4). {PRESET}, 0.", 0.0)
+    epochs: int = _said(f"Passes over the training data. {PRESET}, 12.", 12, ge=1)
+    lr: float = _said(f"Learning rate of Adam. {PRESET}, 0.001.", 1e-3, gt=0, allow_inf_nan=False)
+    batch_size: int = _said(f"Examples of a step. {PRESET}, 128.", 128, ge=1)
 
 
 class Network(Settings):
     """Which network is built: a name of the catalog and its widths."""
 
-    name: NetworkName = "mlp"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64, 32)
-    bias: bool = False
+    name: NetworkName = _said("mlp, conv or resnet. Default: mlp.", "mlp")
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)] = _said(
+        f"Widths, e.g. 64,32. {PRESET}, 128,64,32.", (128, 64, 32)
+    )
+    bias: bool = _said("Layers with biases. Default: without.", False)
+
+
+DATA_DIR = (
+    "Folder with the data: torchvision-layout IDX files or Hugging Face parquet. Default: the cache, else a download into it."
+)
+CLASSES = (
+    "Names of the classes in the order of the model's outputs: no,yes. Default: the order of the data set, which --preflight "
+    "shows (text sorted; numbers as numbers)."
+)
 
 
 class TrainSettings(Settings):
     """One training run."""
 
-    data: str = "digits"
-    data_dir: Path | None = None
-    classes: Names | None = None
+    data: str = _said("As of 'evaluate'. Default: digits.", "digits")
+    data_dir: Path | None = _said(DATA_DIR, None)
+    classes: Names | None = _said(CLASSES, None)
     network: Network = Network()
     recipe: Recipe = Recipe(method="standard")
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    seed: int = _said("Of the weights and of the order of the data. Default: 0.", 0, ge=0, le=2**32 - 1)
 
 
 class GridSettings(Settings):
     """A model, data and a grid of radii.
 
     domain: the range of the inputs, "none" for no limits; None is what the data set says of itself.
-    indices: file of the rows of the split that count (.npy, .txt, .json); limit is drawn from these.
     classes: names of the class indices in the order of the model's outputs; None is the order of the data set.
     eps_x: radii of all inputs; or one for each column by name, or a pair [below, above] (other columns are fixed): the axis is
     then their fraction.
     """
 
-    model: str
-    weights: Path | None = None
-    data: str | None = None
-    data_dir: Path | None = None
-    classes: Names | None = None
-    split: Literal["test", "val"] = "test"
-    indices: Path | None = None
-    limit: Limit = None
-    eps_x: InputGrid | None = None
-    eps_w: WeightGrid | None = None
-    domain: Domain = None
-    moves: Literal["weights", "all"] = "weights"
-    relative: bool = False
+    model: str = _said(
+        "Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
+        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name. Default: that of --config; "
+        "needed in one of the two."
+    )
+    weights: Path | None = _said(
+        "For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. "
+        "Never unpickled. Default: those that the function or file comes with.",
+        None,
+    )
+    data: str | None = _said(
+        "digits, mnist, fashion-mnist, cifar10; an .npz, .parquet, .arrow or .csv file; a folder of images (one sub-folder "
+        "a class), IDX or parquet files; or hf:owner/name[:config]. Default: what the model was trained on.",
+        None,
+    )
+    data_dir: Path | None = _said(DATA_DIR, None)
+    classes: Names | None = _said(CLASSES, None)
+    split: Literal["test", "val"] = _said("test (default) or val.", "test")
+    indices: Path | None = _said(
+        "File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these. Default: all rows.",
+        None,
+    )
+    limit: Limit = _said("Examples, a seeded subset; 'none' for all (default).", None)
+    eps_x: InputGrid | None = _said(
+        "Input radii: low:high:points or a,b,c, in units of the data; or column=radius,column=radius of a table (the axis "
+        "is then their fraction, other columns are fixed; '*=0.1,sex=0' moves all but sex). Default: the grid of the data set; "
+        "for other data, 6 points to a fifth of the spread of the inputs.",
+        None,
+    )
+    eps_w: WeightGrid | None = _said(
+        "Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction). Default: the grid of the data "
+        "set; for other data, and with --relative, 6 points to 0.02 of the largest |weight| of each tensor.",
+        None,
+    )
+    domain: Domain = _said(
+        "Range of the inputs, in their units: e.g. 0,1 or --domain=-1,1, or none. Default: that of the data set (0,1 for "
+        "images and .npz files that name no other; none for tables).",
+        None,
+    )
+    moves: Literal["weights", "all"] = _said("weights (default) or all: biases and scales too.", "weights")
+    relative: bool = _said(
+        "Weight radii are multiples of the largest |weight| of each tensor. Default: no, unless --eps-w is chosen for you.", False
+    )
 
     @property
     def label(self) -> str:
@@ -197,37 +262,56 @@ class GridSettings(Settings):
 class EvaluateSettings(GridSettings):
     """One attacked surface of one model, and on request the certified one beside it."""
 
-    scope: ScopeName = "sample"
-    attack: AttackName | None = None
-    batch_size: int = Field(default=128, ge=1)
-    certify: BoundName | None = None
-    masking: bool = False
-    expectation: int | None = Field(default=None, ge=1)
-    """Forward passes of a random network that are averaged."""
+    scope: ScopeName = _said("Who shares W': sample (default), batch or dataset.", "sample")
+    attack: AttackName | None = _said(
+        "strongest (default), paper, apgd, ... ('nonsingular list attacks'); a+b is the worst of both.", None
+    )
+    batch_size: int = _said("Examples that share W' in scope batch. Default: 128.", 128, ge=1)
+    certify: BoundName | None = _said(
+        "Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds'). Default: none.", None
+    )
+    masking: bool = _said("Also look for signs of masked gradients, where about half is left. Default: no.", False)
+    expectation: int | None = _said(
+        "For a random network: average the logits of so many forward passes. Default: a random one is refused.", None, ge=1
+    )
 
 
 class CertifySettings(GridSettings):
     """One certified surface of one model; with `accuracy`, also the largest certified radii for these shares of the examples."""
 
-    method: BoundName = "crown"
-    accuracy: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    bound: BoundName = _said("A sound bound: crown (default), best, ... ('nonsingular list bounds').", "crown")
+    accuracy: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_listed)] = _said(
+        "Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x. Default: none.", ()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        return with_new_names(values)
+
+
+def with_new_names(values: Any) -> Any:
+    """Settings of `certify` with the bound under its name, which was `method` in the first release."""
+    if isinstance(values, dict) and "method" in values and "bound" not in values:
+        return {("bound" if key == "method" else key): value for key, value in values.items()}
+    return values
 
 
 class ReproduceSettings(Settings):
     """The whole of the paper on one data set: seven models, their surfaces, Figure 1 and the claims."""
 
-    data: str = "digits"
-    data_dir: Path | None = None
-    split: Literal["test", "val"] = "test"
-    seeds: int = Field(default=3, ge=1, le=1000)
-    first_seed: int = Field(default=0, ge=0, le=2**31)
-    limit: Limit = 1000
+    data: str = _said("mnist (default), fashion-mnist or digits.", "digits")
+    data_dir: Path | None = _said(DATA_DIR, None)
+    split: Literal["test", "val"] = _said("test (default) or val.", "test")
+    seeds: int = _said("Networks of each model. Default: 3.", 3, ge=1, le=1000)
+    first_seed: int = _said("The first of their seeds. Default: 0.", 0, ge=0, le=2**31)
+    limit: Limit = _said("Test examples, a seeded subset (default 1000); 'none' for all.", 1000)
     network: Network
     recipes: dict[str, Recipe]
-    eps_x: Grid
-    eps_w: Grid
-    scope: ScopeName = "dataset"
-    attack: AttackName = "paper"
+    eps_x: Grid = _said("Input radii of the grid: low:high:points or a,b,c. Default: the grid of the data set.")
+    eps_w: Grid = _said("Weight radii of the grid. Default: the grid of the data set.")
+    scope: ScopeName = _said("Who shares W': sample, batch or dataset (default).", "dataset")
+    attack: AttackName = _said("Default: paper ('nonsingular list attacks').", "paper")
 
 
 S = TypeVar("S", bound=Settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,8 @@ from nonsingular.bounds.branch import search
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
 from nonsingular.bounds.verdicts import Verdicts
-from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, lookup
-from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.catalog import ATTACKS, lookup, sound
+from nonsingular.errors import InvalidInput, UnsupportedModel, renamed
 from nonsingular.network.calling import products
 from nonsingular.network.dense import dense_chain
 from nonsingular.network.graph import lower_outputs, precise
@@ -37,8 +38,14 @@ class Certificate:
 
     margins: Tensor
     verified: Tensor
-    method: str
+    bound: str
     scope: Scope = "sample"
+
+    @property
+    def method(self) -> str:
+        """The old name of `bound`."""
+        warnings.warn("Certificate.method is called bound now", DeprecationWarning, stacklevel=2)
+        return self.bound
 
     @property
     def accuracy(self) -> float:
@@ -46,13 +53,14 @@ class Certificate:
         return self.verified.double().mean().item()
 
 
+@renamed(method="bound")
 def certify(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, method: str = "best", dtype: torch.dtype = torch.float64
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, bound: str = "best", dtype: torch.dtype = torch.float64
 ) -> Certificate:
     """Proves, where it can, that no input and no weights in `ball` change the prediction.
 
     x: (B, *input) in ball.domain.  y: (B,).
-    method: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
+    bound: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
     dtype: in which the bound is computed.  In float32, about twice as fast on a CPU, what rounding can do (bounds/rounding.py) is
         taken off, and examples that it leaves open are computed again in float64.
     Guarantee: that of the bound, in exact arithmetic; the rounding of float64 here and of the deployed network is not covered.
@@ -61,18 +69,20 @@ def certify(
     """
     model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
-    prove = Prover(model, method, dtype)
-    lower = prove(x, y.long(), ball)
-    return Certificate(lower, (worst_margin(lower, y.long()) > 0) & torch.isfinite(lower).all(1), method)
+    lower = Prover(model, bound, dtype)(x, y.long(), ball)
+    return Certificate(lower, verified(lower, y.long()), bound)
+
+
+def verified(lower: Tensor, y: Tensor) -> Tensor:
+    """(B,) whether these (B, K) lower margins prove the label.  What is not finite proves nothing."""
+    return (worst_margin(lower, y) > 0) & torch.isfinite(lower).all(1)
 
 
 class Prover:
     """A sound bound of the catalog on one model: (x, y, ball) -> (B, K) lower margins, computed as `certify` says."""
 
-    def __init__(self, model: nn.Module, method: str, dtype: torch.dtype = torch.float64) -> None:
-        if method in UNSOUND:
-            raise InvalidInput(f"'{method}' is not a bound and may not certify; use method='best'")
-        self.bound = lookup(BOUNDS, method, "bound")
+    def __init__(self, model: nn.Module, bound: str, dtype: torch.dtype = torch.float64) -> None:
+        self.bound = sound(bound).load()
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"dtype is {dtype}; bounds are computed in torch.float32 or torch.float64")
         self.models = {d: precise(model, d) for d in {dtype, torch.float64}}

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonsingular.certificates.certify import Prover
-from nonsingular.errors import InvalidInput
+from nonsingular.certificates.certify import Prover, verified
+from nonsingular.errors import InvalidInput, renamed
 from nonsingular.network.heads import classifier
-from nonsingular.network.margins import worst_margin
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.grid import axis
@@ -21,8 +20,9 @@ from nonsingular.threat.grid import axis
 Along = Literal["eps_x", "eps_w"]
 
 
+@renamed(method="bound")
 def certified_radius(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, along: Along = "eps_w", method: str = "crown", bits: int = 8
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, along: Along = "eps_w", bound: str = "crown", bits: int = 8
 ) -> Tensor:
     """(B,) the largest radius along one axis at which each example is certified, the other radius being that of `ball`.
 
@@ -42,7 +42,7 @@ def certified_radius(
     def shrunk(t: float) -> JointBall:
         return ball.scaled(t, 1.0) if along == "eps_x" else ball.scaled(1.0, t)
 
-    steps = _steps(Prover(model, method), x, y.long(), shrunk, bits, torch.full((len(x),), 2**bits))
+    steps = _steps(Prover(model, bound), x, y.long(), shrunk, bits, torch.full((len(x),), 2**bits))
     return torch.where(steps >= 0, steps.double() / 2**bits * unit, torch.nan)
 
 
@@ -65,8 +65,9 @@ class Front:
         return tuple(torch.where(needed >= 0, needed, torch.nan).tolist())
 
 
+@renamed(method="bound")
 def certified_front(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, eps_x: Sequence[float] | None = None, method: str = "crown",
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, eps_x: Sequence[float] | None = None, bound: str = "crown",
     bits: int = 8,
 ) -> Front:  # fmt: skip
     """The Pareto front of (eps_x, eps_w) for each example: as `certified_radius` along eps_w, at each of `eps_x`.
@@ -79,7 +80,7 @@ def certified_front(
     check_inputs(model, x, y, ball)
     one = ball.eps_x if isinstance(ball.eps_x, float) else None
     columns = axis((1.0 if one is None else one) if eps_x is None else eps_x, "eps_x")
-    prove, top = Prover(model, method), torch.full((len(x),), 2**bits)
+    prove, top = Prover(model, bound), torch.full((len(x),), 2**bits)
     found: list[Tensor] = []
     for radius in columns:
         at = replace(ball, eps_x=radius) if one is not None else ball.scaled(radius, 1.0)
@@ -98,6 +99,6 @@ def _steps(prove: Prover, x: Tensor, y: Tensor, ball: Callable[[float], JointBal
         for i in middle[open_].unique().tolist():
             who = (open_ & (middle == i)).nonzero().flatten()
             lower = prove(x[who], y[who], ball(i / 2**bits))
-            good = ((worst_margin(lower, y[who]) > 0) & torch.isfinite(lower).all(1)).cpu()
+            good = verified(lower, y[who]).cpu()
             low[who[good]], high[who[~good]] = i, i
     return low

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json as json_
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from nonsingular.cli.app import app
-from nonsingular.cli.options import (
-    DataDir,
-    Json,
-)
+from nonsingular.cli.options import GIVEN, DataDir, Json
 from nonsingular.cli.screen import print_table, say, show, tell
 from nonsingular.errors import GateMissed, InvalidInput, Unconfirmed
 
@@ -56,6 +54,21 @@ def report(
         show(results, out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Where model and data are now."""
+
+    model: Annotated[
+        str | None, Parameter(help="Where the model is now; needed if it is code (file.py:function). Default: as the run says.")
+    ] = None
+    weights: Annotated[Path | None, Parameter(help="Where its weights are now. Default: as the run says.")] = None
+    data: Annotated[str | None, Parameter(help="Where the data are now. Default: as the run says.")] = None
+    data_dir: DataDir = None
+
+
+AS_SAID = Located()
+
+
 @app.command
 def verify(
     run: Annotated[Path, Parameter(help="Run directory of evaluate, certify, demo or reproduce.")], /, *,
@@ -65,10 +78,7 @@ def verify(
     attack_again: Annotated[
         int, Parameter(help="How many examples that are said to survive are attacked again; 0 for none.")
     ] = 8,
-    model: Annotated[str | None, Parameter(help="Where the model is now; needed if it is code (file.py:function).")] = None,
-    weights: Annotated[Path | None, Parameter(help="Where its weights are now. Default: as the run says.")] = None,
-    data: Annotated[str | None, Parameter(help="Where the data are now. Default: as the run says.")] = None,
-    data_dir: DataDir = None,
+    where: Annotated[Located, GIVEN] = AS_SAID,
     public_key: Annotated[Path | None, Parameter(help="Ed25519 key (PEM) that must have signed the run. Default: none.")] = None,
     threads: int = 1,
     json: Json = False,
@@ -81,7 +91,7 @@ def verify(
     read. What cannot be told is listed as open. Time: a small part of the run's; memory: that of one worker.
     """
     from nonsingular.network.calling import threads as use_threads
-    from nonsingular.runs.verify import verify_run
+    from nonsingular.runs.verify import Effort, Whereabouts, verify_run
 
     if recompute_certificates != "all" and not recompute_certificates.isdecimal():
         raise InvalidInput(f"--recompute-certificates is '{recompute_certificates}'; give a number, or all")
@@ -89,16 +99,8 @@ def verify(
         raise InvalidInput(f"--attack-again is {attack_again}; give 0 or more")
     recompute = None if recompute_certificates == "all" else int(recompute_certificates)
     with use_threads(threads):
-        found = verify_run(
-            run,
-            recompute=recompute,
-            attacks=attack_again,
-            model=model,
-            weights=weights,
-            data=data,
-            data_dir=data_dir,
-            public_key=public_key,
-        )
+        whereabouts = Whereabouts(where.model, where.weights, where.data, where.data_dir)
+        found = verify_run(run, Effort(recompute, attack_again), whereabouts, public_key)
     if json:
         print(json_.dumps({"confirmed": found.confirmed, "wrong": found.wrong, "open": found.open}))
     else:

@@ -1,126 +1,73 @@
-"""options.py - the flags that several commands take."""
+"""options.py - flags: those of settings, from the one schema; and those that say where a run works and what it shows."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
 from nonsingular.errors import InvalidInput
+from nonsingular.settings import GridSettings, Settings, checked, read_config, to_yaml
 
 if TYPE_CHECKING:
-    from nonsingular.settings import Settings
-from typing import TYPE_CHECKING
+    from nonsingular.runs.engine import Workplace
 
-Config = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it. Default: none.")]
-Model = Annotated[
-    str | None,
-    Parameter(
-        help="Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
-        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name. Default: that of --config; "
-        "needed in one of the two."
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    Parameter(
-        help="For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. "
-        "Never unpickled. Default: those that the function or file comes with."
-    ),
-]
-Data = Annotated[
-    str | None,
-    Parameter(
-        help="digits, mnist, fashion-mnist, cifar10; an .npz, .parquet, .arrow or .csv file; a folder of images (one sub-folder "
-        "a class), IDX or parquet files; or hf:owner/name[:config]. Default: what the model was trained on."
-    ),
-]
-Classes = Annotated[
-    str | None,
-    Parameter(
-        help="Names of the classes in the order of the model's outputs: no,yes. Default: the order of the data set, which "
-        "--preflight shows (text sorted; numbers as numbers)."
-    ),
-]
-Indices = Annotated[
-    Path | None,
-    Parameter(
-        help="File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these. Default: all rows."
-    ),
-]
-Split = Annotated[str | None, Parameter(help="test (default) or val.")]
-Limit = Annotated[str | None, Parameter(help="Examples, a seeded subset; 'none' for all (default).")]
-EpsX = Annotated[
-    str | None,
-    Parameter(
-        help="Input radii: low:high:points or a,b,c, in units of the data; or column=radius,column=radius of a table (the axis "
-        "is then their fraction, other columns are fixed; '*=0.1,sex=0' moves all but sex). Default: the grid of the data set; "
-        "for other data, 6 points to a fifth of the spread of the inputs."
-    ),
-]
-EpsW = Annotated[
-    str | None,
-    Parameter(
-        help="Weight radii likewise, or tensor=radius,tensor=radius (the axis is then their fraction). Default: the "
-        "grid of the data "
-        "set; for other data, and with --relative, 6 points to 0.02 of the largest |weight| of each tensor."
-    ),
-]
-Domain = Annotated[
-    str | None,
-    Parameter(
-        help="Range of the inputs, in their units: e.g. 0,1 or --domain=-1,1, or none. Default: that of the data set (0,1 for "
-        "images and .npz files that name no other; none for tables)."
-    ),
-]
-Moves = Annotated[str | None, Parameter(help="weights (default) or all: biases and scales too.")]
-Relative = Annotated[
-    bool | None,
-    Parameter(
-        help="Weight radii are multiples of the largest |weight| of each tensor. Default: no, unless --eps-w is chosen for you."
-    ),
-]
-Preflight = Annotated[
-    bool,
-    Parameter(negative="", help="Say within 30 s how long it will take, what moves and what can be certified, and stop."),
-]
-DataDir = Annotated[
-    Path | None,
-    Parameter(
-        help="Folder with the data: torchvision-layout IDX files or Hugging Face parquet. Default: the cache, else a "
-        "download into it."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    Parameter(
-        help="Run directory. The same settings go on where they ended; other settings are refused. Default: a folder "
-        "in runs/ named after them."
-    ),
-]
-Workers = Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")]
-Engine = Annotated[str, Parameter(help="Where the work is done: local, or ray (extra 'ray'). The results are the same.")]
-Address = Annotated[
-    str | None,
-    Parameter(help="Ray cluster to join: host:port or auto. Its CPUs then count, not --workers. Default: a Ray of its own."),
-]
-Track = Annotated[
-    str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed. Default: to none.")
-]
-PRESET = "Default: that of the method's preset on the data; without one"
-Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
-Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
-PrintConfig = Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")]
+S = TypeVar("S", bound=Settings)
+GIVEN = Parameter(name="*")
+"""A parameter whose fields are flags."""
+
+# --- settings as flags ----------------------------------------------------------------------------------------------------
 
 
-S = TypeVar("S", bound="Settings")
+def flags(schema: type[Settings], *, without: Sequence[str] = (), names: Mapping[str, str] | None = None) -> type:
+    """A class with a field for each setting that has a description: cyclopts makes a flag of it, with that as its help.
+
+    A flag holds what was typed, or None; the schema alone says what it may be.  Settings within settings are flags like the
+    others.  without: settings that are no flags.  names: what a flag is called, if not like its setting.
+    """
+    found: list[tuple[str, Any, Any]] = []
+    for name, (path, info) in _settings(schema, names or {}).items():
+        if name not in without:
+            kind = bool if info.annotation is bool else str
+            hint = Annotated[kind | None, Parameter(help=info.description)]
+            found.append((name, hint, field(default=None, metadata={"path": path})))
+    made = make_dataclass(schema.__name__.replace("Settings", "Flags"), found, frozen=True, kw_only=True)
+    made.__module__ = __name__  # cyclopts looks into no class of the standard library, such as one of the module "types"
+    return made
 
 
-def given_flags(**values: Any) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v is not None}
+def _settings(schema: type[Settings], names: Mapping[str, str], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Flag -> (where its setting is, what the schema says of it)."""
+    found: dict[str, Any] = {}
+    for name, info in schema.model_fields.items():
+        here = (*path, name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
+            found |= _settings(info.annotation, names, here)
+        elif info.description:
+            found[names.get(".".join(here), name)] = here, info
+    return found
+
+
+def typed_settings(given: Any) -> dict[str, Any]:
+    """What was typed, as nested settings.  given: None if no flag was."""
+    found: dict[str, Any] = {}
+    for f in fields(given) if given is not None else ():
+        if (value := getattr(given, f.name)) is not None:
+            *outer, last = f.metadata["path"]
+            at = found
+            for part in outer:
+                at = at.setdefault(part, {})
+            at[last] = value
+    return found
+
+
+def help_of(schema: type[Settings], name: str) -> Parameter:
+    """The help of one setting, for a parameter of its own."""
+    return Parameter(help=schema.model_fields[name].description)
 
 
 def laid_over(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,15 +82,75 @@ def laid_over(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def merged(schema: type[S], loser: Mapping[str, Any], winner: Mapping[str, Any]) -> S:
-    from nonsingular.settings import checked
+def merged(schema: type[S], file: Path | None, given: Mapping[str, Any]) -> S:
+    """Settings of a file, with the flags laid over them."""
+    return checked(schema, laid_over(given, read_config(file) if file else {}))
 
-    return checked(schema, laid_over(winner, loser))
+
+# --- flags that no number depends on --------------------------------------------------------------------------------------
+
+Model = Annotated[str | None, help_of(GridSettings, "model")]
+DataDir = Annotated[Path | None, help_of(GridSettings, "data_dir")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
+Track = Annotated[
+    str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed. Default: to none.")
+]
+Preflight = Annotated[
+    bool,
+    Parameter(negative="", help="Say within 30 s how long it will take, what moves and what can be certified, and stop."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where the work is done: no setting of the run, for its results do not depend on it."""
+
+    workers: Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")] = None
+    engine: Annotated[str, Parameter(help="Where the work is done: local, or ray (extra 'ray'). The results are the same.")] = (
+        "local"
+    )
+    address: Annotated[
+        str | None,
+        Parameter(help="Ray cluster to join: host:port or auto. Its CPUs then count, not --workers. Default: a new local Ray."),
+    ] = None
+
+    def workplace(self) -> Workplace:
+        from nonsingular.runs.engine import Workplace
+
+        if self.workers is not None and self.address is not None:
+            raise InvalidInput(
+                f"--workers {self.workers} and --address {self.address}: the CPUs of the cluster count; leave --workers out"
+            )
+        return Workplace(_cores() if self.workers is None else self.workers, self.engine, self.address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where settings come from, where results go, and what is shown."""
+
+    config: Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it. Default: none.")] = None
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Run directory. The same settings go on where they ended; other settings are refused. Default: a folder "
+            "in runs/ named after them."
+        ),
+    ] = None
+    json: Json = False
+    quiet: Quiet = False
+    print_config: Annotated[bool, Parameter(negative="", help="Print the effective settings as YAML and stop.")] = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether stderr stays empty."""
+        return self.quiet or self.json
+
+
+HERE, SHOWN = Where(), Output()
 
 
 def print_settings(settings: Settings) -> None:
-    from nonsingular.settings import to_yaml
-
     print(to_yaml(settings), end="")
 
 
@@ -156,10 +163,3 @@ def folder_of(command: str, settings: Any) -> Path:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def workplace(workers: int | None, engine: str, address: str | None) -> dict[str, Any]:
-    """Where the work is done: no setting of the run, for its results do not depend on it."""
-    if workers is not None and address is not None:
-        raise InvalidInput(f"--workers {workers} and --address {address}: the CPUs of the cluster count; leave --workers out")
-    return {"workers": _cores() if workers is None else workers, "engine": engine, "address": address}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,15 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.certified import identity
-from nonsingular.evaluation.problem import Method, key_of
-from nonsingular.evaluation.stored import FOLDER, Found, Radii
+from nonsingular.evaluation.problem import Case, Method
+from nonsingular.evaluation.stored import FOLDER, Found
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.results.files import Log
 from nonsingular.results.surface import Cell
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.grid import Grid, Radii
 from nonsingular.threat.perturbation import Perturbation
 from nonsingular.threat.radius import largest
 
@@ -39,70 +39,59 @@ CHUNK = 64
 """Examples of scope sample whose weights are written out at once."""
 
 
-def examples(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float], log: Path
-) -> dict[str, Any]:  # fmt: skip
+def examples(case: Case, grid: Grid, method: Method, log: Path) -> dict[str, Any]:
     """{"by_class": ..., "first": [...]} of a run whose cells are in `log` and whose perturbations lie beside it.
 
-    x: (N, *input), y: (N,): its data.  columns: eps_x.  rows: eps_w.  The fields are those of assets/results.schema.json.
+    The fields are those of assets/results.schema.json.
     Empty if the log lacks a cell of this model, as it does where two forward passes differ.
     Nothing is attacked.  Cost: a few forward passes.  Raises InvalidInput if a stored file is damaged.
     """
     with torch.no_grad():
-        clean = logits_at(model, Perturbation(x))
-        key = key_of(method, identity(model, x, y, clean))
-        cells = finished(log, key, method, len(x), columns, rows, set(method.groups(model, len(x))))
-        if not cells:
+        if not (cells := finished(case, grid, method, log)):
             return {}
-        return {
-            "by_class": by_class(is_correct(clean, y).cpu().numpy(), y.cpu().numpy(), clean.shape[1], cells, columns, rows),
-            "first": first_to_break(model, x, y, method.unit, clean, log.parent / FOLDER, (columns[-1], rows[-1])),
-        }
+        return {"by_class": by_class(case, grid, cells), "first": first_to_break(case, grid, log.parent / FOLDER)}
 
 
 # --- counts by class ------------------------------------------------------------------------------------------------------
 
 
-def finished(
-    log: Path, key: str, method: Method, n: int, columns: Sequence[float], rows: Sequence[float], groups: set[tuple[int, int]]
-) -> dict[Radii, Cell]:  # fmt: skip
-    """(eps_x, eps_w) -> the cell of every point of the grid, as the surface shows it; empty if one is not in the log."""
-    spans = (groups if method.nested else set[tuple[int, int]]()) | {(0, n)}
+def finished(case: Case, grid: Grid, method: Method, log: Path) -> dict[Radii, Cell]:
+    """(eps_x, eps_w) -> the cell as the surface shows it, of all cells; empty if one is not in the log."""
+    n, key = len(case), method.key(case, grid.unit)
+    spans = {(0, n), *(method.groups(case, grid.unit) if method.nested else ())}
     parts: dict[Radii, dict[tuple[int, int], Cell]] = {}
     for entry in Log(log):
         if entry.get("key") == key and "cells" in entry and (span := tuple(entry["span"])) in spans:
             for cell in map(Cell.from_dict, entry["cells"]):
                 parts.setdefault((cell.eps_x, cell.eps_w), {})[span] = cell
-    grid = [(c, r) for r in rows for c in columns]
-    joined = [Cell.joined([part for _, part in sorted(parts[radii].items())]) for radii in grid if radii in parts]
-    if len(joined) < len(grid) or any(cell.correct.size != n for cell in joined):
+    joined = [Cell.joined([part for _, part in sorted(parts[radii].items())]) for radii in grid.points if radii in parts]
+    if len(joined) < len(grid.points) or any(cell.correct.size != n for cell in joined):
         return {}
     if method.scope == "sample" and not method.attack.raw:
-        joined = nested(joined, columns, rows)
+        joined = nested(joined, grid)
     return {(cell.eps_x, cell.eps_w): cell for cell in joined}
 
 
-def by_class(
-    right: Any, y: Any, classes: int, cells: Mapping[Radii, Cell], columns: Sequence[float], rows: Sequence[float]
-) -> dict[str, Any]:
-    """How many examples of each true class are right: undisturbed, and at some points of the grid.
+def by_class(case: Case, grid: Grid, cells: Mapping[Radii, Cell]) -> dict[str, Any]:
+    """How many examples of each true class are right: undisturbed, and in some cells.
 
-    right, y: (N,).  The points: the middle of each axis with the other radius at its smallest, and the diagonal at its end, its
-    middle, and half of that until nothing is left.
+    The cells: the middle of each axis with the other radius at its smallest, and the diagonal at its end, at its middle, and at
+    half of what is left until it ends at the smallest radii.
     """
+    y, classes = case.y.cpu().numpy(), case.clean.shape[1]
 
     def count(chosen: Any) -> list[int]:
         return np.bincount(y[chosen], minlength=classes).tolist()
 
-    j, i = len(columns) // 2, len(rows) // 2
-    at = {(columns[j], rows[0]): 0, (columns[0], rows[i]): 0}
-    diagonal = [(columns[-1], rows[-1])]
+    i, j = (size // 2 for size in grid.shape)
+    at = dict.fromkeys((grid.radii(0, j), grid.radii(i, 0)))
+    diagonal = [grid.radii(-1, -1)]
     while i or j:
-        diagonal.append((columns[j], rows[i]))
+        diagonal.append(grid.radii(i, j))
         i, j = i // 2, j // 2
-    at |= dict.fromkeys(reversed(diagonal), 0)
+    at |= dict.fromkeys(reversed(diagonal))
     return {
-        "n": count(np.ones(len(y), dtype=bool)), "undisturbed": count(right),
+        "n": count(np.ones(len(y), dtype=bool)), "undisturbed": count(case.right.cpu().numpy()),
         "cells": [{"eps_x": c, "eps_w": r, "right": count(cells[c, r].correct)} for c, r in at],
     }  # fmt: skip
 
@@ -145,66 +134,61 @@ def _groups(folder: Path) -> Iterator[_Group]:
                 raise InvalidInput(f"{path} holds no stored perturbations ({e}); run the evaluation again") from None
 
 
-def first_to_break(
-    model: nn.Module, x: Tensor, y: Tensor, unit: JointBall, clean: Tensor, folder: Path, top: Radii
-) -> list[dict[str, Any]]:
+def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]:
     """Up to 8 examples that are right undisturbed and break in the smallest balls: those in which both moved before the others.
 
-    clean: (N, K) the undisturbed logits.  top: the largest radii of the grid, which measure the size of a ball.
+    The largest radii of the grid measure the size of a ball.
     Each is judged again from its stored tensors; one that does not break from these, or lies outside its ball, is left out.
     """
 
     def size(radii: Radii) -> tuple[Any, ...]:
-        share = sum(r / most for r, most in zip(radii, top, strict=True) if most > 0)
+        share = sum(r / most for r, most in zip(radii, grid.radii(-1, -1), strict=True) if most > 0)
         return not all(radii), round(share, 9), radii
 
     chosen: list[dict[str, Any]] = []
-    seen = set((~is_correct(clean, y)).nonzero().flatten().tolist())
+    seen = set((~case.right).nonzero().flatten().tolist())
     stored = sorted(_groups(folder), key=lambda g: (size(g.radii), g.path.name, g.number))
     for _, alike in groupby(stored, key=lambda g: g.radii):
-        broken = [b for group in alike for b in _broken(model, x, y, unit, group, seen)]
-        for _, row, group, found in sorted(broken, key=lambda b: b[:2])[: MOST - len(chosen)]:
+        broken = [b for group in alike for b in _broken(case, grid, group, seen)]
+        for _, row, found in sorted(broken, key=lambda b: b[:2])[: MOST - len(chosen)]:
             seen.add(row)
-            chosen.append(_told(model, x, y, unit, clean, group.radii, found))
+            chosen.append(_told(case, grid, found))
         if len(chosen) == MOST:
             break
     return chosen
 
 
-def _broken(
-    model: nn.Module, x: Tensor, y: Tensor, unit: JointBall, group: _Group, seen: set[int]
-) -> list[tuple[float, int, _Group, Found]]:  # fmt: skip
-    """(margin, number, group, what was found for it alone) of the examples of a group that break there and were not seen."""
+def _broken(case: Case, grid: Grid, group: _Group, seen: set[int]) -> list[tuple[float, int, Found]]:
+    """(margin, number, what was found for it alone) of the examples of a group that break there and were not seen."""
     here = torch.tensor([k for k, row in enumerate(group.rows.tolist()) if row not in seen], dtype=torch.long)
     if not len(here):
         return []
-    found, broken = group.load(), list[tuple[float, int, _Group, Found]]()
+    found, broken = group.load(), list[tuple[float, int, Found]]()
     for some in here.split(CHUNK if group.scope == "sample" else len(here)):
         part = found.part(some)
-        point = part.point(model, unit)
+        point = part.point(case.network, grid.unit)
         try:
-            point.check(model, x[part.rows], unit.scaled(*group.radii))
+            point.check(case.network, case.x[part.rows], grid.at(group.radii))
         except AssertionError:
             continue
-        logits, labels = logits_at(model, point), y[part.rows]
+        logits, labels = logits_at(case.network, point), case.y[part.rows]
         lowest = worst_margin(margins(logits, labels), labels)
         for k in (~is_correct(logits, labels)).nonzero().flatten():
-            broken.append((float(lowest[k]), int(part.rows[k]), group, part.part(k[None])))
+            broken.append((float(lowest[k]), int(part.rows[k]), part.part(k[None])))
     return broken
 
 
-def _told(
-    model: nn.Module, x: Tensor, y: Tensor, unit: JointBall, clean: Tensor, radii: Radii, found: Found
-) -> dict[str, Any]:  # fmt: skip
+def _told(case: Case, grid: Grid, found: Found) -> dict[str, Any]:
     """One example as JSON."""
-    row = int(found.rows[0])
-    ball, point = unit.scaled(*radii), found.point(model, unit)
-    logits, label = logits_at(model, point), y[row : row + 1]
-    before, after = (float(worst_margin(margins(z, label), label)) for z in (clean[row : row + 1], logits))
+    row, (eps_x, eps_w) = int(found.rows[0]), found.radii
+    ball, point = grid.at(found.radii), found.point(case.network, grid.unit)
+    logits, label = logits_at(case.network, point), case.y[row : row + 1]
+    before, after = (float(worst_margin(margins(z, label), label)) for z in (case.clean[row : row + 1], logits))
+    shown = told_input(case.x[row], point.x[0], largest(ball.eps_x), grid.unit.domain)
     return {
-        "example": row, "label": int(label), "predicted": int(logits.argmax()), "eps_x": radii[0], "eps_w": radii[1],
+        "example": row, "label": int(label), "predicted": int(logits.argmax()), "eps_x": eps_x, "eps_w": eps_w,
         "margin_undisturbed": _short(before), "margin": _short(after),
-        "input": told_input(x[row], point.x[0], largest(ball.eps_x), unit.domain), "weights": _changes(model, ball, point),
+        "input": shown, "weights": _changes(case.network, ball, point),
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ the points that were timed, and grow along a line with the number of examples.
 from __future__ import annotations
 
 import heapq
+import math
 import resource
 import sys
 import time
@@ -26,11 +27,13 @@ from nonsingular.certificates.certify import Prover
 from nonsingular.certificates.radii import certified_front
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation.attacked import rehearse
-from nonsingular.evaluation.certified import TOGETHER, certified_part, margins_of
+from nonsingular.evaluation.certified import TOGETHER, certified_part, lowest
 from nonsingular.evaluation.estimate import ROUGH, Plan
 from nonsingular.evaluation.masking import EXAMPLES, masking
+from nonsingular.evaluation.problem import Case
 from nonsingular.evaluation.schedule import cell_alone, span_nested
 from nonsingular.results.surface import Cell
+from nonsingular.threat.grid import Grid
 
 REPORT, START, DISK = 2.5, 4.0, 2e8
 """Seconds to draw the report, seconds until a worker is at work, bytes a second that perturbations are written with."""
@@ -38,6 +41,10 @@ SOFT = 12.0
 """Seconds after which nothing new is begun."""
 PASSES = 4
 """Passes over all examples beside the attack: checks, clean accuracy, who was first to break."""
+
+
+Axes = tuple[Sequence[int], Sequence[int]]
+"""Some rows and some columns of a grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,22 +64,22 @@ class Stage:
     accuracy: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a first look at the examples showed.  share: of those that cost anything.  passing: seconds of one forward pass."""
+
+    share: float
+    passing: float
+
+
 class Clock:
     """Times pieces of a plan, smaller ones first."""
 
-    def __init__(
-        self, plan: Plan, seen: Tensor, share: float, right: Tensor, passing: float, deadline: float, patient: bool
-    ) -> None:
-        self.plan, self.share, self.passing, self.deadline, self.patient = (
-            plan,
-            share if plan.own else 1.0,
-            passing,
-            deadline,
-            patient,
-        )
-        order = torch.randperm(
-            len(pool := right if plan.own and len(right) else seen), generator=torch.Generator().manual_seed(1)
-        )
+    def __init__(self, plan: Plan, pool: Tensor, seen: Seen, deadline: float, patient: bool) -> None:
+        """pool: numbers of the examples that may be timed."""
+        self.plan, self.share, self.passing = plan, seen.share, seen.passing
+        self.deadline, self.patient = deadline, patient
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(1))
         self.pool = pool[order.to(pool.device)]
         self.stages: list[Stage] = []
         self.one: dict[str, dict[int, float]] = {}
@@ -93,16 +100,15 @@ class Clock:
 
     def _first(self) -> Iterator[dict[str, Any]]:
         """One attack in a small ball, where most survive, and one bound: of one example, then of more together."""
-        plan, each = self.plan, len(self.plan.x) * self.share / self.plan.workers
-        pieces: list[tuple[str, str, Callable[[Tensor, Tensor], object]]] = []
+        plan, each = self.plan, len(self.plan.case) * self.share / self.plan.workers
+        pieces: list[tuple[str, str, Callable[[Case], object]]] = []
         if (method := plan.method) is not None:
-            small = plan.columns[min(1, len(plan.columns) - 1)], plan.rows[min(1, len(plan.rows) - 1)]
-            at_a_point = "one example at one point of the grid"
-            pieces.append(("attack", at_a_point, lambda x, y: rehearse(plan.model, x, y, method, *small, examples=len(x))))
-        if (proof := plan.proof) is not None:
-            of_one = f"the bound '{proof.method}' of one example"
-            ball = plan.unit.scaled(plan.columns[-1], plan.rows[-1])
-            pieces.append(("certificates", of_one, lambda x, y: Prover(plan.model, proof.method)(x, y, ball)))
+            small = plan.grid.ball(*(min(1, size - 1) for size in plan.grid.shape))
+            pieces.append(("attack", "one example at one point of the grid", lambda some: rehearse(some, method, small)))
+        if (bound := plan.bound) is not None:
+            prove = Prover(plan.case.network, bound.name)
+            of_one = f"the bound '{bound.name}' of one example"
+            pieces.append(("certificates", of_one, lambda some: prove(some.x, some.y, plan.grid.largest)))
         for name, what, run in pieces:
             yield self._begun(what, each)
             took: dict[int, float] = {}
@@ -110,8 +116,7 @@ class Clock:
                 ahead = took[max(took)] * n / max(took) if k > 1 else 0.0
                 if n > min(plan.most, len(self.pool)) or self.left < 0 or ahead > 2 * self.left:
                     break  # ahead is too much where many are hardly slower than one, as in small networks
-                x, y = (t[self.pool[:n]] for t in (plan.x, plan.y.long()))
-                took[n] = timed(partial(run, x, y))
+                took[n] = timed(partial(run, plan.case.part(self.pool[:n])))
                 self.one[name] = took
                 yield self._told()
 
@@ -129,7 +134,7 @@ class Clock:
 
     def _expected(self, n: int, fine: bool) -> float:
         """Seconds of a step, rather too many."""
-        points = len(_part(self.plan.columns, fine)) * len(_part(self.plan.rows, fine))
+        points = math.prod(len(_part(radii, fine)) for radii in (self.plan.grid.eps_x, self.plan.grid.eps_w))
         alone = sum(_line(took, n) for took in self.one.values())
         if not self.stages:
             return alone * points / 2  # a point that begins from its neighbours costs less than one by itself
@@ -139,53 +144,48 @@ class Clock:
     def _timed(self, n: int, fine: bool) -> Stage:
         """n examples on a part of the grid."""
         plan, started = self.plan, time.perf_counter()
-        at_x, at_w = _part(plan.columns, fine), _part(plan.rows, fine)
-        columns, rows = [plan.columns[j] for j in at_x], [plan.rows[i] for i in at_w]
-        x, y = plan.x[self.pool[:n]], plan.y[self.pool[:n]].long()
-        denser = (len(plan.columns) + len(plan.rows)) / (len(columns) + len(rows))  # a border crosses so many points more
+        at = _part(plan.grid.eps_w, fine), _part(plan.grid.eps_x, fine)
+        case, grid, whole = plan.case.part(self.pool[:n]), plan.grid.part(*at), plan.grid.shape
+        denser = sum(whole) / sum(grid.shape)  # a border crosses so many points more
         proof = fronts = attack = 0.0
         held = None
-        if plan.proof and plan.own:
-            _, held, proof = certified_part(plan.model, x, y, plan.proof, columns, rows, (0, n))
-        accuracy = np.ones((len(rows), len(columns))) if held is None else held.mean(2)
+        if plan.bound and plan.own:
+            _, held, proof = certified_part(case, grid, plan.bound, (0, n))
+        accuracy = np.ones(grid.shape) if held is None else held.mean(2)
         if plan.method is not None:
-            attack, cells = self._attacked(x, y, columns, rows, at_x, at_w, held)
-            accuracy = np.array([c.correct.mean() for c in cells]).reshape(len(rows), len(columns))
-            if plan.proof and not plan.own:
-                broken = np.minimum.accumulate(np.minimum.accumulate(margins_of(cells, columns, rows), axis=0), axis=1)
-                _, _, proof = certified_part(plan.model, x, y, plan.proof, columns, rows, (0, n), broken)
-        if plan.proof and plan.fronts:
-            ball = plan.unit.scaled(columns[-1], rows[-1])
-            fronts = timed(
-                lambda: certified_front(plan.model, x, y, ball, eps_x=columns, method=plan.proof.method if plan.proof else "")
-            )
+            attack, cells = self._attacked(case, grid, at, held)
+            accuracy = np.array([c.correct.mean() for c in cells]).reshape(grid.shape)
+            if plan.bound and not plan.own:
+                _, _, proof = certified_part(case, grid, plan.bound, (0, n), lowest(cells, grid))
+        if plan.bound and plan.fronts:
+            bound, ball = plan.bound.name, grid.largest
+            fronts = timed(lambda: certified_front(case.network, case.x, case.y, ball, eps_x=grid.eps_x, bound=bound))
         return Stage(
-            n, fine, time.perf_counter() - started, len(columns) * len(rows), attack, proof * denser,
-            fronts * len(plan.columns) / len(columns), _whole(accuracy, at_w, at_x, (len(plan.rows), len(plan.columns))),
+            n, fine, time.perf_counter() - started, len(grid.points), attack, proof * denser, fronts * whole[1] / grid.shape[1],
+            _whole(accuracy, at, whole),
         )  # fmt: skip
 
     def _attacked(
-        self, x: Tensor, y: Tensor, columns: Sequence[float], rows: Sequence[float], at_x: Sequence[int], at_w: Sequence[int],
-        held: NDArray[np.bool_] | None,
+        self, case: Case, grid: Grid, at: Axes, held: NDArray[np.bool_] | None
     ) -> tuple[float, list[Cell]]:  # fmt: skip
-        """Seconds of the attack on the whole grid, and the cells of the part."""
-        plan = self.plan
-        method = plan.method
+        """Seconds of the attack on the whole grid, and the cells of the part.  at: its rows and columns."""
+        plan, method = self.plan, self.plan.method
         assert method is not None
         started = time.perf_counter()
         if method.nested:
-            _, cells, _ = span_nested(plan.model, x, y, method, columns, rows, (0, len(x)), held, True, plan.proof)
+            known = None if held is None or plan.bound is None else (plan.bound, held)
+            _, cells, _ = span_nested(case, grid, method, (0, len(case)), known, keep=True)
         else:
-            cells = [cell_alone(plan.model, x, y, method, (c, r), True)[1][0] for r in rows for c in columns]
+            cells = [cell_alone(case, grid, method, radii, keep=True)[1][0] for radii in grid.points]
         whole = time.perf_counter() - started
-        seconds = np.array([c.seconds for c in cells]).reshape(len(rows), len(columns))
+        seconds = np.array([c.seconds for c in cells]).reshape(grid.shape)
         beside = whole - seconds.sum()  # what broke is written out, and certificates are challenged: once for each example
         if not plan.own:
-            beside *= len(plan.rows) * len(plan.columns) / len(cells)
+            beside *= len(plan.grid.points) / len(cells)
         smooth = seconds.copy()
-        if min(smooth.shape) > 1 and not columns[0] and not rows[0]:
+        if min(smooth.shape) > 1 and not any(grid.radii(0, 0)):
             smooth[0, 0] = (smooth[0, 1] + smooth[1, 0]) / 2  # nothing moves there, and nothing is attacked
-        full = _whole(smooth, at_w, at_x, (len(plan.rows), len(plan.columns)))
+        full = _whole(smooth, at, plan.grid.shape)
         return float(full.sum() - full[0, 0] + seconds[0, 0] + beside), cells
 
     def _masked(self) -> Iterator[dict[str, Any]]:
@@ -194,14 +194,15 @@ class Clock:
             return
         away = np.abs(self.stages[-1].accuracy - self.share / 2)
         i, j = divmod(int(away.argmin()), away.shape[1])
-        ball = plan.unit.scaled(plan.columns[j], plan.rows[i])
-        data = (plan.x[self.pool], plan.y[self.pool])
+        some, ball = plan.case.part(self.pool), plan.grid.ball(i, j)
         for limit in (2, 8):
             if self.masks and 4 * self.masks[2] > self.left:
                 return
             yield self._begun("the search for masked gradients, on two examples", 1.0)
             self.masks[limit] = timed(
-                lambda limit=limit: masking(plan.model, data, ball, scope=method.scope, attack=method.attack, limit=limit)
+                lambda limit=limit: masking(
+                    some.network, (some.x, some.y), ball, scope=method.scope, attack=method.attack, limit=limit
+                )
             )
             yield self._told()
 
@@ -217,24 +218,24 @@ class Clock:
 
     def _told(self) -> dict[str, Any]:
         parts, plan, last = dict[str, float](), self.plan, self.stages[-1] if self.stages else None
-        n = len(plan.x) * self.share
+        n = len(plan.case) * self.share
         if last is None:
-            points = {"attack": len(plan.columns) * len(plan.rows) / 4, "certificates": (len(plan.columns) + len(plan.rows)) / 2}
+            points = {"attack": len(plan.grid.points) / 4, "certificates": sum(plan.grid.shape) / 2}
             for name, took in self.one.items():
                 size = min(plan.most, n)
                 parts[name] = _line(took, size) * n / max(size, 1) * points[name] / plan.workers
         else:
             if plan.method is not None:
                 parts["attack"] = self._attack()
-            if plan.proof is not None:
+            if plan.bound is not None:
                 parts["certificates"] = self._spans("proof") + self._spans("fronts")
         if self.masks and plan.method is not None:
-            parts["masking"] = _line(self.masks, min(len(plan.x), EXAMPLES[plan.method.scope]))
+            parts["masking"] = _line(self.masks, min(len(plan.case), EXAMPLES[plan.method.scope]))
         elif plan.masking and last is not None and plan.method is not None:
-            parts["masking"] = 8 * last.attack / last.n / (len(plan.columns) * len(plan.rows)) * EXAMPLES[plan.method.scope]
-        rest = REPORT + PASSES * self.passing * len(plan.x) + self._written() / DISK
+            parts["masking"] = 8 * last.attack / last.n / len(plan.grid.points) * EXAMPLES[plan.method.scope]
+        rest = REPORT + PASSES * self.passing * len(plan.case) + self._written() / DISK
         if plan.workers > 1:
-            rest += START + plan.loading + self.passing * len(plan.x)
+            rest += START + plan.loading + self.passing * len(plan.case)
         parts["the rest"] = rest
         seconds = sum(parts.values())
         return {"seconds": seconds if len(parts) > 1 else None, "parts": parts, "factor": self._factor(), "unfinished": None}
@@ -261,17 +262,17 @@ class Clock:
     def _attack(self) -> float:
         plan, method = self.plan, self.plan.method
         assert method is not None
-        groups = [(stop - start) * self.share for start, stop in method.groups(plan.model, len(plan.x))]
+        groups = [(stop - start) * self.share for start, stop in method.groups(plan.case, plan.grid.unit)]
         each = [self._of_size("attack", size) for size in groups]
-        cells = len(plan.columns) * len(plan.rows)
+        cells = len(plan.grid.points)
         if not method.nested:  # points apart from each other
             return _spread([sum(each) / cells] * cells, plan.workers)
         if method.scope == "dataset":  # each point after its smaller neighbours
-            return each[0] * max(1 / plan.workers, (len(plan.columns) + len(plan.rows) - 1) / cells)
+            return each[0] * max(1 / plan.workers, (sum(plan.grid.shape) - 1) / cells)
         return _spread(each, plan.workers)
 
     def _spans(self, what: str) -> float:
-        n = len(self.plan.x)
+        n = len(self.plan.case)
         each = [self._of_size(what, min(TOGETHER, n - i) * self.share) for i in range(0, n, TOGETHER)]
         return _spread(each, self.plan.workers)
 
@@ -280,8 +281,8 @@ class Clock:
         plan = self.plan
         if plan.method is None:
             return 0.0
-        once = plan.x.element_size() * plan.x.numel()
-        return float(once if plan.own else once * len(plan.columns) * len(plan.rows))
+        once = plan.case.x.element_size() * plan.case.x.numel()
+        return float(once if plan.own else once * len(plan.grid.points))
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -296,8 +297,9 @@ def _part(radii: Sequence[float], fine: bool) -> list[int]:
     return sorted({0, middle, last} | ({min(1, last), middle // 2} if fine else set()))
 
 
-def _whole(values: NDArray[np.float64], at_w: Sequence[int], at_x: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """(rows, columns) of the whole grid, linear between the points at_w x at_x."""
+def _whole(values: NDArray[np.float64], at: Axes, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """(rows, columns) of the whole grid, linear between these rows and columns."""
+    at_w, at_x = at
     along = np.stack([np.interp(np.arange(shape[1]), at_x, row) for row in values])
     return np.stack([np.interp(np.arange(shape[0]), at_w, column) for column in along.T], axis=1)
 
@@ -329,7 +331,8 @@ def _spread(pieces: Sequence[float], workers: int) -> float:
 
 def memory_of(plan: Plan) -> int:
     shared = plan.method is not None and plan.method.scope == "dataset"  # x' of one row of the grid
-    return plan.workers * (peak_memory() + plan.x.element_size() * plan.x.numel() * (2 * len(plan.columns) if shared else 1))
+    examples = plan.case.x.element_size() * plan.case.x.numel()
+    return plan.workers * (peak_memory() + examples * (2 * len(plan.grid.eps_x) if shared else 1))
 
 
 def peak_memory() -> int:
@@ -339,7 +342,7 @@ def peak_memory() -> int:
 
 def probed_certificates(plan: Plan, clock: Clock, bounds: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Bounds on one example at radius 0, as long as there is time."""
-    x, y, ball = plan.x[:1], plan.y[:1].long(), plan.unit.scaled(0.0, 0.0)
+    one, ball = plan.case.part(slice(1)), plan.grid.at((0.0, 0.0))
     last: Callable[[], object] | None = None
     took = 0.0
     for bound in (b for b in bounds if b not in UNSOUND):
@@ -349,7 +352,7 @@ def probed_certificates(plan: Plan, clock: Clock, bounds: Sequence[str]) -> Iter
             if took * dearer > max(clock.left, 1.0):
                 return
         try:
-            last = partial(Prover(plan.model, bound), x, y, ball)
+            last = partial(Prover(one.network, bound), one.x, one.y, ball)
             took = timed(last)
             yield bound, None
         except (UnsupportedModel, InvalidInput) as e:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from nonsingular.catalog import Bound
 from nonsingular.evaluation.certified import TOGETHER
-from nonsingular.evaluation.problem import Method, Proof
-from nonsingular.threat.ball import JointBall
+from nonsingular.evaluation.problem import Case, Method
+from nonsingular.threat.grid import Grid
 
 QUICK = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown")
 """Bounds that are tried on one example, the cheapest first.  The others stand on these."""
@@ -131,19 +131,14 @@ class Preflight:
 class Plan:
     """The question whose answer takes time.
 
-    x: (N, *input).  y: (N,).  columns: eps_x.  rows: eps_w.  unit: the ball that the grid multiplies.
-    method: the attack, if there is one.  proof: the certificates.  fronts: also the largest certified radii.
+    method: the attack, if there is one.  bound: of the certificates.  fronts: also the largest certified radii.
     masking: also signs of masked gradients.  loading: seconds that each worker needs for model and data.
     """
 
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    columns: Sequence[float]
-    rows: Sequence[float]
-    unit: JointBall
+    case: Case
+    grid: Grid
     method: Method | None = None
-    proof: Proof | None = None
+    bound: Bound | None = None
     fronts: bool = False
     masking: bool = False
     workers: int = 1
@@ -151,15 +146,15 @@ class Plan:
 
     @property
     def own(self) -> bool:
-        """Whether each example is attacked by itself, and not at all where it is misclassified or certified."""
-        return self.method is None or (self.method.scope == "sample" and self.method.nested)
+        """Whether each example is worked on by itself, and not at all where it is misclassified or certified."""
+        return self.method is None or self.method.alone
 
     @property
     def most(self) -> int:
         """Examples that are worked on together: more need not be timed."""
         if self.method is None:
-            return min(len(self.x), TOGETHER)
-        return self.method.groups(self.model, len(self.x))[0][1]
+            return min(len(self.case), TOGETHER)
+        return self.method.groups(self.case, self.grid.unit)[0][1]
 
 
 def _duration(seconds: float) -> str:

@@ -22,12 +22,10 @@ from nonsingular.attacks.square import square
 from nonsingular.catalog import Attack, declared
 from nonsingular.data.datasets import as_tensors
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.problem import attack_of
+from nonsingular.evaluation.problem import Case, Method, attack_of
 from nonsingular.network.calling import logits_at, outputs, recording
-from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
-from nonsingular.network.network import Network, network_of
 from nonsingular.network.passes import count
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall, Scope, check_scope
@@ -52,6 +50,9 @@ SEARCHED, TRIALS = 32, 100
 """Survivors that every run gives to random search, and trials of each."""
 WEIGHTS_AT_ONCE = 2**24
 """Weights of their own that are held at once in scope `sample`."""
+
+
+PLAIN = Method.of("paper")
 
 
 @dataclass(frozen=True)
@@ -121,40 +122,39 @@ def masking(
         raise InvalidInput(f"limit is {limit}; give 1 or more examples")
     if batch_size is not None and batch_size < 1:
         raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
-    function = attack_of(attack)
-    name = function.name
+    entry = attack_of(attack)
     x, y = as_tensors(data)
     found = _Found({}, {})
     with recording(), _own_stream(x), torch.no_grad():
-        model = classifier(model, x, ball)
-        check_inputs(model, x, y, ball, random=True)
+        case = Case.of(model, x, y, ball)
+        check_inputs(case.network, x, y, ball, random=True)
         chosen = torch.randperm(len(x), generator=Generator().manual_seed(seed))[:limit].sort().values.to(x.device)
-        case = _Case(model, x[chosen], y[chosen].long(), ball, scope, seed, batch_size)
-        _check_random(case, found)
-        _check_gradients(case, found)
-        _check_attack(case, function, name, found)
-    return Masking(name, scope, len(chosen), found.flags, found.numbers)
+        probe = _Probe(case.part(chosen), ball, Method(entry, scope, batch_size or limit), seed)
+        _check_random(probe, found)
+        _check_gradients(probe, found)
+        _check_attack(probe, found)
+    return Masking(entry.name, scope, len(chosen), found.flags, found.numbers)
 
 
-def doubts_of_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, survivors: Tensor, inputs: JointBall | None
-) -> list[str]:  # fmt: skip
+def doubts_of_gradients(case: Case, ball: JointBall, survivors: Tensor, inputs: JointBall | None) -> list[str]:
     """What an attack with gradients may have missed, as sentences; few and cheap signs, for every run.  `masking` looks closer.
 
-    x: (N, *input).  y: (N,).  ball: the largest of the run; gradients of GLIMPSED examples are held against random corners in it.
+    ball: the largest of the run; gradients of GLIMPSED examples are held against random corners in it.
     survivors: (k,) numbers of examples that the attack left right at the ball `inputs`, where weights do not move; Square then
     tries some of them.  inputs: None if there is no such ball.
     Cost: GLIMPSED backward passes, CORNERS passes for each tensor that moves, SEARCHED x TRIALS passes of one example.
     """
     found = _Found({}, {})
-    some = torch.linspace(0, len(x) - 1, min(len(x), GLIMPSED), device=x.device).long()
-    with recording(), _own_stream(x), torch.no_grad():
-        _check_gradients(_Case(network_of(model), x[some], y[some], ball, "sample", 0), found)
+    n, device = len(case), case.x.device
+    some = torch.linspace(0, n - 1, min(n, GLIMPSED), device=device).long()
+    with recording(), _own_stream(case.x), torch.no_grad():
+        _check_gradients(_Probe(case.part(some), ball), found)
         doubts = [f"{why} Attacks that follow gradients may miss much ({name})." for name, why in found.flags.items()]
-        left = survivors[torch.linspace(0, len(survivors) - 1, min(len(survivors), SEARCHED), device=x.device).long()]
+        left = survivors[torch.linspace(0, len(survivors) - 1, min(len(survivors), SEARCHED), device=device).long()]
         if inputs is not None and inputs.moves_inputs and len(left):
-            point = square(model, x[left], y[left], inputs, steps=TRIALS, scope="sample")
-            broken = int((~is_correct(logits_at(model, point), y[left])).sum())
+            tried = case.part(left)
+            point = square(case.network, tried.x, tried.y, inputs, steps=TRIALS, scope="sample")
+            broken = int((~is_correct(logits_at(case.network, point), tried.y)).sum())
             if broken >= max(2, SHARE * len(left)):
                 doubts.append(
                     f"random search breaks {broken} of {len(left)} examples that the attack left right on the inputs alone: the "
@@ -174,29 +174,29 @@ class _Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Case:
-    model: Network
-    x: Tensor
-    y: Tensor
+class _Probe:
+    """What is looked at: examples, a ball around them, and an attack."""
+
+    case: Case
     ball: JointBall
-    scope: Scope
-    seed: int
-    batch_size: int | None = None
+    method: Method = PLAIN
+    seed: int = 0
 
     def right(self, attack: Attack, ball: JointBall) -> tuple[Tensor, Tensor]:
         """(B,) which examples survive, and their predictions, from the tensors that the attack returns."""
-        whole = len(self.x)
-        if self.scope == "sample":
-            moving = sum(box.lo.numel() for box in ball.weight_boxes(dict(self.model.named_parameters())).values())
+        case, scope = self.case, self.method.scope
+        whole = len(case)
+        if scope == "sample":
+            moving = sum(box.lo.numel() for box in ball.weight_boxes(dict(case.network.named_parameters())).values())
             whole = max(1, min(whole, WEIGHTS_AT_ONCE // max(1, moving)))
-        elif self.scope == "batch":
-            whole = self.batch_size or whole
+        elif scope == "batch":
+            whole = self.method.batch_size
         logits: list[Tensor] = []
-        for x, y in zip(self.x.split(whole), self.y.split(whole), strict=True):
-            point = attack(self.model, x, y, ball, scope=self.scope).check(self.model, x, ball)
-            logits.append(logits_at(self.model, point))
+        for x, y in zip(case.x.split(whole), case.y.split(whole), strict=True):
+            point = attack(case.network, x, y, ball, scope=scope).check(case.network, x, ball)
+            logits.append(logits_at(case.network, point))
         out = torch.cat(logits)
-        return is_correct(out, self.y), out.argmax(1)
+        return is_correct(out, case.y), out.argmax(1)
 
 
 def _own_stream(x: Tensor) -> AbstractContextManager[None]:
@@ -207,28 +207,29 @@ def _own_stream(x: Tensor) -> AbstractContextManager[None]:
 # --- the network ----------------------------------------------------------------------------------------------------------
 
 
-def _check_random(case: _Case, found: _Found) -> None:
-    torch.manual_seed(case.seed)
-    first, second = (logits_at(case.model, Perturbation(case.x)) for _ in range(2))
+def _check_random(probe: _Probe, found: _Found) -> None:
+    torch.manual_seed(probe.seed)
+    first, second = (logits_at(probe.case.network, Perturbation(probe.case.x)) for _ in range(2))
     apart = ((first - second).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny)).item()
     found.numbers["random"] = apart
     if not apart <= 100 * torch.finfo(first.dtype).eps:
         found.flag("random", f"two forward passes on the same inputs differ, by up to {apart:.2g} of the largest logit.")
 
 
-def _check_gradients(case: _Case, found: _Found) -> None:
+def _check_gradients(probe: _Probe, found: _Found) -> None:
     """Gradients at (x, W) of the margin and of the cross-entropy, for each input and each tensor that moves."""
-    torch.manual_seed(case.seed)
-    at = is_correct(logits_at(case.model, Perturbation(case.x)), case.y).nonzero().flatten()[:PROBES]
+    case, ball, seed = probe.case, probe.ball, probe.seed
+    torch.manual_seed(seed)
+    at = is_correct(logits_at(case.network, Perturbation(case.x)), case.y).nonzero().flatten()[:PROBES]
     if not len(at):
         return
     x, y = case.x[at], case.y[at]
-    boxes: dict[str, Interval] = {"inputs": case.ball.input_box(x)} if case.ball.moves_inputs else {}
-    weights = case.ball.weight_boxes(dict(case.model.named_parameters()))
+    boxes: dict[str, Interval] = {"inputs": ball.input_box(x)} if ball.moves_inputs else {}
+    weights = ball.weight_boxes(dict(case.network.named_parameters()))
     boxes |= {f"weight {name}": box for name, box in weights.items()}
-    with case.model.lent() as moving:
-        promised, silent = _promises(moving, x, y, boxes, list(weights), case.seed)
-        attained = _falls(moving, x, y, boxes, list(weights), case.seed)
+    with case.network.lent() as moving:
+        promised, silent = _promises(moving, x, y, boxes, list(weights), seed)
+        attained = _falls(moving, x, y, boxes, list(weights), seed)
     hidden = {block: share(p < VANISHED * attained[block]) for block, p in promised.items()}
     lost = {block: share(silent[block] & (p > 0)) for block, p in promised.items()}
     for kind, blocks in (("x", [b for b in boxes if b == "inputs"]), ("w", [b for b in boxes if b != "inputs"])):
@@ -327,10 +328,11 @@ def share(flags: Tensor) -> float:
 # --- the attack -----------------------------------------------------------------------------------------------------------
 
 
-def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None:
-    torch.manual_seed(case.seed)
-    ball, moves = case.ball, bool(case.ball.radii(dict(case.model.named_parameters())))
-    right, predictions = case.right(attack, ball)
+def _check_attack(probe: _Probe, found: _Found) -> None:
+    case, ball, attack = probe.case, probe.ball, probe.method.attack
+    torch.manual_seed(probe.seed)
+    moves = bool(ball.radii(dict(case.network.named_parameters())))
+    right, predictions = probe.right(attack, ball)
     found.numbers["accuracy"] = share(right)
     if len(case.y.unique()) > 1 and len(predictions.unique()) == 1:
         found.flag("one-class", f"every prediction under the attack is class {int(predictions[0])}.")
@@ -343,26 +345,27 @@ def _check_attack(case: _Case, attack: Attack, name: str, found: _Found) -> None
     if attack.steps is not None:
         doubled.append(("twice the steps", replace(attack, what=partial(attack, steps=2 * attack.steps)), ball))
     for what, stronger, larger in doubled:
-        after, _ = case.right(stronger, larger)
+        after, _ = probe.right(stronger, larger)
         found.numbers[f"accuracy_{what.replace(' ', '_')}"] = share(after)
         more(what, after, "once", right)
 
-    generators = [Generator(case.x.device).manual_seed(case.seed) for _ in range(2)]
+    generators = [Generator(case.x.device).manual_seed(probe.seed) for _ in range(2)]
     alone: list[tuple[str, JointBall, Attack]] = []
     if ball.moves_inputs:
         alone.append(("inputs", ball.scaled(1, 0), declared(partial(square, generator=generators[0]))))
     if moves:
         alone.append(("weights", ball.scaled(0, 1), declared(partial(corners, generator=generators[1]))))
     for what, smaller, search in alone:
-        with_gradient = case.right(attack, smaller)[0] if len(alone) > 1 else right
-        without, _ = case.right(search, smaller)
+        with_gradient = probe.right(attack, smaller)[0] if len(alone) > 1 else right
+        without, _ = probe.right(search, smaller)
         found.numbers[f"accuracy_{what}_alone"] = share(with_gradient)
         found.numbers[f"accuracy_{what}_gradient_free"] = share(without)
         more("moving inputs and weights", right, f"moving the {what} alone", with_gradient)
         if differs(lower=without, higher=with_gradient):
             found.flag(
                 "gradient-free",
-                f"on the {what} alone random search leaves accuracy {share(without):.1%}, '{name}' {share(with_gradient):.1%}.",
+                f"on the {what} alone random search leaves accuracy {share(without):.1%}, "
+                f"'{attack.name}' {share(with_gradient):.1%}.",
             )
 
 

@@ -8,26 +8,25 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nonsingular.evaluation.attacked import moved_at
-from nonsingular.evaluation.clock import SOFT, Clock, memory_of, peak_memory, probed_certificates, timed
+from nonsingular.evaluation.clock import SOFT, Clock, Seen, memory_of, peak_memory, probed_certificates, timed
 from nonsingular.evaluation.estimate import QUICK, Plan, Preflight
-from nonsingular.network.calling import logits_at
-from nonsingular.network.margins import is_correct
+from nonsingular.evaluation.problem import Case
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall
-from nonsingular.threat.perturbation import Perturbation
 
 LOOKED = 3.0
 """Seconds for the clean accuracy; of more examples than can be seen in that time, a sample is."""
 
 
-def looked_at(model: nn.Module, x: Tensor, y: Tensor, unit: JointBall, seconds: float = LOOKED) -> Tensor:
+def looked_at(case: Case, unit: JointBall, seconds: float = LOOKED) -> Tensor:
     """The numbers of as many examples as the model sees in so many seconds, drawn with seed 0 if these are not all.
 
     Raises what `check_inputs` raises.
     """
+    model, x, y = case.network, case.x, case.y
     check_inputs(model, x[:1], y[:1], unit)
     n, took = 1, 0.0
     while n < len(x) and took < seconds / 10:
@@ -54,19 +53,18 @@ def preflights(
         callers that end the process in time.  `unfinished` then says what was begun.
     Raises what the run itself would raise.  Cost: `seconds`, and what the smallest piece (one example at one point) takes longer.
     """
-    started = time.perf_counter()
-    with torch.no_grad():
-        logits = torch.cat([logits_at(plan.model, Perturbation(plan.x[at])) for at in seen.split(1024)])
+    started, looked = time.perf_counter(), plan.case.part(seen)
+    clean = looked.clean_accuracy
     passing = (time.perf_counter() - started) / len(seen)
-    right = is_correct(logits, plan.y[seen].long())
-    moved = moved_at(plan.model, plan.unit.scaled(plan.columns[-1], plan.rows[-1]))
-    fixed = tuple(n for n, _ in plan.model.named_parameters() if n not in moved)
+    moved = moved_at(plan.case.network, plan.grid.largest)
+    fixed = tuple(n for n, _ in plan.case.network.named_parameters() if n not in moved)
     told = Preflight(
-        len(plan.x), len(plan.columns) * len(plan.rows), plan.workers, right.double().mean().item(), len(seen), tuple(doubts),
-        moved, fixed, plan.workers * peak_memory(),
+        len(plan.case), len(plan.grid.points), plan.workers, clean, len(seen), tuple(doubts), moved, fixed,
+        plan.workers * peak_memory(),
     )  # fmt: skip
     yield told
-    clock = Clock(plan, seen, right.double().mean().item(), seen[right], passing, started + seconds, patient)
+    pool = seen[looked.right] if plan.own and looked.right.any() else seen
+    clock = Clock(plan, pool, Seen(clean if plan.own else 1.0, passing), started + seconds, patient)
     cheap = len(QUICK) - 3
 
     def tried(told: Preflight, bounds: Sequence[str]) -> Iterator[Preflight]:

@@ -1,4 +1,4 @@
-"""problem.py - what an attacked and a certified accuracy depend on beside the model, the data and the radii."""
+"""problem.py - what an accuracy is of: a Case, the network and its examples; and a Method, how they are attacked."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nonsingular.attacks.strongest import ensemble
-from nonsingular.catalog import ATTACKS, BOUNDS, UNSOUND, Attack, declared, known, lookup
+from nonsingular.catalog import ATTACKS, Attack, Bound, declared, known
+from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput
+from nonsingular.network.calling import logits_at
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import is_correct
+from nonsingular.network.network import Network
+from nonsingular.network.preconditions import check_inputs
 from nonsingular.results.surface import FORMAT
-from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.grid import Grid
+from nonsingular.threat.perturbation import Perturbation
 
 SAMPLE_MEMORY = 64 * 2**20
 """Bytes of per-example weights held at once in scope `sample`."""
@@ -23,43 +31,126 @@ AT_ONCE = 100
 """Largest number of examples of scope `sample` that walk over the grid together."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """Everything but the model, the data and the radii that an attacked accuracy depends on."""
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A network and the examples that it is asked about.  What follows from these alone is found once, when it is needed.
 
-    attack: Attack
-    scope: Scope
-    unit: JointBall
-    """The ball whose radii the grid multiplies: eps_x = 1, or a radius per element; eps_w = 1, or one per named tensor."""
-    batch_size: int
-    """Examples that share W' in scope `batch`."""
+    x: (N, *input).  y: (N,) int64.  name: what records call the model.
+    doubts: sentences that stand beside the numbers wherever they are shown.
+    """
+
+    network: Network
+    x: Tensor
+    y: Tensor
+    name: str = "model"
+    doubts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall | None = None) -> Case:
+        """Of a user's model and tensors, unchecked.  unit: a ball whose eps_w may name parameters."""
+        return cls(classifier(model, x, unit), x, y.long())
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def part(self, at: slice | Tensor) -> Case:
+        """The same network on some of the examples."""
+        return Case(self.network, self.x[at], self.y[at])
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """(N, K) logits with nothing moved."""
+        return logits_at(self.network, Perturbation(self.x))
+
+    @cached_property
+    def right(self) -> Tensor:
+        """(N,) which examples are classified correctly with nothing moved."""
+        return is_correct(self.clean, self.y)
 
     @property
-    def name(self) -> str:
-        """Of the attack."""
-        return self.attack.name
+    def clean_accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.right.double().mean().item()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of the model and of the examples, as records state them."""
+        return {
+            "model_sha256": hash_tensors(self.network.state_dict()), "data_sha256": hash_tensors({"x": self.x, "y": self.y}),
+        }  # fmt: skip
+
+    @cached_property
+    def function(self) -> list[str]:
+        """What the network does, which its weights alone do not tell: ReLU or tanh."""
+        return [str(self.network), hash_tensors({"predictions": self.clean.argmax(1)})]
+
+
+def asked(
+    model: nn.Module, data: Any, eps_x: Any, eps_w: Any, **ball: Any
+) -> tuple[Case, Grid]:  # fmt: skip
+    """The case and the grid that a user asks about, checked.  The arguments are those of `evaluate`; ball: of `Grid.of`.
+
+    Raises InvalidInput for an unusable grid, model, label or input; without a radius it proposes some from the data.
+    """
+    x, y = as_tensors(data)
+    if eps_x is None or eps_w is None:
+        raise InvalidInput(missing_radii(x, eps_x, eps_w))
+    grid = Grid.of(eps_x, eps_w, input_shape=x.shape[1:], columns=columns_of(data), **ball)
+    network = classifier(model, x, grid.unit)
+    doubts = (*network.told, *check_inputs(network, x, y, grid.unit))
+    return Case(network, x, y.long(), doubts=doubts), grid
+
+
+@dataclass(frozen=True)
+class Method:
+    """How examples are attacked.  batch_size: examples that share W' in scope `batch`."""
+
+    attack: Attack
+    scope: Scope = "sample"
+    batch_size: int = 128
+
+    @classmethod
+    def of(
+        cls, attack: str | Attack | Callable[..., Any] | None = None, scope: Scope = "sample", batch_size: int = 128
+    ) -> Method:  # fmt: skip
+        """Without an attack: `strongest`.  Raises InvalidInput for an unknown name or scope, and a batch below 1."""
+        check_scope(scope)
+        if batch_size < 1:
+            raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
+        return cls(attack_of("strongest" if attack is None else attack), scope, batch_size)
 
     @property
     def nested(self) -> bool:
-        """Whether a point of the grid begins from its smaller neighbours."""
+        """Whether a cell begins from its smaller neighbours."""
         return self.attack.starts
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def alone(self) -> bool:
+        """Whether each example is attacked by itself, and no more once it is lost in a smaller ball or certified."""
+        return self.scope == "sample" and self.nested
+
+    def describe(self, unit: JointBall) -> dict[str, Any]:
         """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
         return {
-            "attack": self.name, "scope": self.scope, **self.unit.describe(),
+            "attack": self.attack.name, "scope": self.scope, **unit.describe(),
             "batch_size": self.batch_size if self.scope == "batch" else None,
-        } | ({} if self.name in ATTACKS else {"code": _code(self.attack.what)})  # fmt: skip
+        } | ({} if self.attack.name in ATTACKS else {"code": _code(self.attack.what)})  # fmt: skip
 
-    def groups(self, model: nn.Module, n: int) -> list[tuple[int, int]]:
+    def groups(self, case: Case, unit: JointBall) -> list[tuple[int, int]]:
         """Spans of examples that can be attacked apart from each other: each shares nothing with the others."""
-        size = {"dataset": n, "batch": self.batch_size, "sample": self._in_memory(model)}[self.scope]
+        n = len(case)
+        size = {"dataset": n, "batch": self.batch_size, "sample": _in_memory(case.network, unit)}[self.scope]
         return [(i, min(i + size, n)) for i in range(0, n, size)]
 
-    def _in_memory(self, model: nn.Module) -> int:
-        params = dict(model.named_parameters())
-        moving = sum(params[name].numel() * params[name].element_size() for name in self.unit.radii(params))
-        return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
+    def key(self, case: Case, unit: JointBall) -> str:
+        """What the cells of a log must have been made of to be taken from it."""
+        return _hashed(FORMAT, self.describe(unit), case.hashes, case.function)
+
+
+def _in_memory(model: nn.Module, unit: JointBall) -> int:
+    params = dict(model.named_parameters())
+    moving = sum(params[name].numel() * params[name].element_size() for name in unit.radii(params))
+    return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
 
 
 def attack_of(given: str | Attack | Callable[..., Any]) -> Attack:
@@ -80,24 +171,15 @@ def _code(attack: Any) -> str:
     return hashlib.sha256(repr([*parts, defaults]).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Proof:
-    """Everything but the model, the data and the radii that a certified accuracy depends on."""
-
-    method: str
-    unit: JointBall
-    """The ball whose radii the grid multiplies, as in an attack's Method."""
-
-    def __post_init__(self) -> None:
-        if self.method in UNSOUND:
-            raise InvalidInput(f"'{self.method}' is not a bound and may not certify; use 'best'")
-        lookup(BOUNDS, self.method, "bound")
-
-    def describe(self) -> dict[str, Any]:
-        """The settings by name, for records."""
-        return {"bound": self.method, **self.unit.describe()}
+def proof_key(case: Case, grid: Grid, bound: Bound) -> str:
+    """What the certificates of a log must have been made of to be taken from it."""
+    return _hashed(FORMAT, described(bound, grid.unit), case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
 
 
-def key_of(method: Method, made_of: tuple[dict[str, str], list[str]]) -> str:
-    """What the cells of a log must have been made of to be taken from it.  made_of: `identity` of the model and the data."""
-    return hashlib.sha256(json.dumps([FORMAT, method.describe(), *made_of], sort_keys=True).encode()).hexdigest()
+def described(bound: Bound, unit: JointBall) -> dict[str, Any]:
+    """A bound and its ball by name, for records."""
+    return {"bound": bound.name, **unit.describe()}
+
+
+def _hashed(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -23,12 +23,11 @@ from nonsingular.network.margins import is_correct
 from nonsingular.network.row_lemma import shifts
 from nonsingular.results.files import write_atomic
 from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.grid import Radii
 from nonsingular.threat.perturbation import Perturbation
 
 FOLDER = "perturbations"
 """Where a run keeps them, beside its log."""
-Radii = tuple[float, float]
-"""(eps_x, eps_w) of a point of the grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +68,6 @@ class Found:
                 return Perturbation(x, shifts(model, ball).realise(x, s, ball), self.scope)
         weights = {n.removeprefix("weights."): w for n, w in self.tensors.items() if n.startswith("weights.")}
         return Perturbation(x, weights, self.scope)
-
-    def broken(self, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall, chunk: int = 64) -> Tensor:
-        """Numbers of those of its examples that the model gets wrong there.  x, y: the data.
-
-        Raises InvalidInput if a tensor does not lie in its ball.
-        """
-        wrong: list[Tensor] = []
-        for some in torch.arange(len(self.rows)).split(chunk if self.scope == "sample" else max(1, len(self.rows))):
-            part = self.part(some)
-            point = part.point(model, unit)
-            try:
-                point.check(model, x[part.rows], unit.scaled(*self.radii))
-            except AssertionError as e:
-                raise InvalidInput(f"a stored perturbation is not within ({self.radii[0]:g}, {self.radii[1]:g}): {e}") from None
-            wrong.append(part.rows[~is_correct(logits_at(model, point), y[part.rows])])
-        return torch.cat(wrong) if wrong else self.rows[:0]
 
     def part(self, at: Tensor) -> Found:
         """The same for some of its examples."""

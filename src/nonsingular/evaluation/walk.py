@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from nonsingular.evaluation.certified import margins_of
-from nonsingular.evaluation.problem import Method
-from nonsingular.evaluation.stored import Radii
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import so_far
 from nonsingular.results.statistics import wilson
 from nonsingular.results.surface import Cell
-from nonsingular.threat.ball import Scope
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.grid import Grid, Radii
 from nonsingular.threat.perturbation import Perturbation
 
 ROUNDS = 2
@@ -81,36 +81,33 @@ def _rebuilt(
 
 
 def reach(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached] = (),
-    proven: Tensor | None = None,
+    case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached] = (), proven: Tensor | None = None
 ) -> Reached:  # fmt: skip
-    """Attacks one group of examples at one point of the grid, (eps_x, eps_w).
+    """Attacks one group of examples in one cell.
 
     smaller: what was reached at neighbours with smaller radii.  The accuracy is not above theirs; in scope sample, examples that
     are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
     """
     started, before = time.perf_counter(), so_far()
     with torch.no_grad():
-        if method.scope == "sample" and method.nested:
-            found = _each(model, x, y, method, radii, smaller, proven)
+        if method.alone:
+            found = _each(case, grid, method, radii, smaller, proven)
         else:
-            found = _together(model, x, y, method, radii, smaller)
+            found = _together(case, grid, method, radii, smaller)
     seconds, passes = time.perf_counter() - started, so_far().since(before)
     return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=seconds, passes=passes)
 
 
-def walk(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, columns: Sequence[float], rows: Sequence[float],
-    proven: NDArray[np.bool_] | None = None,
-) -> Iterator[Reached]:  # fmt: skip
+def walk(case: Case, grid: Grid, method: Method, proven: NDArray[np.bool_] | None = None) -> Iterator[Reached]:
     """`reach` over the whole grid for one group, row by row.  proven: (rows, columns, n)."""
     above: list[Reached] = []
-    for i, eps_w in enumerate(rows):
+    rows, columns = grid.shape
+    for i in range(rows):
         here: list[Reached] = []
-        for j, eps_x in enumerate(columns):
-            known = None if proven is None else torch.from_numpy(proven[i, j]).to(x.device)
+        for j in range(columns):
+            known = None if proven is None else torch.from_numpy(proven[i, j]).to(case.x.device)
             smaller = ([above[j]] if above else []) + here[-1:]
-            here.append(reach(model, x, y, method, (eps_x, eps_w), smaller, known))
+            here.append(reach(case, grid, method, grid.radii(i, j), smaller, known))
             yield here[-1]
         above = here
 
@@ -118,44 +115,40 @@ def walk(
 # --- one point of the grid ------------------------------------------------------------------------------------------------
 
 
-def _attack(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, start: Perturbation | None
-) -> tuple[Perturbation, Tensor]:
+def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | None) -> tuple[Perturbation, Tensor]:
     """A point of the ball and its (n, K) logits, taken from its tensors."""
-    ball = method.unit.scaled(*radii)
 
     def run(size: int) -> Perturbation:
         """In scope sample examples can be attacked apart; what shares W' knows itself what to do with less memory."""
         found: list[Perturbation] = []
-        for at in (slice(i, i + size) for i in range(0, len(x), size)):
+        for at in (slice(i, i + size) for i in range(0, len(case), size)):
             options = {"start": start.part(at)} if start is not None else {}
-            part = method.attack(model, x[at], y[at], ball, scope=method.scope, **options)
-            found.append(part.check(model, x[at], ball))
+            x, y = case.x[at], case.y[at]
+            part = method.attack(case.network, x, y, ball, scope=method.scope, **options)
+            found.append(part.check(case.network, x, ball))
         return Perturbation.joined(found)
 
-    point = halving(run, len(x)) if method.scope == "sample" else run(len(x))
+    point = halving(run, len(case)) if method.scope == "sample" else run(len(case))
     if point.weights and point.scope != method.scope:
         raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
-    return point, logits_at(model, point)
+    return point, logits_at(case.network, point)
 
 
-def _together(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached]
-) -> Reached:  # fmt: skip
+def _together(case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached]) -> Reached:
     """One perturbation of the group as a whole."""
-    n, everyone = len(x), torch.arange(len(x), device=x.device)
+    n, y, everyone = len(case), case.y, torch.arange(len(case), device=case.x.device)
     nearest = min(smaller, key=_right, default=None)
     if nearest is not None and not _right(nearest):
         return replace(nearest, flags=())
     start, before = None, n
     for s in smaller:
-        grown = _grown(model, x, everyone, [s], method, radii)
-        right = int(is_correct(logits_at(model, grown), y).sum())
+        grown = _grown(case, grid, method.scope, radii, everyone, [s])
+        right = int(is_correct(logits_at(case.network, grown), y).sum())
         if start is None or right < before:
             start, before = grown, right
 
     def attempt(start: Perturbation | None) -> Reached:
-        point, logits = _attack(model, x, y, method, radii, start)
+        point, logits = _attack(case, method, grid.at(radii), start)
         flags = ("one-class",) if n > 1 and len(logits.argmax(1).unique()) == 1 else ()
         return Reached(*radii, is_correct(logits, y), attained(logits, y), everyone, point, radii, flags)
 
@@ -170,23 +163,24 @@ def _together(
 
 
 def _each(
-    model: nn.Module, x: Tensor, y: Tensor, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
+    case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
 ) -> Reached:  # fmt: skip
     """A perturbation for each example of its own: only those that are neither lost nor proven are attacked."""
     flags: tuple[str, ...] = ()
+    x, y = case.x, case.y
     if smaller:
         correct = torch.stack([s.correct for s in smaller]).all(0)
         margin = torch.stack([s.margins for s in smaller]).amin(0)
     else:
-        logits = logits_at(model, Perturbation(x))
+        logits = logits_at(case.network, Perturbation(x))  # anew: its passes count
         correct, margin = is_correct(logits, y), attained(logits, y)
         flags = ("one-class",) if len(x) > 1 and len(logits.argmax(1).unique()) == 1 else ()
     rows = (correct if proven is None else correct & ~proven).nonzero().flatten()
     if not len(rows) or not any(radii):
         nothing = rows[:0]
         return Reached(*radii, correct, margin, nothing, Perturbation(x[nothing], scope="sample"), radii, flags)
-    start = _grown(model, x, rows, smaller, method, radii) if smaller else None
-    point, logits = _attack(model, x[rows], y[rows], method, radii, start)
+    start = _grown(case, grid, method.scope, radii, rows, smaller) if smaller else None
+    point, logits = _attack(case.part(rows), method, grid.at(radii), start)
     correct[rows] &= is_correct(logits, y[rows])
     margin[rows] = torch.minimum(margin[rows], attained(logits, y[rows]))
     return Reached(*radii, correct, margin, rows, point, radii, flags)
@@ -202,11 +196,13 @@ def _moves(before: int, right: int, n: int) -> bool:
     return right > 0 and before - right > n * float(high - low) / 2
 
 
-def _grown(model: nn.Module, x: Tensor, rows: Tensor, smaller: Sequence[Reached], method: Method, radii: Radii) -> Perturbation:
-    """What was found in smaller balls, moved as far again as the radii have grown; in scope sample, each row's lower margin."""
-    ball, params = method.unit.scaled(*radii), {n: p.detach() for n, p in model.named_parameters()}
+def _grown(
+    case: Case, grid: Grid, scope: Scope, radii: Radii, rows: Tensor, smaller: Sequence[Reached]
+) -> Perturbation:  # fmt: skip
+    """What was found in smaller balls, scaled to this one; in scope sample, for each row the one with the lower margin."""
+    ball, x, params = grid.at(radii), case.x, {n: p.detach() for n, p in case.network.named_parameters()}
     boxes, box = ball.weight_boxes(params), ball.input_box(x[rows])
-    own = method.scope == "sample"
+    own = scope == "sample"
     x_new = x[rows].clone()
     weights = {n: params[n].expand(len(rows), *params[n].shape).clone() if own else params[n].clone() for n in boxes}
     margin = x.new_full((len(rows),), torch.inf)
@@ -224,20 +220,19 @@ def _grown(model: nn.Module, x: Tensor, rows: Tensor, smaller: Sequence[Reached]
                 weights[name][into] = grown
             else:
                 weights[name] = grown
-    return Perturbation(box.project_(x_new), {n: boxes[n].project_(w) for n, w in weights.items()}, method.scope)
+    return Perturbation(box.project_(x_new), {n: boxes[n].project_(w) for n, w in weights.items()}, scope)
 
 
-def nested(cells: Sequence[Cell], columns: Sequence[float], rows: Sequence[float]) -> list[Cell]:
+def nested(cells: Sequence[Cell], grid: Grid) -> list[Cell]:
     """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
 
     Exact in scope `sample` alone, where each example has its own perturbation.
     """
-    at = {(c.eps_w, c.eps_x): c for c in cells}
-    correct = np.array([[at[w, x].correct for x in columns] for w in rows])
-    reached = margins_of(cells, columns, rows)
+    at = {(c.eps_x, c.eps_w): c for c in cells}
+    correct = np.array([at[radii].correct for radii in grid.points]).reshape(*grid.shape, -1)
+    reached = margins_of(cells, grid)
     for along in (0, 1):
         correct = np.logical_and.accumulate(correct, axis=along)
         reached = np.minimum.accumulate(reached, axis=along)
-    return [
-        replace(at[w, x], correct=correct[i, j], margins=reached[i, j]) for i, w in enumerate(rows) for j, x in enumerate(columns)
-    ]
+    each = zip(grid.points, correct.reshape(len(cells), -1), reached.reshape(len(cells), -1), strict=True)
+    return [replace(at[radii], correct=right, margins=low) for radii, right, low in each]

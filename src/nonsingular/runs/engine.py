@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -34,6 +35,19 @@ DEATHS = 3
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where the work of a run is done, as `engine` takes it.  No result depends on it."""
+
+    workers: int = 1
+    engine: str = "local"
+    address: str | None = None
+
+    def open(self) -> AbstractContextManager[Executor | None]:
+        """See `engine`."""
+        return engine(self.engine, self.workers, self.address)
 
 
 @contextmanager

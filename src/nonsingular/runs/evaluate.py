@@ -7,9 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,12 @@ from nonsingular.network.preconditions import warn
 from nonsingular.results.files import write_json
 from nonsingular.results.surface import EVENTS, FORMAT, RESULTS, Surface
 from nonsingular.runs.directory import check_free, claimed, environment, finished
-from nonsingular.runs.engine import engine as start
-from nonsingular.runs.engine import watched
+from nonsingular.runs.engine import Workplace, watched
 from nonsingular.runs.jobs import Attacked, Certified, Report
 from nonsingular.settings import (
     CertifySettings,
     EvaluateSettings,
+    GridSettings,
     Settings,
 )  # fmt: skip
 
@@ -44,32 +42,49 @@ AGAIN = "nonsingular COMMAND --config config.yaml"
 """How a run is done again from its directory, where the caller does not say it better."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """Who is told of a run.  report: of progress.  announce: of what it is going to be, before it begins."""
+
+    report: Report = lambda what, n: None
+    announce: Callable[[Preflight], None] | None = None
+
+
+QUIETLY = Told()
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What results state of how they were made: machine and versions, and the command line."""
+
+    environment: dict[str, Any]
+    command: str = AGAIN
+
+
 def evaluate_run(
-    settings: EvaluateSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
-    *, engine: str = "local", address: str | None = None, announce: Callable[[Preflight], None] | None = None,
+    settings: EvaluateSettings, out: Path, workplace: Workplace, told: Told = QUIETLY, command: str = AGAIN
 ) -> dict[str, Any]:  # fmt: skip
     """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again.
 
-    workers, engine, address: where the work is done, as in runs/engine.py.  The results do not depend on them.
-    announce: given what the run is going to be, before it begins.
+    workplace: where the work is done.  The results do not depend on it.
     """
     with threads(1):  # as where the work is done
-        job = _rehearsed(settings)
-        return _announced(job, out, workers, engine, address, report, command, announce)
+        job = Attacked(settings)
+        rehearse(job.case.part(slice(1)), job.method, job.grid.largest)
+        return _announced(job, out, workplace, told, command)
 
 
 def _announced(
-    job: Attacked | Certified, out: Path, workers: int, engine: str, address: str | None, report: Report, command: str,
-    announce: Callable[[Preflight], None] | None,
+    job: Attacked | Certified, out: Path, workplace: Workplace, told: Told, command: str
 ) -> dict[str, Any]:  # fmt: skip
     """Says what the run is going to be, unless it goes on with an earlier one, and runs it."""
     new = check_free(out, job.settings)
     if new and job.proposed:
         log.info(job.proposed)
-    if new and announce:
-        found = preflight(job.plan(workers), job.seen, [], seconds=BRIEF)  # the run itself shows the doubts
-        announce(replace(found, about=tuple(job.about())))
-    return _run(job, out, start(engine, workers, address), report, command)
+    if new and told.announce:
+        found = preflight(job.plan(workplace.workers), job.seen, [], seconds=BRIEF)  # the run itself shows the doubts
+        told.announce(replace(found, about=tuple(job.about())))
+    return _run(job, out, workplace, told.report, command)
 
 
 def preflight_run(
@@ -109,56 +124,55 @@ def _preflight(send: Callable[[Any], None], settings: str, certify: bool, worker
             else Attacked(asked, quick=True, on_loaded=loaded)
         )
         plan = job.plan(workers, time.perf_counter() - started)
-        for told in preflights(plan, job.seen, job.doubts, patient=True):
+        for told in preflights(plan, job.seen, job.case.doubts, patient=True):
             send(replace(told, proposed=job.proposed, about=tuple(job.about())))
 
 
-def _rehearsed(settings: EvaluateSettings) -> Attacked:
-    """The job, after one example was attacked in the largest ball."""
-    job = Attacked(settings)
-    rehearse(job.model, job.split.x, job.split.y, job.method, job.columns[-1], job.rows[-1])
-    return job
-
-
 def certify_run(
-    settings: CertifySettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
-    *, engine: str = "local", address: str | None = None, announce: Callable[[Preflight], None] | None = None,
+    settings: CertifySettings, out: Path, workplace: Workplace, told: Told = QUIETLY, command: str = AGAIN
 ) -> dict[str, Any]:  # fmt: skip
     """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
     with threads(1):
-        return _announced(Certified(settings), out, workers, engine, address, report, command, announce)
+        return _announced(Certified(settings), out, workplace, told, command)
 
 
-def _run(
-    job: Attacked | Certified, out: Path, workplace: AbstractContextManager[Executor | None], report: Report, command: str
-) -> dict[str, Any]:
+def _run(job: Attacked | Certified, out: Path, workplace: Workplace, report: Report, command: str) -> dict[str, Any]:
     check_free(out, job.settings)
-    if results := finished(out, job.hashes):
+    if results := finished(out, job.case.hashes):
         return results
-    label, started, surroundings = job.settings.label, time.perf_counter(), environment()
+    started, surroundings = time.perf_counter(), environment()
     fronts: list[dict[str, Any]] = []
-    with workplace as pool, claimed(out, job.settings):
-        warn(job.doubts)
-        found = job.surface(label, out / EVENTS, pool, report)
+    with workplace.open() as pool, claimed(out, job.settings):
+        warn(job.case.doubts)
+        found = job.surface(job.execution(out / EVENTS, pool, report))
         if isinstance(job, Certified) and job.settings.accuracy:
             front = job.front(pool, report)
             fronts = [front_dict(front, share) for share in job.settings.accuracy]
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
-        results = assemble({label: (label, {}, [found])}, [0], job.data, job.settings, surroundings, command)
-        if job.split.columns:
-            results["data"]["columns"] = list(job.split.columns)
-        if job.input_radii:
-            results["data"]["input_radii"] = job.input_radii
-        if job.settings.indices is not None:
-            results["data"]["indices"] = {"file": str(job.settings.indices), "sha256": index_file.sha256(job.settings.indices)}
+        results = record(job, found, job.settings, out / EVENTS, Circumstances(surroundings, command))
+        (model,) = results["models"].values()
         if fronts:
-            results["models"][label]["fronts"] = fronts
-        if isinstance(job, Attacked):
-            if known := job.examples(out / EVENTS):
-                results["models"][label]["examples"] = known
-            if job.settings.masking:
-                results["models"][label]["masking"] = job.masking(found)
+            model["fronts"] = fronts
+        if isinstance(job, Attacked) and job.settings.masking:
+            model["masking"] = job.masking(found)
         write_json(out / RESULTS, results)
+    return results
+
+
+def record(
+    job: Attacked | Certified, found: Surface, settings: GridSettings, events: Path, circumstances: Circumstances
+) -> dict[str, Any]:  # fmt: skip
+    """The results of a run of one model.  settings: as the run states them; those of the job say where things lie now."""
+    label = settings.label
+    results = assemble({label: (label, {}, [found])}, [0], job.data, settings, circumstances)
+    if job.split.columns:
+        results["data"]["columns"] = list(job.split.columns)
+    if job.input_radii:
+        results["data"]["input_radii"] = job.input_radii
+    if job.settings.indices is not None:
+        results["data"]["indices"] = {"file": str(settings.indices), "sha256": index_file.sha256(job.settings.indices)}
+    if isinstance(job, Attacked) and (known := job.examples(events)):
+        results["models"][label]["examples"] = known
     return results
 
 
@@ -175,14 +189,13 @@ def assemble(
     seeds: list[int],
     data: Dataset,
     settings: Settings,
-    surroundings: dict[str, Any],
-    command: str,
+    circumstances: Circumstances,
 ) -> dict[str, Any]:
     """The results of a run: name -> (title, settings, one surface a seed), with everything that names the numbers."""
     a_surface = next(iter(models.values()))[2][0]
     return {
         "format": FORMAT,
-        "command": command,
+        "command": circumstances.command,
         "data": {
             "name": data.name, "split": getattr(settings, "split", "test"), "n": a_surface.n, "classes": list(data.classes),
             "sha256": a_surface.about["data_sha256"],
@@ -198,5 +211,5 @@ def assemble(
             for name, (title, recipe, surfaces) in models.items()
         },
         "config": json.loads(settings.model_dump_json(exclude={"data_dir"})),
-        "environment": surroundings,
+        "environment": circumstances.environment,
     }  # fmt: skip

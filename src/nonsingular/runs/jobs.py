@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,34 @@ import numpy as np
 import torch
 from torch import nn
 
+from nonsingular.catalog import sound
 from nonsingular.certificates.radii import Front, certified_front
-from nonsingular.data.columns import input_axis, moving
-from nonsingular.data.datasets import Dataset, Domain, Split, first_radii, hash_tensors, load
+from nonsingular.data.datasets import Dataset, Domain, Split, first_radii, load
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.attacked import choose, surface
+from nonsingular.evaluation.attacked import surface
 from nonsingular.evaluation.breakdown import examples
-from nonsingular.evaluation.certified import TOGETHER, Parts, Span, certified_part, prove, rehearse_proof
+from nonsingular.evaluation.certified import TOGETHER, certified_part, prove, rehearse_proof
 from nonsingular.evaluation.estimate import Plan
+from nonsingular.evaluation.execution import Execution, Parts, Span
 from nonsingular.evaluation.masking import masking
 from nonsingular.evaluation.preflight import looked_at
-from nonsingular.evaluation.problem import Proof
+from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.schedule import TASKS
 from nonsingular.models import loading
 from nonsingular.models.architectures import Averaged
 from nonsingular.models.loading import load_run
-from nonsingular.network.heads import classifier, told_of_weights
+from nonsingular.network.heads import told_of_weights
 from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
-from nonsingular.results.surface import CONFIG, Surface
+from nonsingular.results.surface import CONFIG, Cell, Surface
 from nonsingular.runs.presets import GRIDS
 from nonsingular.settings import (
     CertifySettings,
     EvaluateSettings,
     TrainSettings,
 )  # fmt: skip
-from nonsingular.threat.ball import JointBall
-from nonsingular.threat.grid import axis
+from nonsingular.threat.columns import moving
+from nonsingular.threat.grid import Grid
 
 Report = Callable[[str, int], None]
 """Progress: (what was done, how many units)."""
@@ -65,35 +66,36 @@ class Job:
         self, settings: EvaluateSettings | CertifySettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
     ) -> None:
         """quick: checks no more examples than can be seen in a few seconds, rehearses nothing.  on_loaded: called before that."""
-        self.model, trained = load_model(settings.model, settings.weights)
+        model, trained = load_model(settings.model, settings.weights)
         name = settings.data or (trained.data if trained else None)
         if name is None:
             raise InvalidInput("which data? give --data a name or a file")
         own: Domain = "own" if settings.domain is None else None if settings.domain == "none" else settings.domain
         classes = settings.classes or (trained.classes if trained else None)
         self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own, classes)
-        self.split = _as_floats_of(self.model, _chosen(self.data, settings))
-        columns, rows, relative, self.proposed = _grid(settings, name, self.split)
-        radii = rows if isinstance(rows, dict) else None
-        unit_x, self.columns = input_axis(columns, self.split.x.shape[1:], self.split.columns)
-        self.rows = axis(1.0, "eps_w") if isinstance(rows, dict) else rows
-        self.input_radii = moving(unit_x, self.split.columns)
+        self.split = _as_floats_of(model, _chosen(self.data, settings))
+        columns, rows, relative, self.proposed = _radii(settings, name, self.split)
+        domain, moves = self.data.domain, settings.moves
+        self.grid = Grid.of(
+            columns, rows, input_shape=self.split.x.shape[1:], columns=self.split.columns, domain=domain, moves=moves,
+            relative=relative,
+        )  # fmt: skip
+        unit = self.grid.unit
+        self.input_radii = moving(unit.eps_x, self.split.columns)
         """Column -> radius of those that move, where the settings name columns."""
-        self.unit = JointBall(unit_x, 1.0 if radii is None else radii, self.data.domain, settings.moves, relative)
-        x, y = self.split.x, self.split.y
         on_loaded()
-        told = told_of_weights(self.model, self.unit)
+        told = told_of_weights(model, unit)
         if (passes := getattr(settings, "expectation", None)) is not None:
-            self.model = Averaged(self.model, passes)
+            model = Averaged(model, passes)
             told.append(f"the logits are means over {passes} forward passes, whose random numbers are the same for all inputs")
-        self.model = classifier(self.model, x, self.unit)
+        case = Case.of(model, self.split.x, self.split.y, unit)
         if quick:
-            self.unit.check_domain(x)
-        self.seen = looked_at(self.model, x, y, self.unit) if quick else torch.arange(len(x), device=x.device)
-        self.doubts = [*told, *check_inputs(self.model, x[self.seen], y[self.seen], self.unit, classes=len(self.data.classes))]
-        self.model_sha256 = hash_tensors(self.model.state_dict())
-        self.data_sha256 = self.split.sha256()
-        domain = "none" if self.data.domain is None else self.data.domain
+            unit.check_domain(case.x)
+        self.seen = looked_at(case, unit) if quick else torch.arange(len(case), device=case.x.device)
+        some = case.part(self.seen)
+        doubts = (*told, *check_inputs(some.network, some.x, some.y, unit, classes=len(self.data.classes)))
+        self.case = replace(case, name=settings.label, doubts=doubts)
+        domain = "none" if domain is None else domain
         self.settings = settings.model_copy(
             update={
                 "data": name,
@@ -109,17 +111,25 @@ class Job:
     def about(self) -> list[str]:
         """What is worth a look before the run: the order of the classes, one logit, the columns that move."""
         told = [self.data.order]
-        if flat_of(self.model) is not None:
+        if flat_of(self.case.network) is not None:
             told.append("the model returns one logit: above 0 is class 1")
         if self.input_radii:
             fixed = self.split.x.shape[1] - len(self.input_radii)
             told.append(f"columns that move, at the largest eps_x: {_radii_of(self.input_radii)}; fixed: {fixed}")
         return told
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Of the model and of the examples, as surfaces record them."""
-        return {"model_sha256": self.model_sha256, "data_sha256": self.data_sha256}
+    def execution(self, log: Path | None, pool: Executor | None, report: Report, keep: bool = True) -> Execution:
+        """The work spread over `pool`, and kept in `log`.  keep: also the perturbations that were found."""
+        submit, parts = (None, None) if pool is None else (self._submit(pool, _task), _parts(self._submit(pool, _part)))
+
+        def on_cell(cell: Cell) -> None:
+            report("cells", 1)
+
+        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"))
+
+    def _submit(self, pool: Executor, task: Callable[..., Any]) -> Callable[..., Future[Any]]:
+        """Has a task of this job done by `pool`, where the job is made again from its settings."""
+        return partial(pool.submit, task, type(self), self.settings.model_dump_json(), self.case.hashes["model_sha256"])
 
 
 def _radii_of(radii: Mapping[str, Any]) -> str:
@@ -128,7 +138,7 @@ def _radii_of(radii: Mapping[str, Any]) -> str:
     )
 
 
-def _grid(settings: EvaluateSettings | CertifySettings, name: str, split: Split) -> tuple[Any, Any, bool, str | None]:
+def _radii(settings: EvaluateSettings | CertifySettings, name: str, split: Split) -> tuple[Any, Any, bool, str | None]:
     """(eps_x, eps_w, relative, what was proposed and why) of these settings: given, of the data set, or from the inputs.
 
     The weight radii of a data set are of its own networks: asked for in multiples of the weights, they are proposed.
@@ -183,53 +193,34 @@ class Attacked(Job):
         self, settings: EvaluateSettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
     ) -> None:  # fmt: skip
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
-        unit = self.unit
-        radii = unit.eps_w if isinstance(unit.eps_w, Mapping) else None
-        self.method = choose(
-            attack=settings.attack, scope=settings.scope, radii=radii, domain=unit.domain, moves=unit.moves,
-            relative=unit.relative, batch_size=settings.batch_size, unit_x=unit.eps_x,
-        )  # fmt: skip
-        self.settings = self.settings.model_copy(update={"attack": self.method.name})
-        self.proof = Proof(settings.certify, unit) if settings.certify else None
-        if self.proof and not quick:
-            rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+        self.method = Method.of(settings.attack, settings.scope, settings.batch_size)
+        self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
+        self.bound = sound(settings.certify) if settings.certify else None
+        if self.bound and not quick:
+            rehearse_proof(self.case, self.grid, self.bound)
 
-    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report, keep: bool = True) -> Surface:
-        """The surface of this job, its work spread over `pool`.  keep: also the perturbations that were found."""
-        settings = self.settings.model_dump_json()
-
-        def submit(task: str, *args: Any) -> Future[Any]:
-            assert pool is not None
-            return pool.submit(_task, settings, self.model_sha256, task, *args)
-
-        return surface(
-            self.model, self.split.x, self.split.y, self.method, self.columns, self.rows, certify=self.settings.certify,
-            name=name, log=log, keep=keep, submit=submit if pool else None, on_cell=lambda cell: report("cells", 1),
-            parts=_parts(Attacked, self, pool), on_part=lambda n: report("examples certified", n), doubts=self.doubts,
-        )  # fmt: skip
+    def surface(self, execution: Execution) -> Surface:
+        """The attacked surface, and the certified one where it is asked for."""
+        return surface(self.case, self.grid, self.method, self.bound, execution)
 
     def examples(self, log: Path) -> dict[str, Any]:
         """What became of single examples, from the log of the finished surface and what lies beside it."""
-        y = self.split.y.long()
-        return examples(self.model, self.split.x, y, self.method, self.columns, self.rows, log)
+        return examples(self.case, self.grid, self.method, log)
 
     def plan(self, workers: int, loading: float = 0.0) -> Plan:
         """What takes time."""
-        return Plan(
-            self.model, self.split.x, self.split.y, self.columns, self.rows, self.unit, self.method, self.proof,
-            masking=self.settings.masking, workers=workers, loading=loading,
-        )  # fmt: skip
+        masks = self.settings.masking
+        return Plan(self.case, self.grid, self.method, self.bound, masking=masks, workers=workers, loading=loading)
 
     def masking(self, found: Surface) -> dict[str, Any]:
-        """Signs of masked gradients where about half of what is right undisturbed is left, both radii as large as they can be."""
+        """Signs of masked gradients where about half of what is right undisturbed remains, both radii as large as they can be."""
         away = np.abs(found.accuracy - found.about["clean_accuracy"] / 2)
-        size = np.minimum.outer(np.linspace(0, 1, len(self.rows)), np.linspace(0, 1, len(self.columns)))
-        i, j = np.unravel_index(np.lexsort((-size.ravel(), np.round(away.ravel(), 1)))[0], away.shape)
-        eps_x, eps_w = self.columns[j], self.rows[i]
-        ball = self.unit.scaled(eps_x, eps_w)
+        size = np.minimum.outer(*(np.linspace(0, 1, points) for points in self.grid.shape))
+        i, j = (int(k) for k in np.unravel_index(np.lexsort((-size.ravel(), np.round(away.ravel(), 1)))[0], away.shape))
+        case, method, (eps_x, eps_w) = self.case, self.method, self.grid.radii(i, j)
         signs = masking(
-            self.model, (self.split.x, self.split.y), ball, scope=self.method.scope, attack=self.method.attack,
-            batch_size=self.method.batch_size,
+            case.network, (case.x, case.y), self.grid.ball(i, j), scope=method.scope, attack=method.attack,
+            batch_size=method.batch_size,
         )  # fmt: skip
         return {"eps_x": eps_x, "eps_w": eps_w, **signs.to_dict()}
 
@@ -243,73 +234,64 @@ class Certified(Job):
         self, settings: CertifySettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
     ) -> None:  # fmt: skip
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
-        self.proof = Proof(settings.method, self.unit)
+        self.bound = sound(settings.bound)
         if not quick:
-            rehearse_proof(self.model, self.split.x, self.split.y, self.proof)
+            rehearse_proof(self.case, self.grid, self.bound)
 
     def plan(self, workers: int, loading: float = 0.0) -> Plan:
         """What takes time."""
-        return Plan(
-            self.model, self.split.x, self.split.y, self.columns, self.rows, self.unit, None, self.proof,
-            fronts=bool(self.settings.accuracy), workers=workers, loading=loading,
-        )  # fmt: skip
+        fronts = bool(self.settings.accuracy)
+        return Plan(self.case, self.grid, bound=self.bound, fronts=fronts, workers=workers, loading=loading)
 
-    def surface(self, name: str, log: Path | None, pool: Executor | None, report: Report) -> Surface:
-        """The certified surface of this job, its work spread over `pool`."""
-        return prove(
-            self.model, self.split.x, self.split.y, self.proof, self.columns, self.rows, log=log,
-            parts=_parts(Certified, self, pool), on_part=lambda n: report("examples certified", n),
-        ).surface(name, self.doubts)  # fmt: skip
+    def surface(self, execution: Execution) -> Surface:
+        """The certified surface."""
+        return prove(self.case, self.grid, self.bound, execution).surface(self.case.doubts)
 
     def front(self, pool: Executor | None, report: Report) -> Front:
         """The largest certified weight radii of the examples at each input radius of the grid, up to the grid's largest."""
-        n, settings = len(self.split.x), self.settings.model_dump_json()
+        n = len(self.case)
         spans = [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
         if pool:
-            futures = [pool.submit(_front, settings, self.model_sha256, span) for span in spans]
+            futures = [self._submit(pool, _front)(span) for span in spans]
             found = [future.result() for future in futures]
         else:
             found = [_front_of(self, span) for span in spans]
         report("radii", n)
-        return Front(tuple(self.columns), torch.cat([f.eps_w for f in found], 1))
+        return Front(self.grid.eps_x, torch.cat([f.eps_w for f in found], 1))
 
 
 @lru_cache(maxsize=4)
 def _job(kind: type[Attacked | Certified], settings: str, model_sha256: str) -> Any:
     job = kind((EvaluateSettings if kind is Attacked else CertifySettings).model_validate_json(settings))  # pyright: ignore[reportArgumentType]
-    if job.model_sha256 != model_sha256:
+    if job.case.hashes["model_sha256"] != model_sha256:
         raise InvalidInput(f"{job.settings.model} returns other weights at each call; give --weights with a safetensors file")
     return job
 
 
-def _task(settings: str, model_sha256: str, task: str, *args: Any) -> Any:
-    job = _job(Attacked, settings, model_sha256)
-    return TASKS[task](job.model, job.split.x, job.split.y, job.method, *args)
+def _task(kind: type[Attacked], settings: str, model_sha256: str, task: str, *args: Any) -> Any:
+    job = _job(kind, settings, model_sha256)
+    return TASKS[task](job.case, job.grid, job.method, *args)
 
 
 def _part(kind: type[Attacked | Certified], settings: str, model_sha256: str, span: Span, attacked: Any) -> Any:
     job = _job(kind, settings, model_sha256)
-    return certified_part(job.model, job.split.x, job.split.y, job.proof, job.columns, job.rows, span, attacked)
+    return certified_part(job.case, job.grid, job.bound, span, attacked)
 
 
-def _front(settings: str, model_sha256: str, span: Span) -> Front:
-    return _front_of(_job(Certified, settings, model_sha256), span)
+def _front(kind: type[Certified], settings: str, model_sha256: str, span: Span) -> Front:
+    return _front_of(_job(kind, settings, model_sha256), span)
 
 
 def _front_of(job: Certified, span: Span) -> Front:
-    at, ball = slice(*span), job.unit.scaled(1.0, job.rows[-1])
-    return certified_front(job.model, job.split.x[at], job.split.y[at], ball, eps_x=job.columns, method=job.settings.method)
+    some, ball = job.case.part(slice(*span)), job.grid.at((1.0, job.grid.eps_w[-1]))
+    return certified_front(some.network, some.x, some.y, ball, eps_x=job.grid.eps_x, bound=job.bound.name)
 
 
-def _parts(kind: type[Attacked | Certified], job: Attacked | Certified, pool: Executor | None) -> Parts | None:
-    """Pieces of a certified surface, done by `pool`."""
-    if pool is None:
-        return None
+def _parts(submit: Callable[..., Future[Any]]) -> Parts:
+    """Pieces of a certified surface, done elsewhere."""
 
     def parts(spans: Sequence[Span], known: Callable[[Span], Any]) -> Iterator[Any]:
-        settings = job.settings.model_dump_json()
-        futures = [pool.submit(_part, kind, settings, job.model_sha256, span, known(span)) for span in spans]
-        for future in as_completed(futures):
+        for future in as_completed([submit(span, known(span)) for span in spans]):
             yield future.result()
 
     return parts

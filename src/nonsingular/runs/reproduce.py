@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nonsingular.data.datasets import Dataset
-from nonsingular.evaluation.attacked import choose, rehearse
-from nonsingular.evaluation.problem import attack_of
+from nonsingular.evaluation.attacked import rehearse
+from nonsingular.evaluation.problem import Case, Method, attack_of
 from nonsingular.models.loading import build
 from nonsingular.results.claims import judge
 from nonsingular.results.files import write_json
 from nonsingular.results.surface import EVENTS, RESULTS, Surface
 from nonsingular.runs.directory import check_free, claimed, environment, finished
-from nonsingular.runs.engine import engine as start
-from nonsingular.runs.evaluate import AGAIN, assemble
+from nonsingular.runs.engine import Workplace
+from nonsingular.runs.evaluate import AGAIN, Circumstances, assemble
 from nonsingular.runs.jobs import Attacked, Report, dataset
 from nonsingular.runs.presets import TITLES
 from nonsingular.runs.train import objective_of, train_run
@@ -27,15 +28,15 @@ from nonsingular.settings import (
     ReproduceSettings,
     TrainSettings,
 )  # fmt: skip
+from nonsingular.threat.ball import JointBall
 
 
 def reproduce(
-    settings: ReproduceSettings, out: Path, workers: int, report: Report = lambda what, n: None, command: str = AGAIN,
-    *, engine: str = "local", address: str | None = None,
+    settings: ReproduceSettings, out: Path, workplace: Workplace, report: Report = lambda what, n: None, command: str = AGAIN
 ) -> dict[str, Any]:  # fmt: skip
     """Trains every model with every seed, attacks each on the grid, judges the claims.  Models and cells run in parallel.
 
-    workers, engine, address: as in `evaluate_run`.
+    workplace: as in `evaluate_run`.
     Returns the results that are also written to results.json.  Progress units: "models" trained, "cells" attacked.
     """
     data = dataset(settings.data, settings.data_dir)
@@ -47,7 +48,7 @@ def reproduce(
     started, surroundings = time.perf_counter(), environment()
     # the costly ones first, so that no worker is left alone with one at the end
     todo = sorted(((name, seed) for name in settings.recipes for seed in seeds), key=lambda job: -_cost(settings.recipes[job[0]]))
-    with ThreadPoolExecutor(len(todo)) as pipelines, start(engine, workers, address) as pool, claimed(out, settings):
+    with ThreadPoolExecutor(len(todo)) as pipelines, workplace.open() as pool, claimed(out, settings):
         each = partial(_train_and_attack, settings, out, pool, report)
         if pool is None:
             found = {job: each(*job) for job in todo}
@@ -59,7 +60,7 @@ def reproduce(
             name: (TITLES.get(name, name), recipe.model_dump(), [found[name, seed] for seed in seeds])
             for name, recipe in settings.recipes.items()
         }
-        results = assemble(models, seeds, data, settings, surroundings, command)
+        results = assemble(models, seeds, data, settings, Circumstances(surroundings, command))
         if judged(settings):
             results["claims"] = judge(results["models"])
         write_json(out / RESULTS, results)
@@ -88,7 +89,8 @@ def _train_and_attack(
         model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
         scope=settings.scope, attack=settings.attack,
     )  # fmt: skip
-    return Attacked(evaluation).surface(name, run / EVENTS, pool, report, keep=False)
+    job = Attacked(evaluation)
+    return replace(job.surface(job.execution(run / EVENTS, pool, report, keep=False)), model=name)
 
 
 def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
@@ -97,8 +99,8 @@ def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():
         objective_of(recipe, data)(model)
-    method = choose(attack=settings.attack, scope=settings.scope, domain=data.domain)
-    rehearse(model, data.test.x, data.test.y, method, settings.eps_x[-1], settings.eps_w[-1])
+    first, ball = data.test.take(1), JointBall(settings.eps_x[-1], settings.eps_w[-1], data.domain)
+    rehearse(Case.of(model, first.x, first.y), Method.of(settings.attack, settings.scope), ball)
 
 
 def _cost(recipe: Recipe) -> int:

@@ -11,20 +11,19 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nonsingular.data.readers import indices as index_file
 from nonsingular.errors import InvalidInput, SoundnessError, Unconfirmed
-from nonsingular.evaluation.attacked import surface
-from nonsingular.evaluation.certified import Span, prove
+from nonsingular.evaluation.execution import Execution, Span
 from nonsingular.models.loading import is_code, load_run
 from nonsingular.report import write
 from nonsingular.results.claims import judge
 from nonsingular.results.files import Log
 from nonsingular.results.surface import CONFIG, EVENTS, RESULTS, Surface
 from nonsingular.runs.directory import read_results
-from nonsingular.runs.evaluate import assemble
+from nonsingular.runs.evaluate import Circumstances, assemble, record
 from nonsingular.runs.jobs import Attacked, Certified, dataset
 from nonsingular.runs.manifest import differences, signed_by
 from nonsingular.runs.presets import TITLES
@@ -32,21 +31,38 @@ from nonsingular.runs.reproduce import judged
 from nonsingular.runs.verification import PAIRS, SURVIVORS, Verification, short
 from nonsingular.runs.verify_again import attack_survivors, prove_again, prove_fronts
 from nonsingular.runs.verify_outcomes import check_perturbations
-from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, read_config, to_yaml
+from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, read_config, with_new_names
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where model and data lie now, where that is not where the settings say."""
+
+    model: str | None = None
+    weights: Path | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How closely a run is looked at.  pairs: certified pairs (example, cell) proven again, None for all.  attacks: survivors
+    attacked again."""
+
+    pairs: int | None = PAIRS
+    attacks: int = SURVIVORS
 
 
 def verify_run(
-    run: Path, *, recompute: int | None = PAIRS, attacks: int = SURVIVORS, model: str | None = None,
-    weights: Path | None = None, data: str | None = None, data_dir: Path | None = None, public_key: Path | None = None,
+    run: Path, effort: Effort = Effort(), where: Whereabouts = Whereabouts(), public_key: Path | None = None
 ) -> Verification:  # fmt: skip
     """Derives a finished run of evaluate, certify or reproduce (demo) again.
 
-    recompute: how many of the certified pairs (example, cell) are proven again; None for all of them.
-    attacks: how many examples that are said to survive are attacked again, from nothing, each in the largest ball where it does;
-        in scopes batch and dataset two cells of one group, if it is not 0.  That nothing was found leaves no trace which could
-        be derived again: a run whose perturbations were weakened or left out everywhere is found out by this alone.
-    model, weights, data, data_dir: where these lie now, if not where the settings say, seen from here, from the run or from a
-        folder above it.  A model that is code (file.py:function) runs: it must be named here.
+    effort: examples that are said to survive are attacked again from nothing, each in the largest ball where it does; in scopes
+        batch and dataset two cells of one group, unless it is 0.  That nothing was found leaves no trace which could be derived
+        again: a run whose perturbations were weakened or left out everywhere is found out by this alone.
+    where: paths of the settings are looked up from here, from the run and from the folders above it.  A model that is code
+        (file.py:function) runs: it must be named here.
     public_key: that must have signed the manifest.
     Raises InvalidInput for a run that is not finished, or damaged, or whose model or data cannot be found.
     Cost: a few passes for every stored perturbation, the pages, and the attacks and certificates asked for.  Memory: that of
@@ -57,19 +73,19 @@ def verify_run(
     found.judge(differences(run), "every file has the hash that the manifest states")
     if public_key is not None:
         found.judge([] if signed_by(run, public_key) else [f"the signature is not of {public_key}"], f"signed by {public_key}")
-    given = {"model": model, "weights": weights, "data": data, "data_dir": data_dir}
     if "recipes" in values:
         settings = checked(ReproduceSettings, values)
-        again = _reproduced(settings, run, results, found, given)
+        again = _reproduced(settings, run, results, found, where)
     else:
         settings = checked(EvaluateSettings if "scope" in values else CertifySettings, values)
-        again = _one(settings, run, results, found, given, recompute, attacks)
-    if (run / CONFIG).read_text(encoding="utf-8") != to_yaml(settings):
+        again = _one(settings, run, results, found, where, effort)
+    if with_new_names(values) != json.loads(settings.model_dump_json()):
         found.wrong.append(f"{CONFIG} is not as a run writes it")
     for part in ("environment", "command"):
         found.open.append(f"{part}: as the run states it")
     if again is not None:
-        unequal = list(_unequal(results, json.loads(json.dumps(again)), ""))
+        said = {**results, "config": with_new_names(results.get("config"))}
+        unequal = list(_unequal(said, json.loads(json.dumps(again)), ""))
         found.judge(
             [f"{RESULTS}: {path} is {short(a)}, derived again {short(b)}" for path, a, b in unequal],
             f"{RESULTS}: every outcome, accuracy, interval and area follows from the log, the settings, the model and the data",
@@ -107,25 +123,20 @@ def _at(value: Any, run: Path) -> Any:
     return next((str(p) for p in above if p.exists()), value)
 
 
-def _located(settings: Any, run: Path, given: Mapping[str, Any]) -> Any:
+def _located(settings: Any, run: Path, where: Whereabouts) -> Any:
     """The settings with what they name at the place where it is now."""
-    if given["model"] is None and is_code(_at(settings.model, run)):
+    if where.model is None and is_code(_at(settings.model, run)):
         raise InvalidInput(
             f"the model of this run is '{settings.model}', which is code and would be run; if you trust it, name it: "
             f"nonsingular verify {run} --model {settings.model}"
         )
-    found = {
-        "model": given["model"] or _at(settings.model, run),
-        "weights": given["weights"] or _at(settings.weights, run),
-        "data": given["data"] or _at(settings.data, run),
-        "data_dir": given["data_dir"] or _at(settings.data_dir, run),
-        "indices": _at(settings.indices, run),
-    }
+    found = {name: given or _at(getattr(settings, name), run) for name, given in vars(where).items()}
+    found["indices"] = _at(settings.indices, run)
     paths = ("weights", "data_dir", "indices")
     return settings.model_copy(update={k: Path(v) if v and k in paths else v for k, v in found.items()})
 
 
-def _again(job: Attacked | Certified, name: str, log: Path) -> Surface:
+def _again(job: Attacked | Certified, log: Path) -> Surface:
     """The surface of a job whose every piece is in its log.  Raises Unconfirmed if one is not."""
 
     def refuse(task: str, *args: Any) -> Future[Any]:
@@ -136,33 +147,28 @@ def _again(job: Attacked | Certified, name: str, log: Path) -> Surface:
             raise Unconfirmed(f"{EVENTS} lacks certificates of this run")
         return iter(())
 
-    x, y, columns, rows = job.split.x, job.split.y.long(), job.columns, job.rows
-    if isinstance(job, Certified):
-        return prove(job.model, x, y, job.proof, columns, rows, log=log, parts=parts).surface(name)
-    return surface(
-        job.model, x, y, job.method, columns, rows, certify=job.settings.certify, name=name, log=log, keep=False, submit=refuse,
-        parts=parts, doubts=job.doubts,
-    )  # fmt: skip
+    return job.surface(Execution(log, keep=False, submit=refuse, parts=parts))
 
 
 def _one(
     settings: EvaluateSettings | CertifySettings, run: Path, results: Mapping[str, Any], found: Verification,
-    given: Mapping[str, Any], recompute: int | None, attacks: int,
+    where: Whereabouts, effort: Effort,
 ) -> dict[str, Any] | None:  # fmt: skip
-    here = _located(settings, run, given)
+    here = _located(settings, run, where)
     job = Attacked(here) if isinstance(here, EvaluateSettings) else Certified(here)
     about = [s["about"] for m in results["models"].values() for s in m["surfaces"]]
     stated = {a.get(k) for a in about for k in ("model_sha256", "data_sha256")}
     changed = [
-        f"the {k.partition('_')[0]} is another one than {RESULTS} states" for k, v in job.hashes.items() if v not in stated
+        f"the {k.partition('_')[0]} is another one than {RESULTS} states" for k, v in job.case.hashes.items() if v not in stated
     ]
     found.judge(changed, "model and data have the hashes that the results state")
-    log, label = run / EVENTS, settings.label
+    log = run / EVENTS
+    job.case = replace(job.case, name=settings.label)
     if not any(True for _ in Log(log)):
         found.wrong.append(f"{EVENTS} is missing or empty")
         return None
     try:
-        again_surface = _again(job, label, log)
+        again_surface = _again(job, log)
     except Unconfirmed as e:
         found.wrong.append(str(e))
         return None
@@ -170,20 +176,11 @@ def _one(
         found.wrong.append(f"{EVENTS}: example {e.example} is certified and lost at ({e.eps_x:g}, {e.eps_w:g})")
         return None
     model = next(iter(results["models"].values()))
-    again = assemble(
-        {label: (label, {}, [again_surface])}, [0], job.data, settings, results.get("environment", {}), results["command"]
-    )
-    if job.split.columns:
-        again["data"]["columns"] = list(job.split.columns)
-    if job.input_radii:
-        again["data"]["input_radii"] = job.input_radii
-    if here.indices is not None:
-        again["data"]["indices"] = {"file": str(settings.indices), "sha256": index_file.sha256(here.indices)}
+    circumstances = Circumstances(results.get("environment", {}), results["command"])
+    again = record(job, again_surface, settings, log, circumstances)
     if isinstance(job, Attacked):
         check_perturbations(job, run, again_surface, found)
-        if known := job.examples(log):
-            again["models"][label]["examples"] = known
-        attack_survivors(job, again_surface, found, attacks)
+        attack_survivors(job, again_surface, found, effort.attacks)
         if job.settings.masking != ("masking" in model):
             found.wrong.append(
                 f"{RESULTS}: the signs of masked gradients are {'missing' if job.settings.masking else 'not asked for'}"
@@ -194,9 +191,9 @@ def _one(
         found.wrong.append(f"{RESULTS}: the fronts of certified radii are missing")
     proven = again_surface.certified if isinstance(job, Attacked) else again_surface
     if proven is not None and proven.outcomes is not None:
-        prove_again(job, proven.outcomes, found, recompute)
+        prove_again(job, proven.outcomes, found, effort.pairs)
     if isinstance(job, Certified) and "fronts" in model:
-        prove_fronts(job, model["fronts"], found, recompute)
+        prove_fronts(job, model["fronts"], found, effort.pairs)
     return again
 
 
@@ -204,13 +201,13 @@ def _one(
 
 
 def _reproduced(
-    settings: ReproduceSettings, run: Path, results: Mapping[str, Any], found: Verification, given: Mapping[str, Any]
+    settings: ReproduceSettings, run: Path, results: Mapping[str, Any], found: Verification, where: Whereabouts
 ) -> dict[str, Any] | None:  # fmt: skip
     """Every surface from its log, and the claims from these.  `reproduce` keeps no perturbations."""
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
-    where = given["data_dir"] or _at(settings.data_dir, run)
-    found_at = given["data"] or _at(settings.data, run)
-    data, models = dataset(found_at, where and Path(where)), dict[str, Any]()
+    folder_of_data, found_at = where.data_dir or _at(settings.data_dir, run), where.data or _at(settings.data, run)
+    data_dir = folder_of_data and Path(folder_of_data)
+    data, models = dataset(found_at, data_dir), dict[str, Any]()
     for name, recipe in settings.recipes.items():
         surfaces: list[Surface] = []
         for seed in seeds:
@@ -219,19 +216,19 @@ def _reproduced(
                 found.wrong.append(f"models/{name}-seed{seed}/{EVENTS} is missing")
                 return None
             asked = EvaluateSettings(
-                model=str(folder), data=found_at, data_dir=where and Path(where), split=settings.split, limit=settings.limit,
+                model=str(folder), data=found_at, data_dir=data_dir, split=settings.split, limit=settings.limit,
                 eps_x=settings.eps_x, eps_w=settings.eps_w, scope=settings.scope, attack=settings.attack,
             )  # fmt: skip
             trained = load_run(folder)[1]
             if (trained.recipe, trained.network, trained.seed) != (recipe, settings.network, seed):
                 found.wrong.append(f"models/{name}-seed{seed} was trained with other settings than {CONFIG} says")
             try:
-                surfaces.append(_again(Attacked(asked), name, folder / EVENTS))
+                surfaces.append(replace(_again(Attacked(asked), folder / EVENTS), model=name))
             except Unconfirmed as e:
                 found.wrong.append(f"{name}, seed {seed}: {e}")
                 return None
         models[name] = (TITLES.get(name, name), recipe.model_dump(), surfaces)
-    again = assemble(models, seeds, data, settings, results.get("environment", {}), results["command"])
+    again = assemble(models, seeds, data, settings, Circumstances(results.get("environment", {}), results["command"]))
     if judged(settings):
         again["claims"] = judge(again["models"])
     found.open.append("outcomes: reproduce keeps no perturbations, so they are those of the log and no more")

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nonsingular.certificates.certify import Prover
+from nonsingular.certificates.certify import Prover, verified
 from nonsingular.network.calling import logits_at
-from nonsingular.network.margins import attained, is_correct, worst_margin
+from nonsingular.network.margins import attained, is_correct
 from nonsingular.results.statistics import wilson
 from nonsingular.results.surface import RESULTS, Surface
 from nonsingular.runs.evaluate import front_dict
 from nonsingular.runs.jobs import Attacked, Certified
 from nonsingular.runs.verification import TOLERANCE, Verification
-from nonsingular.threat.perturbation import Perturbation
 
 
 def attack_survivors(job: Attacked, again: Surface, found: Verification, attacks: int) -> None:
@@ -33,7 +32,7 @@ def attack_survivors(job: Attacked, again: Surface, found: Verification, attacks
     tried, broken = (_attacked_cells if shared else _attacked_examples)(
         job, again.outcomes if shared else said, min(attacks, total)
     )
-    text = f"{broken} of {tried} examples that count as surviving break under {job.method.name}, run again"
+    text = f"{broken} of {tried} examples that count as surviving break under {job.method.attack.name}, run again"
     if broken > max(1, tried // 2) or (shared and broken):
         found.wrong.append(f"{text}: what {RESULTS} says survives was not attacked like this")
     elif tried:
@@ -46,8 +45,7 @@ def attack_survivors(job: Attacked, again: Surface, found: Verification, attacks
 
 def _attacked_examples(job: Attacked, said: NDArray[np.bool_], attacks: int) -> tuple[int, int]:
     """(tried, broken): random examples, each in the largest ball where it survives."""
-    x, y = job.split.x, job.split.y.long()
-    size = np.add.outer(np.arange(len(job.rows)), np.arange(len(job.columns)))[:, :, None] * said
+    size = np.add.outer(*map(np.arange, job.grid.shape))[:, :, None] * said
     some = np.flatnonzero(size.any((0, 1)))
     chosen = SystemRandom().sample(some.tolist(), min(attacks, len(some)))
     at: dict[tuple[int, int], list[int]] = {}
@@ -56,22 +54,22 @@ def _attacked_examples(job: Attacked, said: NDArray[np.bool_], attacks: int) -> 
         at.setdefault((int(i), int(j)), []).append(k)
     broken = 0
     for (i, j), here in at.items():
-        rows, ball = torch.tensor(here), job.method.unit.scaled(job.columns[j], job.rows[i])
-        point = job.method.attack(job.model, x[rows], y[rows], ball, scope="sample").check(job.model, x[rows], ball)
-        broken += int((attained(logits_at(job.model, point), y[rows]) < -TOLERANCE).sum())
+        some, ball = job.case.part(torch.tensor(here)), job.grid.ball(i, j)
+        point = job.method.attack(some.network, some.x, some.y, ball, scope="sample").check(some.network, some.x, ball)
+        broken += int((attained(logits_at(some.network, point), some.y) < -TOLERANCE).sum())
     return len(chosen), broken
 
 
 def _attacked_cells(job: Attacked, outcomes: NDArray[np.bool_], attacks: int) -> tuple[int, int]:
     """(tried, broken): one group, in its largest ball and in a random one; broken: how many fewer are right, beyond noise."""
-    x, y = job.split.x, job.split.y.long()
-    start, stop = SystemRandom().choice(job.method.groups(job.model, len(x)))
-    cells = [(i, j) for i, r in enumerate(job.rows) for j, c in enumerate(job.columns) if r or c]
+    start, stop = SystemRandom().choice(job.method.groups(job.case, job.grid.unit))
+    group, (rows, columns) = job.case.part(slice(start, stop)), job.grid.shape
+    cells = [(i, j) for i in range(rows) for j in range(columns) if any(job.grid.radii(i, j))]
     tried = broken = 0
     for i, j in {cells[-1], SystemRandom().choice(cells)} if attacks and cells else ():
-        ball = job.method.unit.scaled(job.columns[j], job.rows[i])
-        point = job.method.attack(job.model, x[start:stop], y[start:stop], ball, scope=job.method.scope)
-        right = int(is_correct(logits_at(job.model, point.check(job.model, x[start:stop], ball)), y[start:stop]).sum())
+        ball = job.grid.ball(i, j)
+        point = job.method.attack(group.network, group.x, group.y, ball, scope=job.method.scope)
+        right = int(is_correct(logits_at(group.network, point.check(group.network, group.x, ball)), group.y).sum())
         low, high = wilson(right, stop - start)
         fewer = int(outcomes[i, j, start:stop].sum()) - right
         tried += stop - start
@@ -87,23 +85,21 @@ def prove_again(job: Attacked | Certified, held: NDArray[np.bool_], found: Verif
     if recompute is not None and recompute < len(pairs):
         pairs = pairs[SystemRandom().sample(range(len(pairs)), recompute)]
     total = int(held.sum())
-    assert job.proof is not None  # something is certified
-    prove, x, y = Prover(job.model, job.proof.method), job.split.x, job.split.y.long()
-    with torch.no_grad():
-        right = is_correct(logits_at(job.model, Perturbation(x)), y).cpu().numpy()
+    assert job.bound is not None  # something is certified
+    prove, right = Prover(job.case.network, job.bound.name), job.case.right.cpu().numpy()
     failed: list[str] = []
     for i, j in np.unique(pairs[:, :2], axis=0):
         todo = pairs[(pairs[:, 0] == i) & (pairs[:, 1] == j)][:, 2]
         for a, b in [(int(i), int(j)), *_larger(held, int(i), int(j))]:
             here = np.array([k for k in todo if held[a, b, k]], dtype=np.int64)
             if len(here):
-                at = torch.from_numpy(here)
-                lower = prove(x[at], y[at], job.proof.unit.scaled(job.columns[b], job.rows[a]))
-                good = ((worst_margin(lower, y[at]) > 0) & torch.isfinite(lower).all(1)).cpu().numpy() & right[here]
+                some = job.case.part(torch.from_numpy(here))
+                good = verified(prove(some.x, some.y, job.grid.ball(a, b)), some.y).cpu().numpy() & right[here]
                 todo = np.setdiff1d(todo, here[good])
         if len(todo):
+            eps_x, eps_w = job.grid.radii(i, j)
             failed.append(
-                f"at (eps_x, eps_w) = ({job.columns[j]:g}, {job.rows[i]:g}) the bound does not certify "
+                f"at (eps_x, eps_w) = ({eps_x:g}, {eps_w:g}) the bound does not certify "
                 f"{', '.join(map(str, todo[:5]))}{' ...' if len(todo) > 5 else ''}"
             )
     found.judge(failed, f"{len(pairs)} of {total} certified pairs (example, cell) are proven again")
@@ -124,15 +120,15 @@ def prove_fronts(job: Certified, said: Any, found: Verification, recompute: int 
         found.judge([] if said == again else [f"{RESULTS}: fronts are not those computed again"], "fronts of certified radii")
         return
     wrong = [] if [f["accuracy"] for f in said] == list(job.settings.accuracy) else [f"{RESULTS}: fronts are of other shares"]
-    x, y = job.split.x, job.split.y.long()
+    case, prove = job.case, Prover(job.case.network, job.bound.name)
     for front in said if recompute else ():
         radii = [(c, r) for c, r in zip(front["eps_x"], front["eps_w"], strict=True) if r is not None]
-        if tuple(front["eps_x"]) != tuple(job.columns):
+        if tuple(front["eps_x"]) != job.grid.eps_x:
             wrong.append(f"{RESULTS}: a front is at other input radii than the grid")
         elif radii:
             eps_x, eps_w = SystemRandom().choice(radii)
-            lower = Prover(job.model, job.proof.method)(x, y, job.proof.unit.scaled(eps_x, eps_w))
-            share = float(((worst_margin(lower, y) > 0) & torch.isfinite(lower).all(1)).double().mean())
+            lower = prove(case.x, case.y, job.grid.at((eps_x, eps_w)))
+            share = verified(lower, case.y).double().mean().item()
             if share < front["accuracy"] - 1e-9:
                 wrong.append(
                     f"{RESULTS}: fronts say {front['accuracy']:g} at ({eps_x:g}, {eps_w:g}), where {share:g} is certified"

@@ -12,16 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.certified import identity
-from nonsingular.evaluation.problem import key_of
-from nonsingular.evaluation.stored import FOLDER, Found, Radii, read_found
+from nonsingular.evaluation.stored import FOLDER, Found, read_found
 from nonsingular.network.calling import logits_at
-from nonsingular.network.margins import attained, is_correct
+from nonsingular.network.margins import attained
 from nonsingular.results.files import Log
 from nonsingular.results.surface import EVENTS, RESULTS, Cell, Surface
 from nonsingular.runs.jobs import Attacked
 from nonsingular.runs.verification import TOLERANCE, Verification
-from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.grid import Radii
 
 
 def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verification) -> None:
@@ -30,8 +28,8 @@ def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verific
     assert again.outcomes is not None
     stored = stored_perturbations(job, run / FOLDER)
     total = sum(len(numbers) for several in stored.values() for _, numbers, _ in several)
-    wrong_at_x = _wrong_at_x(job)
-    off = [r for r in stored if r[0] not in job.columns or r[1] not in job.rows]
+    wrong_at_x = ~job.case.right.cpu().numpy()
+    off = [r for r in stored if r not in job.grid.points]
     lost_somewhere = bool((~again.outcomes & ~wrong_at_x).any())
     if not stored and lost_somewhere:
         found.wrong.append(f"{FOLDER} is missing: nothing shows that the examples that count as lost are")
@@ -39,8 +37,8 @@ def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verific
     lost = lost_to(stored, job, run / EVENTS)
     differ = [f"a stored perturbation lies at {r}, which is no point of the grid" for r in off]
     undecided = 0
-    for i, eps_w in enumerate(job.rows):
-        for j, eps_x in enumerate(job.columns):
+    for i, eps_w in enumerate(job.grid.eps_w):
+        for j, eps_x in enumerate(job.grid.eps_x):
             odd = np.flatnonzero(lost[i, j] != ~again.outcomes[i, j])
             near = _near(odd, stored)
             undecided += len(near)
@@ -62,11 +60,11 @@ def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verific
 
 def _fits(one: Found, job: Attacked, path: Path) -> None:
     """Raises InvalidInput for tensors that do not fit the data or the model."""
-    n, rows = len(job.split.x), one.rows
+    n, rows = len(job.case), one.rows
     good = (
         rows.dtype == torch.int64 and rows.dim() == 1 and bool(((rows >= 0) & (rows < n)).all()) and one.scope == job.method.scope
-        and "x" in one.tensors and one.tensors["x"].shape == (len(rows), *job.split.x.shape[1:])
-        and one.tensors["x"].dtype == job.split.x.dtype and all(map(math.isfinite, one.radii)) and min(one.radii) >= 0
+        and "x" in one.tensors and one.tensors["x"].shape == (len(rows), *job.case.x.shape[1:])
+        and one.tensors["x"].dtype == job.case.x.dtype and all(map(math.isfinite, one.radii)) and min(one.radii) >= 0
     )  # fmt: skip
     if not good:
         raise InvalidInput(f"{path} holds perturbations that do not fit this data or this scope")
@@ -74,13 +72,13 @@ def _fits(one: Found, job: Attacked, path: Path) -> None:
 
 def _margins(one: Found, job: Attacked, chunk: int = 64) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Numbers of its examples and the margins that the model attains there.  Raises InvalidInput outside its ball."""
-    x, y, unit = job.split.x, job.split.y.long(), job.method.unit
+    case, grid = job.case, job.grid
     margins: list[torch.Tensor] = []
     for some in torch.arange(len(one.rows)).split(chunk if one.scope == "sample" else max(1, len(one.rows))):
         part = one.part(some)
         try:
-            point = part.point(job.model, unit).check(job.model, x[part.rows], unit.scaled(*one.radii))
-            margins.append(attained(logits_at(job.model, point), y[part.rows]))
+            point = part.point(case.network, grid.unit).check(case.network, case.x[part.rows], grid.at(one.radii))
+            margins.append(attained(logits_at(case.network, point), case.y[part.rows]))
         except (AssertionError, RuntimeError, KeyError, IndexError) as e:
             raise InvalidInput(f"a stored perturbation is not within ({one.radii[0]:g}, {one.radii[1]:g}): {e}") from None
     joined = torch.cat(margins) if margins else torch.zeros(0)
@@ -103,36 +101,30 @@ def stored_perturbations(job: Attacked, folder: Path) -> Stored:
     return stored
 
 
-def _wrong_at_x(job: Attacked) -> NDArray[np.bool_]:
-    with torch.no_grad():
-        return ~is_correct(logits_at(job.model, Perturbation(job.split.x)), job.split.y.long()).cpu().numpy()
-
-
 def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
     """(rows, columns, n) what the stored perturbations break, by the rule of the scope.
 
     sample: an example that is broken in a ball is broken in every larger one.  batch, dataset, and attacks that take no start:
     what the perturbation breaks that the log names for a group and a cell.
     """
-    n = len(job.split.x)
-    lost = np.zeros((len(job.rows), len(job.columns), n), dtype=bool)
-    nested = job.method.scope == "sample" and job.method.nested
-    if nested:
-        lost |= _wrong_at_x(job)
+    n, grid = len(job.case), job.grid
+    lost = np.zeros((*grid.shape, n), dtype=bool)
+    if job.method.alone:
+        lost |= ~job.case.right.cpu().numpy()
     broken: dict[Radii, NDArray[np.bool_]] = {}
     for radii, several in stored.items():
         at = broken.setdefault(radii, np.zeros(n, dtype=bool))
         for _, numbers, margins in several:
             at[numbers[~(margins > 0)]] = True
-    if nested:
+    if job.method.alone:
         for radii, at in broken.items():
-            within = np.logical_and.outer(np.array(job.rows) >= radii[1], np.array(job.columns) >= radii[0])
+            within = np.logical_and.outer(np.array(grid.eps_w) >= radii[1], np.array(grid.eps_x) >= radii[0])
             lost |= within[:, :, None] & at
         return lost
     for span, cell in _cells(job, log):
         origin, group = cell.origin or (cell.eps_x, cell.eps_w), slice(*span)
-        if origin in broken and cell.eps_x in job.columns and cell.eps_w in job.rows:
-            lost[job.rows.index(cell.eps_w), job.columns.index(cell.eps_x), group] |= broken[origin][group]
+        if origin in broken and (cell.eps_x, cell.eps_w) in grid.points:
+            lost[grid.eps_w.index(cell.eps_w), grid.eps_x.index(cell.eps_x), group] |= broken[origin][group]
     if job.method.scope == "sample" and not job.method.attack.raw:
         np.logical_or.accumulate(lost, axis=0, out=lost)
         np.logical_or.accumulate(lost, axis=1, out=lost)
@@ -141,16 +133,16 @@ def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
 
 def _weaker(job: Attacked, outcomes: NDArray[np.bool_], stored: Stored) -> list[str]:
     """Cells where one W' for a group, stored for a ball within, leaves fewer right than the run counts there."""
-    groups, wrong = job.method.groups(job.model, len(job.split.x)), set[Radii]()
+    grid, groups, wrong = job.grid, job.method.groups(job.case, job.grid.unit), set[Radii]()
     for radii, several in stored.items():
         for _, numbers, margins in several:
             if not len(numbers):
                 continue
             start, stop = next(g for g in groups if g[0] <= int(numbers[0]) < g[1])
             broken = int((margins <= -TOLERANCE / 100).sum())
-            for i, j in np.argwhere(np.logical_and.outer(np.array(job.rows) >= radii[1], np.array(job.columns) >= radii[0])):
+            for i, j in np.argwhere(np.logical_and.outer(np.array(grid.eps_w) >= radii[1], np.array(grid.eps_x) >= radii[0])):
                 if broken > int((~outcomes[i, j, start:stop]).sum()):
-                    wrong.add((job.columns[j], job.rows[i]))
+                    wrong.add(grid.radii(i, j))
     return [
         f"at (eps_x, eps_w) = ({c:g}, {r:g}) a stored perturbation leaves fewer right than {RESULTS} says"
         for c, r in sorted(wrong)
@@ -159,9 +151,7 @@ def _weaker(job: Attacked, outcomes: NDArray[np.bool_], stored: Stored) -> list[
 
 def _cells(job: Attacked, log: Path) -> Iterator[tuple[tuple[int, int], Cell]]:
     """The cells of the log that count, group by group; of a cell that was written twice, the last."""
-    x, y = job.split.x, job.split.y.long()
-    with torch.no_grad():
-        key = key_of(job.method, identity(job.model, x, y, logits_at(job.model, Perturbation(x))))
+    key = job.method.key(job.case, job.grid.unit)
     latest: dict[tuple[tuple[int, int], Radii], Cell] = {}
     for entry in Log(log):
         for cell in map(Cell.from_dict, entry.get("cells", ()) if entry.get("key") == key else ()):

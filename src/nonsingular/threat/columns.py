@@ -11,27 +11,10 @@ import torch
 from torch import Tensor
 
 from nonsingular.errors import InvalidInput
-from nonsingular.threat.grid import axis
 from nonsingular.threat.radius import Radius, checked_radius, ends
 
 SHOWN = 8
 """Names of columns that an error lists."""
-
-
-def input_axis(eps_x: Any, shape: Sequence[int], columns: Sequence[str] = ()) -> tuple[Radius, tuple[float, ...]]:
-    """What the axis of input radii multiplies, and the axis.
-
-    A number or a row of numbers is the axis, of radii for all elements.  A mapping from columns to radii, or an array of two or
-    more dimensions, with or without a first dimension of 1 for the examples, is the radius of each element, and the axis is its
-    fraction, 0 to 1.
-    shape: of one input.  columns: their names, if they have some.
-    """
-    if isinstance(eps_x, Mapping):
-        return by_column(eps_x, shape, columns), axis(1.0, "eps_x")
-    if getattr(eps_x, "ndim", 0) > 1:
-        of_one = eps_x[0] if eps_x.ndim > len(shape) and len(eps_x) == 1 else eps_x
-        return checked_radius("eps_x", of_one), axis(1.0, "eps_x")
-    return 1.0, axis(eps_x, "eps_x")
 
 
 def by_column(radii: Mapping[Any, Any], shape: Sequence[int], columns: Sequence[str] = ()) -> Radius:
