@@ -12,7 +12,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
-from nonsingular.catalog import BOUNDS
+from nonsingular.catalog import BOUNDS, OTHER, Bound
 from nonsingular.certificates import certify as certification
 from nonsingular.certificates.certify import certify, decide
 from nonsingular.certificates.radii import Front, certified_front, certified_radius
@@ -43,7 +43,7 @@ def test_close_calls_are_computed_again_in_float64(monkeypatch):
         low = torch.tensor([[5.0], [-5.0], [1e-6 if x.dtype == torch.float32 else -1e-6]], dtype=x.dtype)
         return low[-len(x) :].expand(-1, 3).scatter(1, y[:, None], 0.0)
 
-    monkeypatch.setattr(certification, "lookup", lambda *_: bound)
+    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, bound, card=OTHER))
     model, x, y = small(n=3)
     found = certify(model, x, y, JointBall(0.01, 0.01), dtype=torch.float32)
     assert asked == [(torch.float32, 3), (torch.float64, 1)]
@@ -55,7 +55,7 @@ def test_float32_is_nan_safe(monkeypatch):
     def bound(model, x, y, ball):
         return torch.full((len(x), 3), math.nan, dtype=x.dtype)
 
-    monkeypatch.setattr(certification, "lookup", lambda *_: bound)
+    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, bound, card=OTHER))
     model, x, y = small()
     assert certify(model, x, y, JointBall(0.01, 0.01), dtype=torch.float32).accuracy == 0
 

@@ -209,6 +209,8 @@ def test_every_flag_states_its_default(command):
     defaults = {name: f.default for schema in schemas for name, f in schema.model_fields.items()}
     for argument in app[command].assemble_argument_collection():
         text, name = argument.parameter.help or "", argument.name.removeprefix("--").replace("-", "_")
+        if argument.name == "*" or not argument.parameter.show:
+            continue  # what holds flags, and old names
         positional = not argument.name.startswith("--")
         if argument.required or argument.show_default or (positional and argument.field_info.default is not None):
             continue  # nothing to be left out, or shown as [default: ...]
@@ -433,7 +435,7 @@ TRAIN = ("train", "--epochs", 1, "--out", "out", "--quiet")
 MISTAKES = {
     "unknown command": (("evalute",), "evaluate"),
     "unknown flag": (("train", "--epchs", 3), "--epochs"),
-    "bad number": (("train", "--epochs", "x", "--out", "out"), "--epochs"),
+    "bad number": (("train", "--epochs", "x", "--out", "out"), "recipe.epochs"),
     "no value": (("train", "--epochs"), "--epochs"),
     "flag twice": ((*EVALUATE, "--eps-x", 0, "--eps-x", 1), "--eps-x"),
     "no model": (("evaluate",), "model"),
@@ -536,19 +538,19 @@ MISTAKES = {
     "reproduce of other data": (("reproduce", "--data", "cifar10", "--out", "out"), "cifar10"),
     "reproduce without data": (("reproduce", "--data", "mnist", "--data-dir", "nowhere", "--out", "out", "--quiet"), "nowhere"),
     "report of nothing": (("report", "nowhere"), "nowhere"),
-    "unknown bound": ((*CERTIFY, *GRID, "--method", "crwn"), "crown"),
-    "a bound that is none": ((*CERTIFY, *GRID, "--method", "theorem1-printed"), "sound bound"),
+    "unknown bound": ((*CERTIFY, *GRID, "--bound", "crwn"), "crown"),
+    "a bound that is none": ((*CERTIFY, *GRID, "--bound", "theorem1-printed"), "sound bound"),
     "a share above one": ((*CERTIFY, *GRID, "--accuracy", "0.9,1.5"), "1.5"),
     "a share that is no number": ((*CERTIFY, *GRID, "--accuracy", "most"), "most"),
     "certify without a rule": ((*CERTIFY[:1], "m.py:odd", *CERTIFY[2:], *GRID), "glu"),
-    "theorem on a convolution": ((*CERTIFY[:1], "m.py:conv", *CERTIFY[2:], *GRID, "--method", "theorem1"), "conv2d"),
+    "theorem on a convolution": ((*CERTIFY[:1], "m.py:conv", *CERTIFY[2:], *GRID, "--bound", "theorem1"), "conv2d"),
     "evaluate with an unknown bound": ((*EVALUATE, *GRID, "--certify", "ibp"), "interval"),
     "evaluate and certify without a rule": (
         ("evaluate", "m.py:odd", *EVALUATE[2:], *GRID, "--attack", "paper", "--certify", "crown"), "glu",
     ),
     "report of a training run": (("report", "foreign"), "results.json"),
 }  # fmt: skip
-USAGE = {"unknown command", "unknown flag", "bad number", "no value", "flag twice", "two models"}
+USAGE = {"unknown command", "unknown flag", "no value", "flag twice", "two models"}
 
 
 def complaint(code, err, name, quoted):

@@ -20,8 +20,8 @@ import pytest
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
 from nonsingular.results.files import Log
-from nonsingular.runs.engine import DEATHS, _kind, _task, engine
-from nonsingular.runs.evaluate import evaluate_run
+from nonsingular.runs.engine import DEATHS, Workplace, _kind, _task, engine
+from nonsingular.runs.evaluate import Told, evaluate_run
 from nonsingular.settings import EvaluateSettings, checked
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'nonsingular[ray]'")
@@ -51,9 +51,6 @@ GATED = f"""
 import os, time
 from pathlib import Path
 from nonsingular.models.loading import load_run
-from nonsingular.runs.engine import Workplace
-from nonsingular.runs.engine import Workplace
-from nonsingular.runs.evaluate import Told
 HERE = Path(__file__).parent
 
 def net():

@@ -558,7 +558,7 @@ def test_a_certificate_is_the_bound_in_float64(bias):
     assert c.margins.shape == (30, 3)
     assert c.margins.dtype == torch.float64
     assert c.verified.shape == (30,)
-    assert (c.method, c.scope) == ("theorem1", "sample")
+    assert (c.bound, c.scope) == ("theorem1", "sample")
     rows = c.margins.tolist()
     by_hand = [min(v for j, v in enumerate(row) if j != t) > 0 for row, t in zip(rows, y.tolist(), strict=True)]
     assert c.verified.tolist() == by_hand

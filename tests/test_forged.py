@@ -17,7 +17,7 @@ from nonsingular.results.surface import pack
 from nonsingular.runs.directory import read_results
 from nonsingular.runs.manifest import seal
 from nonsingular.runs.verification import Verification
-from nonsingular.runs.verify import _one
+from nonsingular.runs.verify import Effort, Whereabouts, _one
 from nonsingular.settings import CertifySettings, EvaluateSettings, to_yaml
 
 HERE = {"model": None, "weights": None, "data": None, "data_dir": None}
@@ -60,7 +60,7 @@ def rewritten(run, edit):
 def made_to_fit(run):
     """Results, tables, pages and manifest as the settings and the log would have them: by the very code that derives them."""
     settings = EvaluateSettings.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
-    again = _one(settings, run, read_results(run), Verification(), HERE, 0, 0)
+    again = _one(settings, run, read_results(run), Verification(), Whereabouts(**HERE), Effort(0, 0))
     assert again is not None
     (run / "results.json").write_text(json.dumps(again, indent=1) + "\n")
     write(read_results(run), run)

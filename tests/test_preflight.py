@@ -283,10 +283,10 @@ def test_without_radii_a_grid_is_chosen_said_and_kept(here, capsys, caplog):
 def test_what_was_given_is_kept(here):
     given = experiment.EvaluateSettings(model="m.py:net", data="d.npz", eps_x=(0.0, 0.3))
     job = experiment.Attacked(given)
-    assert job.columns == (0.0, 0.3) and job.settings.relative and "--eps-x" not in str(job.proposed)
+    assert job.grid.eps_x == (0.0, 0.3) and job.settings.relative and "--eps-x" not in str(job.proposed)
     given = experiment.EvaluateSettings(model="m.py:net", data="d.npz", eps_w=(0.0, 0.3))
     job = experiment.Attacked(given)
-    assert job.rows == (0.0, 0.3) and not job.settings.relative and "--eps-w" not in str(job.proposed)
+    assert job.grid.eps_w == (0.0, 0.3) and not job.settings.relative and "--eps-w" not in str(job.proposed)
 
 
 def test_in_python_the_error_proposes_numbers():

@@ -176,10 +176,11 @@ def _one(
         found.wrong.append(f"{EVENTS}: example {e.example} is certified and lost at ({e.eps_x:g}, {e.eps_w:g})")
         return None
     model = next(iter(results["models"].values()))
+    if isinstance(job, Attacked):
+        check_perturbations(job, run, again_surface, found)
     circumstances = Circumstances(results.get("environment", {}), results["command"])
     again = record(job, again_surface, settings, log, circumstances)
     if isinstance(job, Attacked):
-        check_perturbations(job, run, again_surface, found)
         attack_survivors(job, again_surface, found, effort.attacks)
         if job.settings.masking != ("masking" in model):
             found.wrong.append(
