@@ -1,0 +1,73 @@
+"""The house as docs/architecture.md and the style ask for it: folders, sizes, parameters; read off the source."""
+
+import ast
+import re
+
+import pytest
+
+import nonsingular as ns
+from house import BEGIN, END, PACKAGE, PAGE, ROOT, imports, layers, picture, place, trees
+from nonsingular.catalog import ATTACKS, BOUNDS, SHARED
+
+AT_THE_ROOT = {"__init__", "settings", "catalog", "errors", "plain", "untrusted"}
+LINES, BODY, PARAMETERS = 400, 50, 6
+
+
+def functions():
+    """(path, function) for every function of the package."""
+    return [(path, node) for path, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def test_the_picture_is_that_of_the_imports():
+    drawn = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+    assert drawn == picture(), "docs/architecture.md is out of date; run: python tests/house.py"
+
+
+def test_every_folder_has_a_floor_and_asks_only_those_below():
+    floors = {name: k for k, floor in enumerate(layers()) for name in floor}
+    assert set(floors) == {place(path) for path in trees()} - {"__init__"}
+    for name, others in imports().items():
+        for other in others:
+            assert floors[other] > floors[name], f"{name} imports from {other}"
+
+
+def test_the_root_holds_only_what_everything_stands_on():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == AT_THE_ROOT
+
+
+@pytest.mark.parametrize("path", trees(), ids=str)
+def test_a_module_is_one_idea(path):
+    assert len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) < LINES
+
+
+def test_functions_fit_on_a_screen():
+    long = []
+    for path, node in functions():
+        said = (ast.get_docstring(node) or "").splitlines()
+        if node.end_lineno - node.lineno + 1 - len(said) > BODY:
+            long.append(f"{path}:{node.name}")
+    assert not long
+
+
+def test_only_public_functions_with_options_have_many_parameters():
+    """Public: in nonsingular.__all__, behind a name of the catalog, or a command."""
+    entries = {str(entry.what).split(":")[1] for entry in (*ATTACKS.values(), *BOUNDS.values(), SHARED)}
+    many = []
+    for path, node in functions():
+        arguments = [
+            a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")
+        ]
+        public = node.name in {*ns.__all__, *entries} or path.parts[0] == "cli"
+        if len(arguments) > PARAMETERS and not public:
+            many.append(f"{path}:{node.name} has {len(arguments)}")
+    assert not many
+
+
+def test_only_functions_of_users_and_of_other_libraries_are_asked_what_they_take():
+    asking = {str(path) for path, tree in trees().items() if "inspect.signature" in ast.unparse(tree)}
+    assert asking == {"catalog.py", "attacks/adapters.py", "models/loading.py"}
+
+
+def test_the_guide_names_files_that_exist():
+    for name in set(re.findall(r"`((?:\w+/)+\w+\.py)`", PAGE.read_text(encoding="utf-8"))):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
