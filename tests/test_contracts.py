@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, MODELS, OBJECTIVES, SHARED, UNSOUND, lookup
+from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, FORMATS, MODELS, OBJECTIVES, SHARED, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.network.calling import logits_at
@@ -71,16 +71,13 @@ def test_a_bound_refuses_what_it_has_no_rule_for(name):
         lookup(BOUNDS, name, "bound")(Odd().eval(), *examples(), JointBall(0.1, 0.1))
 
 
-INPUTS_ALONE, WEIGHTS_ALONE = {"square"}, {"corners"}
-"""Attacks that leave the other of the two where it is."""
 WITH_START = sorted(name for name, attack in ATTACKS.items() if attack.starts)
 
 
 def cases(names):
-    for name, scope in itertools.product(names, SCOPES):
-        for kind in ("dense", "conv"):
-            alone = {"neuron": [("sample", "dense")], "apgd": [("sample", "dense"), ("sample", "conv")]}
-            if name not in alone or (scope, kind) in alone[name]:
+    for name in names:
+        for scope, kind in itertools.product(ATTACKS[name].scopes, ("dense", "conv")):
+            if kind == "dense" or not ATTACKS[name].dense:
                 yield pytest.param(name, scope, kind, id=f"{name}-{scope}-{kind}")
 
 
@@ -91,6 +88,9 @@ def test_what_an_entry_declares_is_what_its_function_does(attack):
     steps = parameters["steps"].default if "steps" in parameters else None
     assert attack.steps == steps
     model, x, y = setting("dense")
+    if attack.dense:
+        with pytest.raises(UnsupportedModel):
+            attack(*setting("conv"), JointBall(0.01, 0.001), scope=attack.scopes[0])
     for scope in SCOPES:
         if scope in attack.scopes:
             attack(model, x, y, JointBall(0.01, 0.001), scope=scope)
@@ -120,7 +120,7 @@ def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kin
     for key, value in point.weights.items():
         assert (value - before[key]).abs().max() <= radii[1] + 1e-6
         assert value.shape == ((len(x), *before[key].shape) if scope == "sample" else before[key].shape)
-    moves_x, moves_w = radii[0] > 0 and name not in WEIGHTS_ALONE, radii[1] > 0 and name not in INPUTS_ALONE
+    moves_x, moves_w = radii[0] > 0 and "inputs" in ATTACKS[name].moves, radii[1] > 0 and "weights" in ATTACKS[name].moves
     assert bool(point.weights) == moves_w
     worst, clean = worst_margin(margins(logits_at(model, point), y), y), worst_margin(margins(model(x), y), y)
     if moves_x or moves_w:
@@ -204,6 +204,21 @@ def test_names_that_stand_twice_are_the_same():
 
     assert get_args(ScopeName) == SCOPES
     assert tuple(DATASETS) == NAMES
+
+
+@pytest.mark.parametrize("entry", FORMATS.values(), ids=lambda entry: entry.name)
+def test_a_format_refuses_what_it_cannot_read_in_one_line(entry, tmp_path):
+    from nonsingular.data.readers.dispatch import KINDS, read
+
+    assert entry.says in KINDS
+    for suffix in entry.suffixes:
+        (tmp_path / f"x{suffix}").write_bytes(bytes(range(256)))
+        assert entry.reads(tmp_path / f"x{suffix}")
+        with pytest.raises(InvalidInput) as error:
+            read(tmp_path / f"x{suffix}")
+        assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    assert not entry.reads(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("table", [ATTACKS, BOUNDS, OBJECTIVES, MODELS, DATASETS])

@@ -69,12 +69,15 @@ class Attack(Entry):
     starts: it takes an argument `start`, a point of the ball, and begins there; on a grid it then goes on from smaller balls.
     steps: its own default of an argument `steps`, if it takes one that can be raised.
     scopes: those that it serves.  raw: its surface is shown as it was found, with its rises.
+    moves: "inputs", "weights" or both.  dense: it knows dense networks alone.
     """
 
     starts: bool = False
     steps: int | None = None
     scopes: tuple[str, ...] = ("sample", "batch", "dataset")
     raw: bool = False
+    moves: tuple[str, ...] = ("inputs", "weights")
+    dense: bool = False
     card: Card = field(default=OTHER, compare=False)
 
 
@@ -84,6 +87,28 @@ class Bound(Entry):
 
     sound: bool = True
     card: Card = field(kw_only=True, compare=False)
+
+
+@dataclass(frozen=True)
+class Format(Entry):
+    """path -> a Raw (data/readers/raw.py).  says: what a path may name, in words.
+
+    suffixes: of files that it reads.  folders: it also reads a folder that holds such files.
+    finds: "module:function", path -> whether it reads what lies there; for formats that no suffix tells.
+    """
+
+    says: str = ""
+    suffixes: tuple[str, ...] = ()
+    folders: bool = False
+    finds: str | None = None
+
+    def reads(self, path: Path) -> bool:
+        """Whether this is what lies at `path`."""
+        if self.finds:
+            return Entry(self.name, self.finds)(path)
+        if path.is_dir():
+            return self.folders and any(f.suffix.lower() in self.suffixes for f in path.iterdir() if not f.name.startswith("."))
+        return path.suffix.lower() in self.suffixes
 
 
 def _named(entries: Iterable[Any]) -> dict[str, Any]:
@@ -103,7 +128,7 @@ ATTACKS: Mapping[str, Attack] = _named((
         "the grid is attacked by itself.",
         ANY, UPPER + " It can rise along a radius; there it missed something.", "arXiv:2102.11935, section 4.1.",
     )),
-    Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, scopes=("sample",), card=Card(
+    Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, scopes=("sample",), dense=True, card=Card(
         "Projected gradient descent of the inputs and of one number per neuron of a dense network.",
         "Nobody: each example has its own weights.", UPPER, "This library; steps: Madry et al., arXiv:1706.06083.",
     )),
@@ -116,12 +141,12 @@ ATTACKS: Mapping[str, Attack] = _named((
     Attack("alternating", "nonsingular.attacks.strongest:alternating", starts=True, steps=20, card=Card(
         "Inputs and weights in turn, each attacked while the other is held.", ANY, UPPER, "This library.",
     )),
-    Attack("square", "nonsingular.attacks.square:square", starts=True, steps=500, card=Card(
+    Attack("square", "nonsingular.attacks.square:square", starts=True, steps=500, moves=("inputs",), card=Card(
         "Random search on the inputs without gradients: square windows are set to the ends of the ball and kept where they lower "
         "the margin. What hides gradients does not help against it.",
         NO_WEIGHTS, UPPER, "Andriushchenko et al., arXiv:1912.00049.",
     )),
-    Attack("corners", "nonsingular.attacks.corners:corners", starts=True, steps=300, card=Card(
+    Attack("corners", "nonsingular.attacks.corners:corners", starts=True, steps=300, moves=("weights",), card=Card(
         "Random search on the weights without gradients: blocks of a tensor are set to the ends of its box and kept where they "
         "lower the objective.",
         ANY, UPPER + " It does not move inputs.", "This library, after arXiv:1912.00049.",
@@ -186,6 +211,17 @@ MODELS: Mapping[str, Entry] = _named(
 DATASETS: Mapping[str, Entry] = _named(
     Entry(name, "nonsingular.data.datasets:load") for name in ("digits", "mnist", "fashion-mnist", "cifar10")
 )
+_READERS = "nonsingular.data.readers"
+FORMATS: Mapping[str, Format] = _named((
+    Format("npz", f"{_READERS}.npz:read", says="an .npz file", suffixes=(".npz",)),
+    Format("idx", f"{_READERS}.idx:read", says="a folder of IDX files", finds=f"{_READERS}.idx:found"),
+    Format("arrow", f"{_READERS}.arrow:read", says="a .parquet or .arrow file or a folder of them",
+           suffixes=(".parquet", ".arrow"), finds=f"{_READERS}.arrow:found"),
+    Format("csv", f"{_READERS}.csv:read", says="a .csv file or a folder of them", suffixes=(".csv",), folders=True),
+    Format("images", f"{_READERS}.images:read", says="a folder of images with one sub-folder a class",
+           finds=f"{_READERS}.images:found"),
+))  # fmt: skip
+"""Formats of data files; where two would read a folder, the first does."""
 
 
 # --- from a name to its entry ---------------------------------------------------------------------------------------------

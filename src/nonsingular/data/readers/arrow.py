@@ -30,6 +30,11 @@ def files_below(root: Path) -> list[Path]:
     return sorted(f for f in found if not f.name.startswith((".", "cache-")))
 
 
+def found(path: Path) -> bool:
+    """Whether a path is such a file, or a folder of them."""
+    return bool(files_below(path)) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
 def read(path: Path, files: Sequence[Path] | None = None) -> Raw:
     """A file, which is the test split, or a folder whose files or sub-folders have train, validation or test in their names.
 

@@ -66,12 +66,18 @@ def folder_of(root: Path) -> Path | None:
     return next((f for f in (root, root / "raw") if f.is_dir() and any(map(is_idx, f.iterdir()))), None)
 
 
+def found(path: Path) -> bool:
+    """Whether a path is such a file, or a folder of them."""
+    return folder_of(path) is not None if path.is_dir() else is_idx(path)
+
+
 def read(path: Path) -> Raw:
     """A folder of pairs of IDX files, or the pair of one of them.  Images (H, W) get a channel: (N, 1, H, W).
 
     Pairs with train, test (t10k) or val in their names are these splits; a single other pair is the test split.
     Raises InvalidInput for damaged files, half pairs, and folders with several data sets.
     """
+    path = folder_of(path) or path
     folder = path if path.is_dir() else path.parent
     files = {p.name.removesuffix(".gz"): p for p in sorted(folder.iterdir(), reverse=True) if is_idx(p)}  # unpacked ones win
     prefixes = sorted({name.removesuffix(IMAGES).removesuffix(LABELS) for name in files})

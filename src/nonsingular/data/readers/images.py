@@ -41,6 +41,13 @@ class Form:
         return f"{self.height} x {self.width} {self.mode}"
 
 
+def found(path: Path) -> bool:
+    """Whether a path is a folder with sub-folders, and no images beside these, which would belong to no class."""
+    if not path.is_dir() or any(f.suffix.lower() in SUFFIXES for f in path.iterdir()):
+        return False
+    return any(f.is_dir() and not f.name.startswith(".") for f in path.iterdir())
+
+
 def extra(module: str, what: object) -> Any:
     """A module of the extra `parquet`; Any, because pyarrow has no types."""
     try:
