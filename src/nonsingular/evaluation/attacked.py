@@ -134,9 +134,12 @@ def _doubts(case: Case, grid: Grid, cells: Sequence[Cell], proven: Proven | None
 
 
 def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:
-    """Name -> shape and radius of every tensor that moves."""
-    params = dict(model.named_parameters())
-    return {n: {"shape": list(params[n].shape), "radius": told(r)} for n, r in ball.radii(params).items()}
+    """Name -> shape, radius, and the size of a typical weight (the median of |W|), of every tensor that moves."""
+    params = {n: p.detach() for n, p in model.named_parameters()}
+    return {
+        n: {"shape": list(params[n].shape), "radius": told(r), "median": float(f"{params[n].float().abs().median().item():.4g}")}
+        for n, r in ball.radii(params).items()
+    }
 
 
 def _saved(e: SoundnessError, case: Case, grid: Grid, method: Method, cells: Sequence[Cell], log: Path | None) -> SoundnessError:
