@@ -18,14 +18,18 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import QuadContourSet
 from matplotlib.text import Text
+from PIL import Image
 from rich.console import Console
 
 from nonsingular import report
 from nonsingular.catalog import ATTACKS, BOUNDS, OTHER, cards
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
+from nonsingular.report import templating
 from nonsingular.report.figure import contours, render
 from nonsingular.report.maps import PALETTES, colour, ink, surface_map
 from nonsingular.report.meaning import meaning
@@ -220,6 +224,59 @@ def test_page_escapes_every_text_it_is_given() -> None:
     assert "<img" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 10
     assert "".join(Reader(text).words).count(HOSTILE) > 10  # and a reader sees what was written
+
+
+CRAFTED = {
+    "end of a script": "</script><script>alert(1)</script>",
+    "template": "{{7*7}}{% raw %}{# gone #}",
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "comment": "--><!-- <style>*{display:none}</style>",
+    "control": "a\x1b[31m\x00\x08b",
+    "direction": "a\u202egnp.exe\u2066",
+    "entity": "&lt;b&gt;&#60;b&#62;",
+}
+
+
+def written_everywhere(text: str) -> dict[str, Any]:
+    """Results in which every text that a stranger can name is this one."""
+    made = with_examples(with_certificates(results((text, "b"), seeds=(0,))), {"numbers": [{"at": [0], "x": 0.5, "moved": 1.0}]})
+    made["data"] |= {"name": text, "split": text, "classes": [text, text], "columns": [text], "input_radii": {text: 0.1}}
+    made |= {"command": text, "attack": text, "config": {text: text}, "environment": {text: text}, "run": text}
+    made["claims"] = {text: dict.fromkeys(("statement", "verdict", "evidence"), text)}
+    first = made["models"]["m0"]
+    first |= {"settings": {text: text}, "fronts": copy.deepcopy(FRONTS)}
+    first["masking"] = {"attack": text, "scope": text, "examples": 64, "flags": {text: text}, "numbers": {}}
+    first["examples"]["first"][0]["weights"][0]["tensor"] = text
+    for s in (first["surfaces"][0], first["surfaces"][0]["certified"]):
+        s |= {"model": text, "attack": text, "flags": [{"row": 0, "column": 0, "flags": [text]}]}
+        s["about"] = {text: text, "doubts": [text]}
+    return made
+
+
+@pytest.mark.parametrize("text", CRAFTED.values(), ids=CRAFTED)
+def test_no_text_of_the_records_becomes_markup_or_template(text: str) -> None:
+    """A page of crafted texts has the elements and attributes of a harmless one; only words and values differ."""
+    page = report.page([written_everywhere(text)])
+    crafted, harmless = Reader(page), Reader(report.page([written_everywhere("harmless")]))
+    assert [(tag, list(a)) for tag, a in crafted.elements] == [(tag, list(a)) for tag, a in harmless.elements]
+    shown = legible(text)
+    words = "".join(crafted.words).replace("\N{NO-BREAK SPACE}", " ")
+    forms = {shown, json.dumps(shown, ensure_ascii=False)[1:-1]}  # as words, and in lines of JSON
+    assert sum(map(words.count, forms)) == "".join(harmless.words).count("harmless")
+    block = page.split('<script type="application/json">')[1].split("</script>")[0]
+    assert json.loads(block)["models"][0]["title"] == shown
+    assert not set("\x00\x08\x1b\u202e\u2066") & set(page + report.markdown(written_everywhere(text)))
+    assert "49" not in report.markdown(written_everywhere("{{7*7}}"))
+
+
+def test_templates_escape_by_themselves() -> None:
+    """No template says that a value is safe; what is `Markup` is our own drawing, style and script."""
+    folder = Path(report.__file__).parent
+    for path in (folder / "templates").iterdir():
+        assert not re.search(r"\|\s*safe|autoescape|Markup", path.read_text()), path
+    assert {p.stem for p in folder.glob("*.py") if "Markup(" in p.read_text()} == {"html", "lines", "maps", "templating"}
+    with pytest.raises(UndefinedError):
+        templating.render("page.html")  # a value that is missing is no empty text
 
 
 def test_numbers_of_the_page_are_those_of_the_results() -> None:
@@ -747,10 +804,9 @@ PIXELS = {"x": [0, 50, 100, 150, 200, 255], "moved": [5, 45, 100, 155, 195, 250]
 
 
 def test_a_picture_is_the_pixels_that_were_stored() -> None:
-    image = pytest.importorskip("PIL.Image")
     page = Reader(page_of(with_examples(one_model())))
     drawn = [a for tag, a in page.elements if tag == "img"]
-    x, moved, change = (image.open(io.BytesIO(base64.b64decode(str(a["src"]).split(",")[1]))) for a in drawn)
+    x, moved, change = (Image.open(io.BytesIO(base64.b64decode(str(a["src"]).split(",")[1]))) for a in drawn)
     assert (x.size, x.mode, change.mode) == ((3, 2), "L", "RGB")
     assert [np.asarray(p).ravel().tolist() for p in (x, moved)] == [PIXELS["x"], PIXELS["moved"]]
     colours = [tuple(c) for c in np.asarray(change).reshape(-1, 3).tolist()]
@@ -760,9 +816,8 @@ def test_a_picture_is_the_pixels_that_were_stored() -> None:
 
 
 def test_png_of_colours_and_the_strongest_channel() -> None:
-    image = pytest.importorskip("PIL.Image")
     pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    np.testing.assert_array_equal(np.asarray(image.open(io.BytesIO(png(pixels)))), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
     assert address(pixels).startswith("data:image/png;base64,")
     mixed = signed(np.array([[[100, 255, 128]], [[1, 200, 128]]], dtype=np.uint8))
     assert mixed.tolist() == [[[190, 85, 0]], [[5, 90, 180]]]

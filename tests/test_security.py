@@ -39,8 +39,9 @@ from nonsingular.plain import cell, legible, legible_all
 from nonsingular.report.cells import cells_csv
 from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
+from nonsingular.report.md import markdown
 from nonsingular.report.summary import read
-from nonsingular.report.table import markdown, model_table
+from nonsingular.report.table import model_table
 from nonsingular.results.gates import Checked, Gate, junit
 from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Cell, pack
 from nonsingular.settings import EvaluateSettings, TrainSettings, checked, read_config, to_yaml

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from nonsingular.report.compare import differences, statement, together
     from nonsingular.report.figure import contours
     from nonsingular.report.html import page
+    from nonsingular.report.md import markdown
     from nonsingular.report.paired import comparison_table
-    from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
+    from nonsingular.report.table import claims_table, fronts_table, masking_lines, model_table, surface_table
 
 _HOME = {
-    "cells_csv": "cells", "contours": "figure", "page": "html", "comparison_table": "paired",
+    "cells_csv": "cells", "contours": "figure", "page": "html", "markdown": "md", "comparison_table": "paired",
     **dict.fromkeys(("differences", "statement", "together"), "compare"),
     **dict.fromkeys(
-        ("claims_table", "fronts_table", "markdown", "masking_lines", "model_table", "surface_table"), "table"
+        ("claims_table", "fronts_table", "masking_lines", "model_table", "surface_table"), "table"
     ),
 }  # fmt: skip
 
@@ -75,9 +76,9 @@ def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]
     from nonsingular.report.cells import cells_csv
     from nonsingular.report.figure import contours, render
     from nonsingular.report.html import page
+    from nonsingular.report.md import markdown
     from nonsingular.report.radii import fronts
     from nonsingular.report.summary import read
-    from nonsingular.report.table import markdown
     from nonsingular.results.files import write_atomic
 
     made: dict[str, str | bytes] = {}

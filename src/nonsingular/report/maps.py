@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any, cast
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -47,7 +47,7 @@ def ink(percent: float, palette: str = "accuracy") -> str:
 def surface_map(
     accuracy: NDArray[Any], eps_x: Sequence[float], eps_w: Sequence[float], *, label: str, palette: str = "accuracy",
     marked: frozenset[tuple[int, int]] = frozenset(),
-) -> str:  # fmt: skip
+) -> Markup:  # fmt: skip
     """The SVG of a surface, (len(eps_w), len(eps_x)) in [0, 1].  Cells in the order of the array, each a rect of class "c".
 
     label: what a reader who does not see is told.  marked: cells whose number has a star.
@@ -82,7 +82,7 @@ def surface_map(
         parts.append("</g>")
     parts.append(labels)
     parts += [_axes(eps_x, eps_w, x, y), "</svg>"]
-    return "".join(parts)
+    return Markup("".join(parts))
 
 
 def _whole(percent: float) -> str:
@@ -177,11 +177,6 @@ def axis_name(which: str) -> str:
     return f'ε<tspan dy="3" font-size="75%">{which}</tspan><tspan dy="-3">\u200b</tspan>'
 
 
-def colour_bar(palette: str) -> str:
-    """The scale of colours from 0 to 100 %, as HTML."""
-    stops = ", ".join(colour(p, palette) for p in range(0, 101, 5))
-    ticks = "".join(f"<span>{p}</span>" for p in (0, 25, 50, 75, 100))
-    return (
-        f'<div class="bar" aria-hidden="true"><div style="background: linear-gradient(90deg, {stops})"></div>'
-        f"<div>{ticks}</div></div>"
-    )
+def stops(palette: str) -> str:
+    """The colours from 0 to 100 %, as those of a gradient in CSS."""
+    return ", ".join(colour(p, palette) for p in range(0, 101, 5))

@@ -1,9 +1,7 @@
-"""table.py - the results as tables: for the terminal and as Markdown."""
+"""table.py - the results as rows of text, and as tables for the terminal."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_FLOOR, Context, Decimal
@@ -13,10 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nonsingular.plain import legible, legible_all
-from nonsingular.report.compare import statement
-from nonsingular.report.single import class_rows
 from nonsingular.report.summary import (
-    BOUNDS,
     Model,
     Radii,
     Seeds,
@@ -30,7 +25,6 @@ from nonsingular.report.summary import (
     telling,
     units,
 )
-from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
 
 
@@ -189,57 +183,6 @@ def _order(classes: Sequence[str]) -> str:
     return shown + (f", ... ({len(classes)})" if len(classes) > MOST_NAMES else "")
 
 
-def markdown(*groups: Mapping[str, Any]) -> str:
-    """Verdict, models, claims, classes and command as Markdown, to be kept with the documentation.
-
-    groups: results, one after the other; within each the numbers compare.
-    """
-    groups = tuple(legible_all(results) for results in groups)
-    lines = ["# Results", ""]
-    for reason in statement(groups):
-        lines += [_cell(reason), ""]
-    for k, results in enumerate(groups):
-        if len(groups) > 1:
-            lines += [f"# {_cell(str(results.get('run', k + 1)))}", ""]
-        lines += _group(results)
-    return "\n".join(lines)
-
-
-def _group(results: Mapping[str, Any]) -> list[str]:
-    models = read(results)
-    lines = [
-        f"**{_cell(verdict(results, models))}**",
-        "",
-        *(line for doubt in doubt_lines(models) for line in (f"**{_cell(doubt)}**", "")),
-        _cell(f"{areas(models)} {remarks(models)}"),
-        "",
-        *map(_cell, setting(results)),
-        "",
-    ]
-    lines += _pipes(model_header(models), model_rows(models), numbers=6)
-    if "certified" in (kinds := kinds_of(m.runs for m in models)):
-        lines += ["", BOUNDS[kinds]]
-    if any(len(m.seeds) > 1 for m in models):
-        lines += ["", "± is the sample standard deviation over the seeds."]
-    for m, entry in zip(models, results["models"].values(), strict=True):
-        if told := masking_lines(entry):
-            lines += ["", f"## {_cell(f'Masked gradients, {m.title}')}", "", _cell(told[0])]
-            lines += ["", *(f"- {_cell(line)}" for line in told[1:])] if told[1:] else []
-        if "by_class" in entry.get("examples", {}):
-            header, rows, _ = class_rows(entry["examples"]["by_class"], results["data"].get("classes", ()))
-            lines += ["", f"## {_cell(f'By class, {m.title}')}", "", "% right at (ε_x, ε_w), by true class."]
-            lines += ["", *_pipes(header, rows, numbers=len(header) - 1)]
-        if m.fronts:
-            title = _cell(f"Largest certified ε_w, {m.title}")
-            lines += ["", f"## {title}", "", *_pipes(front_header(m.fronts), front_rows(m.fronts), numbers=len(m.fronts))]
-            if any(r is None for f in m.fronts for r in f.eps_w):
-                lines += ["", NOWHERE]
-    if claims := list(claim_rows(results)):
-        lines += ["", "## Claims", "", *_pipes(CLAIM_HEADER, claims)]
-    commands = [" ".join(line.split()) for line in str(results.get("command", "")).splitlines()]
-    return [*lines, "", "## Command", "", *(f"    {line}" for line in commands), ""]
-
-
 def _span(name: str, radii: Sequence[float]) -> str:
     return f"{name} {radii[0]:g}" if len(radii) == 1 else f"{name} {radii[0]:g} to {radii[-1]:g} in {len(radii)} points"
 
@@ -253,20 +196,6 @@ def _fill(table: Table, rows: Iterable[Sequence[str]]) -> Table:
 def _text(text: str) -> Text:
     """Brackets in a name are no markup, and nothing in it commands the terminal."""
     return Text(legible(text))
-
-
-def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
-    """A Markdown table whose last `numbers` columns are right-aligned."""
-    rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-    return [
-        "| " + " | ".join(cells) + " |" for cells in ([_cell(h) for h in header], rule, *([_cell(c) for c in r] for r in rows))
-    ]
-
-
-def _cell(text: str) -> str:
-    flat = html.escape(" ".join(legible(text).split()), quote=False)
-    flat = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
-    return re.sub(r"(?i)(https?|ftp|mailto|www)([:.])", r"\1\\\2", flat)  # else some readers make links of bare addresses
 
 
 def masking_lines(model: Mapping[str, Any]) -> list[str]:

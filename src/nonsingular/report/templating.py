@@ -1,74 +1,72 @@
-"""markup.py - the few shapes of HTML that the sections of the page share.  Every text is escaped here."""
+"""templating.py - the templates of the page and of the Markdown.  They escape all that they are given but `Markup` made here.
+
+Our own SVG, style and script are the only `Markup`; every text in that SVG went through `escape`.
+"""
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
-NUMBER = ' class="number"'
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from nonsingular.plain import legible
 
 
-def words(text: str) -> str:
+def words(text: str) -> Markup:
     """Escaped, with the indices of ε set low."""
-    return re.sub("ε_([xw])", r"ε<sub>\1</sub>", escape(text).replace(" %", "\N{NO-BREAK SPACE}%"))
+    text = str(escape(text.replace(" %", "\N{NO-BREAK SPACE}%")))
+    return Markup(re.sub("ε_([xw])", r"ε<sub>\1</sub>", text))
 
 
-def section(title: str, *parts: str) -> str:
-    return "\n".join([f"<section><h2>{escape(title)}</h2>", *parts, "</section>"])
+def as_cell(text: Any) -> Markup:
+    r"""One line of Markdown in which nothing is markup: no emphasis, no HTML, no link, no end of a cell of a table.
+
+    >>> print(as_cell("*a* | <b>"))
+    \*a\* \| &lt;b&gt;
+    """
+    if isinstance(text, Markup):
+        return text
+    flat = html.escape(" ".join(legible(str(text)).split()), quote=False)
+    flat = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
+    return Markup(re.sub(r"(?i)(https?|ftp|mailto|www)([:.])", r"\1\\\2", flat))  # else some readers make links of bare addresses
 
 
-def note(text: str) -> str:
-    return f'<p class="quiet">{words(text)}</p>'
-
-
-def table(kind: str, header: Sequence[str], rows: Iterable[str], first: int = 1) -> str:
-    """A table that scrolls sideways where it is too wide.  rows: the cells of each as HTML.  first: columns without numbers."""
-    head = "".join(f"<th{NUMBER if k >= first else ''}>{words(h)}</th>" for k, h in enumerate(header))
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def row(first: str, cells: Iterable[str], attributes: str = "") -> str:
-    return f'<th scope="row">{words(first)}</th>' + columns(cells, attributes)
-
-
-def columns(cells: Iterable[str], attributes: str = "") -> str:
-    return "".join(f"<td{attributes}>{words(c)}</td>" for c in cells)
-
-
-def items(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{words(line)}</li>' for line in lines)}</ul>"
-
-
-def terms(pairs: Mapping[str, str]) -> str:
-    """Word -> what it means."""
-    return "<dl>" + "".join(f"<dt>{words(what)}</dt><dd>{words(text)}</dd>" for what, text in pairs.items()) + "</dl>"
+def code(text: str) -> Markup:
+    """One line of an indented block of Markdown, where nothing is markup."""
+    return Markup(" ".join(text.split()))
 
 
 def records(entries: Mapping[str, Any]) -> str:
     """One line of JSON per entry."""
-    return escape("\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items()))
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
 
 
-def data(value: Any) -> str:
-    """A block of JSON for the script of the page; nothing in it can end the block."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f'<script type="application/json">{text.replace("<", chr(92) + "u003c")}</script>'
-
-
-def card(svg: str, label: str, prefix: str = "") -> str:
-    """A figure of matplotlib on its card.  prefix: keeps the names in it apart from those of other figures on the page."""
-    if not svg:
-        return ""
-    svg = svg[svg.index("<svg") :]
-    if prefix:
-        svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}", svg)
+def card(svg: str, prefix: str) -> tuple[Markup, bool]:
+    """A figure of matplotlib, and whether it is wide.  prefix: keeps its names apart from those of other figures on the page."""
+    svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}", svg[svg.index("<svg") :])
     width = re.search(r'viewBox="0 0 ([0-9.]+)', svg)
-    kind = "card wide" if width and float(width[1]) > 500 else "card"
-    return f'<figure class="{kind}" role="img" aria-label="{escape(label)}" tabindex="0">{svg}</figure>'
+    return Markup(svg), bool(width and float(width[1]) > 500)
+
+
+def _environment(**options: Any) -> Environment:
+    made = Environment(
+        loader=PackageLoader("nonsingular.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, **options,
+    )  # fmt: skip
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}  # tojson: nothing can end the block
+    made.filters |= {"words": words, "records": records, "code": code}
+    return made
+
+
+_HTML, _MARKDOWN = _environment(), _environment(finalize=as_cell)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template with these values.  Raises UndefinedError for a value that is missing."""
+    made = _MARKDOWN if template.endswith(".md") else _HTML
+    return Markup(made.get_template(template).render(values))
