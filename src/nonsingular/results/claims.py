@@ -11,11 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-)  # fmt: skip
+from nonsingular.results.statistics import student
 
 SLIGHTLY = 0.25
 """C2: `slightly` is less than this part of what adversarial training gains on the same axis."""
@@ -130,15 +126,7 @@ def _half_width(values: Sequence[float]) -> float:
     if n < 2:
         return math.inf
     sd = math.sqrt(sum((v - _mean(values)) ** 2 for v in values) / (n - 1))
-    return _t(n - 1) * sd / math.sqrt(n)
-
-
-def _t(df: int) -> float:
-    """Two-sided 95 % quantile of Student's t; beyond the table the expansion of Abramowitz and Stegun, 26.7.5."""
-    z = 1.959963984540054
-    if df <= len(_T):
-        return _T[df - 1]
-    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    return student(n - 1) * sd / math.sqrt(n)
 
 
 def _mean(values: Sequence[float]) -> float:

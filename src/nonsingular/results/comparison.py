@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.statistics import holm, mcnemar, permutation, volume_weights
+from nonsingular.results.statistics import Z, holm, mcnemar, permutation, volume_weights
 from nonsingular.results.surface import Surface
 
 LEVEL = 0.05
@@ -60,7 +60,7 @@ def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
                 "evaluate both with the same data, grid and scope"
             )
     d = per_example(second) - per_example(first)
-    half = 1.959963984540054 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf
+    half = Z * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf
     gain = b.mean(2) - a.mean(2)
     differ = holm(mcnemar((b & ~a).sum(2), (a & ~b).sum(2))) < LEVEL
     i, j = np.unravel_index(np.abs(gain).argmax(), gain.shape)

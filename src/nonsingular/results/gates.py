@@ -12,6 +12,7 @@ import numpy as np
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 from nonsingular.results.comparison import per_example
+from nonsingular.results.statistics import Z
 from nonsingular.results.surface import Surface
 
 Kind = Literal["attacked", "certified"]
@@ -65,7 +66,7 @@ class Gate:
         if self.point is None:
             low = shown.auc
             if shown.outcomes is not None and shown.n > 1:
-                low -= 1.959963984540054 * float(per_example(shown).std(ddof=1)) / np.sqrt(shown.n)
+                low -= Z * float(per_example(shown).std(ddof=1)) / np.sqrt(shown.n)
             return shown.auc, max(0.0, low)
         at = [(i, j) for i, w in enumerate(shown.eps_w) for j, x in enumerate(shown.eps_x) if np.allclose((x, w), self.point)]
         if not at:
