@@ -57,10 +57,10 @@ def corners(
         point, y = checked_start(model, x, ball, scope, start), y.long()
         check_labels(y, len(x), outputs(model, x[:1].clone()).shape[1] if len(x) else 0)
         boxes = ball.weight_boxes(dict(model.named_parameters()))
-        search = _Search(draws, steps, generator or torch.Generator(x.device).manual_seed(0))
+        search = _Search(draws, steps, chunk, generator or torch.Generator(x.device).manual_seed(0))
         if scope != "sample":
             with model.lent() as moving:
-                return _shared(moving, x, y, boxes, point, search, chunk).check(model, x, ball)
+                return _shared(moving, x, y, boxes, point, search).check(model, x, ball)
         run = _chooser(model, x, ball, boxes)
         at_once = max(1, min(chunk, AT_ONCE // max(1, sum(box.lo.numel() for box in boxes.values()))))
         parts: list[Perturbation] = []
@@ -76,11 +76,11 @@ def corners(
 
 
 def _shared(
-    moving: nn.Module, x: Tensor, y: Tensor, boxes: Mapping[str, Interval], point: Perturbation, search: _Search, chunk: int
-) -> Perturbation:  # fmt: skip
+    moving: nn.Module, x: Tensor, y: Tensor, boxes: Mapping[str, Interval], point: Perturbation, search: _Search
+) -> Perturbation:
     """The weights live in `moving`."""
     params = {name: p for name, p in moving.named_parameters() if name in boxes}
-    logits = frozen(moving, {}, each=False, chunk=chunk)
+    logits = frozen(moving, {}, each=False, chunk=search.chunk)
     scale = 4 * nearest(logits(x), y).double().clamp(min=0).mean().clamp(min=1e-30)
 
     def score(inputs: Tensor, tensors: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
@@ -165,8 +165,11 @@ def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, r
 
 @dataclass(frozen=True, eq=False)
 class _Search:
+    """draws: random corners.  steps: moves of a block.  chunk: examples in a pass, where all share one W'."""
+
     draws: int
     steps: int
+    chunk: int
     generator: Generator
 
     def run(self, begin: Sequence[Tensor], boxes: Sequence[Interval], score: Score) -> list[Tensor]:

@@ -21,18 +21,9 @@ from nonsingular.threat.perturbation import Perturbation
 
 
 def joint_pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ball: JointBall,
-    *,
-    steps: int = 100,
-    step_x: float = 0.01,
-    step_w: float = 5e-4,
-    scope: Scope = "batch",
-    chunk: int = 1024,
-    generator: Generator | None = None,
-) -> Perturbation:
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 100, step_x: float = 0.01, step_w: float = 5e-4,
+    scope: Scope = "batch", chunk: int = 1024, generator: Generator | None = None,
+) -> Perturbation:  # fmt: skip
     """Signed gradient ascent on the mean cross-entropy over input and weights at once, projected onto `ball`; the last iterate.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
+from nonsingular.attacks.search.starts import begin, checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import recording
 from nonsingular.network.heads import classifier
@@ -43,7 +43,8 @@ def square(
         raise InvalidInput(f"steps, tries, chunk are {steps}, {tries}, {chunk}; give at least 0, 1 and 1")
     with recording(), torch.no_grad():
         y, model = y.long(), classifier(model, x, ball)
-        point, best = begin(model, x, y, ball, scope, start, chunk)
+        given = checked_start(model, x, ball, scope, start)
+        point, best = begin(model, x, y, given, moved=start is not None, chunk=chunk)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         found, box, each = point.x, ball.input_box(x), scope == "sample"
         todo = torch.arange(len(x), device=x.device)

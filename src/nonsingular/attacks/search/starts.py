@@ -74,20 +74,18 @@ def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, st
     return Perturbation(start.x.detach().clone(), {n: w.detach().clone() for n, w in start.weights.items()}, scope)
 
 
-def begin(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, scope: Scope, start: Perturbation | None, chunk: int
-) -> tuple[Perturbation, Tensor]:
-    """The point from which an attack on the inputs begins, and its margins (B,).
+def begin(model: nn.Module, x: Tensor, y: Tensor, given: Perturbation, *, moved: bool, chunk: int) -> tuple[Perturbation, Tensor]:
+    """The point from which an attack on the inputs begins, and its margins (B,).  given: as `checked_start` returns it.
 
-    The weights are those of `start`; each x' is that of `start` or x, whichever has the smaller margin at these weights.  W takes
-    the place of the weights of `start` where these do worse at that: per example in scope `sample`, otherwise by accuracy.
+    moved: whether it may be another point than (x, W).  The weights are those of `given`; each x' is that of `given` or x,
+    whichever has the smaller margin at these weights.  W takes the place of the weights of `given` where they have larger
+    margins (scope `sample`, per example) or leave a higher accuracy (other scopes).
     """
-    given = checked_start(model, x, ball, scope, start)
-    each = scope == "sample"
+    scope, each = given.scope, given.scope == "sample"
     logits = frozen(model, given.weights, each=each, chunk=chunk)
     own = logits(x)
     check_labels(y, len(x), own.shape[1])
-    if start is None:
+    if not moved:
         return given, nearest(own, y)
     found, margin, ours = _lower(given.x, logits(given.x), x, own, y)
     if not given.weights:
