@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from statistics import fmean
 from typing import Any
@@ -30,18 +31,7 @@ from nonsingular.report.summary import (
     seed_count,
     telling,
 )
-from nonsingular.report.table import (
-    CLAIM_HEADER,
-    NOWHERE,
-    claim_rows,
-    doubt_lines,
-    front_header,
-    front_rows,
-    masking_lines,
-    model_header,
-    model_rows,
-    setting,
-)
+from nonsingular.report.table import Rows, claim_rows, doubt_lines, front_rows, masking_lines, model_rows, setting
 from nonsingular.report.templating import card, render
 from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
@@ -87,9 +77,8 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> dict[str,
     return {
         "verdict": verdict(results, models), "tiles": _tiles(models), "warnings": _warnings(models, entries),
         "also": f"{areas(models) if len(models) > 1 else ''} {remarks(models)}".strip(), "notes": " ".join(notes),
-        "explorer": explorer(models, number), "models": _models(models),
-        "claims": [[n, said, f"{MARKS.get(found, '')} {found}", why] for n, said, found, why in claim_rows(results)],
-        "claims_header": CLAIM_HEADER, "fronts": _fronts(models, radii_svg, number), "masking": _masking(entries),
+        "explorer": explorer(models, number), "models": model_rows(models),
+        "claims": _claims(results), "fronts": _fronts(models, radii_svg, number), "masking": _masking(entries),
         "by_class": by_class(entries, classes),
         "first_to_break": first_to_break(entries, classes, results["data"].get("columns", ())),
         "surfaces": [_surface(m) for m in models], "surfaces_hint": _hint(kinds), "methods": _methods(models),
@@ -125,10 +114,10 @@ def _warnings(models: Sequence[Model], entries: Sequence[tuple[str, Mapping[str,
 # --- models, radii, masking -----------------------------------------------------------------------------------------------
 
 
-def _models(models: Sequence[Model]) -> dict[str, Any]:
-    header = model_header(models)
-    first = len(header) - 6  # the model, and where something is certified, which accuracy it is
-    return {"header": header, "rows": list(model_rows(models)), "first": first}
+def _claims(results: Mapping[str, Any]) -> Rows:
+    """The claims, with a mark before each verdict."""
+    shown = claim_rows(results)
+    return replace(shown, rows=[[n, said, f"{MARKS.get(found, '')} {found}", why] for n, said, found, why in shown.rows])
 
 
 def _masking(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, list[str]]]:
@@ -142,8 +131,7 @@ def _fronts(models: Sequence[Model], svg: str, number: int) -> dict[str, Any]:
     return {
         "label": f"Largest certified weight radius over input radius for {', '.join(m.title for m in shown)}",
         "card": card(svg, f"radii-{number}-") if svg else None,
-        "tables": [(m.title, front_header(m.fronts), list(front_rows(m.fronts))) for m in shown],
-        "nowhere": f"{NOWHERE}." if any(r is None for m in shown for f in m.fronts for r in f.eps_w) else "",
+        "tables": [(m.title, front_rows(m.fronts)) for m in shown],
     } if shown else {}  # fmt: skip
 
 

@@ -9,18 +9,7 @@ from nonsingular.plain import legible_all
 from nonsingular.report.compare import statement
 from nonsingular.report.single import class_rows
 from nonsingular.report.summary import BOUNDS, Model, kinds_of, read
-from nonsingular.report.table import (
-    CLAIM_HEADER,
-    NOWHERE,
-    claim_rows,
-    doubt_lines,
-    front_header,
-    front_rows,
-    masking_lines,
-    model_header,
-    model_rows,
-    setting,
-)
+from nonsingular.report.table import claim_rows, doubt_lines, front_rows, masking_lines, model_rows, setting
 from nonsingular.report.templating import render
 from nonsingular.report.verdict import areas, remarks, verdict
 
@@ -44,21 +33,18 @@ def _group(results: Mapping[str, Any]) -> dict[str, Any]:
     classes = results["data"].get("classes", ())
     return {
         "verdict": verdict(results, models), "doubts": doubt_lines(models), "also": f"{areas(models)} {remarks(models)}",
-        "setting": setting(results), "models": {"header": model_header(models), "rows": list(model_rows(models))},
+        "setting": setting(results), "models": model_rows(models),
         "bounds": BOUNDS[kinds] if "certified" in kinds else "", "seeds": any(len(m.seeds) > 1 for m in models),
         "sections": [_section(m, e, classes) for m, e in zip(models, results["models"].values(), strict=True)],
-        "claims": list(claim_rows(results)), "claims_header": CLAIM_HEADER,
-        "command": str(results.get("command", "")).splitlines(),
+        "claims": claim_rows(results), "command": str(results.get("command", "")).splitlines(),
     }  # fmt: skip
 
 
 def _section(m: Model, entry: Mapping[str, Any], classes: Any) -> dict[str, Any]:
     """Masked gradients, classes and radii of one model; empty where there are none."""
-    told: dict[str, Any] = {"title": m.title, "masking": masking_lines(entry), "classes": {}, "fronts": {}}
+    told: dict[str, Any] = {"title": m.title, "masking": masking_lines(entry), "classes": None, "fronts": None}
     if "by_class" in entry.get("examples", {}):
-        header, rows, _ = class_rows(entry["examples"]["by_class"], classes)
-        told["classes"] = {"header": header, "rows": rows}
+        told["classes"], _ = class_rows(entry["examples"]["by_class"], classes)
     if m.fronts:
-        nowhere = NOWHERE if any(r is None for f in m.fronts for r in f.eps_w) else ""
-        told["fronts"] = {"header": front_header(m.fronts), "rows": list(front_rows(m.fronts)), "nowhere": nowhere}
+        told["fronts"] = front_rows(m.fronts)
     return told

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nonsingular.report.png import address, signed
+from nonsingular.report.table import Rows
 from nonsingular.report.templating import render
 from nonsingular.results.statistics import wilson
 
@@ -27,8 +28,8 @@ def by_class(entries: Entries, classes: Sequence[str]) -> Markup:
     return render("classes.html", shown=shown)
 
 
-def class_rows(counts: Mapping[str, Any], classes: Sequence[str]) -> tuple[list[str], list[list[str]], list[list[float]]]:
-    """Header, rows as text, and their shares (NaN for none).  The class, its number of examples, % right at each point."""
+def class_rows(counts: Mapping[str, Any], classes: Sequence[str]) -> tuple[Rows, list[list[float]]]:
+    """One row per class: its name, its number of examples, % right at each point; and these as shares."""
     n = np.asarray(counts["n"])
     right = [counts["undisturbed"], *(c["right"] for c in counts["cells"])]
     header = ["Class", "n", "undisturbed", *(f"{c['eps_x']:g}, {c['eps_w']:g}" for c in counts["cells"])]
@@ -38,7 +39,7 @@ def class_rows(counts: Mapping[str, Any], classes: Sequence[str]) -> tuple[list[
         share = [r[k] / int(n[k]) for r in right]
         shares.append(share)
         rows.append([_class(classes, int(k)), str(n[k]), *(f"{100 * s:.0f}" for s in share)])
-    return header, rows, shares
+    return Rows(header, rows), shares
 
 
 def _class(classes: Sequence[str], k: int) -> str:
@@ -47,7 +48,8 @@ def _class(classes: Sequence[str], k: int) -> str:
 
 def _classes(counts: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """What is said of a table of classes, and the table."""
-    header, rows, shares = class_rows(counts, classes)
+    table, shares = class_rows(counts, classes)
+    rows = table.rows
     order = list(range(len(rows)))
     told = "% right under attack, by true class. Columns: undisturbed, then (ε_x, ε_w)."
     if shares:
@@ -61,7 +63,7 @@ def _classes(counts: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any
             order = sorted(sorted(order, key=least.__getitem__)[:MOST_CLASSES])
             told += f" Shown: {MOST_CLASSES} of {len(rows)} classes, those of which least is left; results.json has all."
     lines = [(rows[k][0], rows[k][1], list(zip(shares[k], rows[k][2:], strict=True))) for k in order]
-    return {"told": told, "header": header, "lines": lines}
+    return {"told": told, "header": table.header, "lines": lines}
 
 
 # --- the first to break ---------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ def _example(found: Mapping[str, Any], classes: Sequence[str], columns: Sequence
     return {
         "head": f"Example {found['example']}: “{was}” becomes “{now}”", "at": at + _number(found["margin"]),
         "pictures": _pictures(given, was, now) if drawn else [], "factor": given.get("factor", 1) if drawn else 1,
-        "numbers": [] if drawn else [_change(c, columns) for c in given.get("numbers", [])],
+        "numbers": Rows(["input", "x", "x'"], [] if drawn else [_change(c, columns) for c in given.get("numbers", [])]),
         "weights": [(c["tensor"], *(f"{100 * (c[k] or 0.0):.0f}" for k in ("mean", "largest"))) for c in found["weights"]],
     }  # fmt: skip
 

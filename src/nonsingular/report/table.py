@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any
 
@@ -28,27 +28,42 @@ from nonsingular.report.summary import (
 from nonsingular.results.surface import Surface
 
 
-def model_header(models: Sequence[Model]) -> list[str]:
-    """Headings of `model_rows`."""
-    grid = models[0].runs.surfaces[0]
-    row, column = telling(models)
-    at = f"(ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
-    return ["Model", *_kind(models, "Accuracy"), "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", f"% at {at}", "Rises"]
+@dataclass(frozen=True)
+class Rows:
+    """A table as text.  names: how many columns come before those of numbers.  note: what a reader must know, or ""."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    note: str = ""
+
+    def for_terminal(self, **options: Any) -> Table:
+        table = Table(**options)
+        for k, heading in enumerate(self.header):
+            table.add_column(heading, justify="left" if k < self.names else "right")
+        for row in self.rows:
+            table.add_row(*map(_text, row))
+        return table
 
 
-def model_rows(models: Sequence[Model]) -> Iterator[list[str]]:
+def model_rows(models: Sequence[Model]) -> Rows:
     """Title, clean accuracy, the three AUCs, accuracy at the point of the verdict, number of rises.
 
     One row per model; where something is certified, one for each of "attacked" and "certified", which the second cell then names.
     """
-    at = telling(models)
+    at = row, column = telling(models)
+    grid = models[0].runs.surfaces[0]
+    rows: list[list[str]] = []
     for m in models:
         for kind, runs in m.runs.kinds.items():
             areas = ([getattr(s, name) for s in runs.surfaces] for name in ("auc", "auc_x", "auc_w"))
-            yield [
+            rows.append([
                 m.title, *_kind(models, kind), percent(m.clean), *map(mean_spread, areas),
                 percent([float(s.accuracy[at]) for s in runs.surfaces]), str(len(runs.rises)),
-            ]  # fmt: skip
+            ])  # fmt: skip
+    names = ["Model", *_kind(models, "Accuracy")]
+    point = f"% at (ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
+    return Rows([*names, "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", point, "Rises"], rows, len(names))
 
 
 def _kind(models: Sequence[Model], cell: str) -> list[str]:
@@ -56,22 +71,16 @@ def _kind(models: Sequence[Model], cell: str) -> list[str]:
     return [cell] if "certified" in kinds_of(m.runs for m in models) else []
 
 
-def claim_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """One row per claim: name, statement, verdict, evidence.  None if the results test no claims."""
-    for name, c in (results.get("claims") or {}).items():
-        yield [name, c["statement"], c["verdict"], c["evidence"]]
-
-
-CLAIM_HEADER = ["Claim", "Statement", "Verdict", "Evidence"]
+def claim_rows(results: Mapping[str, Any]) -> Rows:
+    """One row per claim: name, statement, verdict, evidence.  No rows if the results test no claims."""
+    claims = (results.get("claims") or {}).items()
+    rows = [[name, c["statement"], c["verdict"], c["evidence"]] for name, c in claims]
+    return Rows(["Claim", "Statement", "Verdict", "Evidence"], rows, names=4)
 
 
 def model_table(results: Mapping[str, Any]) -> Table:
     """The models for the terminal; ± is the sample standard deviation over the seeds."""
-    models = read(results)
-    table = Table(caption=_text(" ".join(setting(results))), caption_justify="left")
-    for k, heading in enumerate(model_header(models)):
-        table.add_column(heading, justify="left" if k < 1 + len(_kind(models, "")) else "right")
-    return _fill(table, model_rows(models))
+    return model_rows(read(results)).for_terminal(caption=_text(" ".join(setting(results))), caption_justify="left")
 
 
 def doubt_lines(models: Sequence[Model]) -> list[str]:
@@ -85,8 +94,7 @@ def doubt_lines(models: Sequence[Model]) -> list[str]:
 
 def claims_table(results: Mapping[str, Any]) -> Table:
     """The claims for the terminal; without rows if the results test none."""
-    table = Table(*CLAIM_HEADER, show_lines=True)
-    return _fill(table, claim_rows(results))
+    return claim_rows(results).for_terminal(show_lines=True)
 
 
 def surface_table(surface: Surface) -> Table:
@@ -101,41 +109,27 @@ def surface_table(surface: Surface) -> Table:
     if risen:
         why = "the attack missed something" if surface.kind == "attacked" else "the bound was looser before it"
         caption += f"; ↑ accuracy rises to this point: {why}"
-    table = Table("ε_w \\ ε_x", title=_text(title), caption=_text(caption), caption_justify="left")
-    for x in surface.eps_x:
-        table.add_column(f"{x:g}", justify="right")
-    return _fill(
-        table,
-        (
-            [f"{w:g}", *(f"{100 * a:.1f}{'↑' if (i, j) in risen else ''}" for j, a in enumerate(surface.accuracy[i]))]
-            for i, w in enumerate(surface.eps_w)
-        ),
-    )
+    rows = [
+        [f"{w:g}", *(f"{100 * a:.1f}{'↑' if (i, j) in risen else ''}" for j, a in enumerate(surface.accuracy[i]))]
+        for i, w in enumerate(surface.eps_w)
+    ]
+    shown = Rows(["ε_w \\ ε_x", *(f"{x:g}" for x in surface.eps_x)], rows)
+    return shown.for_terminal(title=_text(title), caption=_text(caption), caption_justify="left")
 
 
 def fronts_table(fronts: Sequence[Mapping[str, Any]]) -> Table:
     """The largest certified weight radius at each input radius, one column for each required accuracy."""
-    shown = [Radii.from_dict(front) for front in fronts]
-    caption = None if all(r is not None for f in shown for r in f.eps_w) else Text(NOWHERE)
-    table = Table(title="Largest certified ε_w", caption=caption, caption_justify="left")
-    for heading in front_header(shown):
-        table.add_column(heading, justify="right")
-    return _fill(table, front_rows(shown))
+    shown = replace(front_rows([Radii.from_dict(front) for front in fronts]), names=0)
+    caption = Text(shown.note) if shown.note else None
+    return shown.for_terminal(title="Largest certified ε_w", caption=caption, caption_justify="left")
 
 
-NOWHERE = "-: not even ε_w = 0 is certified"
-"""What the dash of `front_rows` means."""
-
-
-def front_header(fronts: Sequence[Radii]) -> list[str]:
-    """Headings of `front_rows`."""
-    return ["ε_x", *(f"for {100 * front.accuracy:g} %" for front in fronts)]
-
-
-def front_rows(fronts: Sequence[Radii]) -> Iterator[list[str]]:
+def front_rows(fronts: Sequence[Radii]) -> Rows:
     """One row per input radius: it, and the largest certified weight radius for each required accuracy, rounded down."""
-    for k, x in enumerate(fronts[0].eps_x if fronts else ()):
-        yield [f"{x:g}", *(_down(front.eps_w[k]) for front in fronts)]
+    rows = [[f"{x:g}", *(_down(front.eps_w[k]) for front in fronts)] for k, x in enumerate(fronts[0].eps_x if fronts else ())]
+    dash = any(r is None for front in fronts for r in front.eps_w)
+    header = ["ε_x", *(f"for {100 * front.accuracy:g} %" for front in fronts)]
+    return Rows(header, rows, note="-: not even ε_w = 0 is certified" if dash else "")
 
 
 def _down(radius: float | None) -> str:
@@ -185,12 +179,6 @@ def _order(classes: Sequence[str]) -> str:
 
 def _span(name: str, radii: Sequence[float]) -> str:
     return f"{name} {radii[0]:g}" if len(radii) == 1 else f"{name} {radii[0]:g} to {radii[-1]:g} in {len(radii)} points"
-
-
-def _fill(table: Table, rows: Iterable[Sequence[str]]) -> Table:
-    for row in rows:
-        table.add_row(*map(_text, row))
-    return table
 
 
 def _text(text: str) -> Text:
