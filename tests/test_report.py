@@ -332,6 +332,20 @@ def test_what_multiplies_the_weight_radius_is_said() -> None:
     assert "ε_w times" in " ".join(contours({"a": read(made)[0].runs.surfaces}).get_supxlabel().split())
 
 
+def test_how_large_a_weight_radius_is_beside_the_weights_is_said() -> None:
+    made = one_model()
+    about = made["models"]["m0"]["surfaces"][0]["about"]
+    moved = {"1.weight": {"shape": [4, 2], "radius": 0.01, "median": 0.05}, "2.weight": {"shape": [2, 2], "radius": 0.01}}
+    about["moved_at_largest_eps_w"] = moved
+    # the verdict is at 0.0025, a quarter of the largest: 0.0025 / 0.05 = 5 %; the tensor without a median says nothing
+    assert "εw = 0.0025 is 5 % of a typical weight, the median |W| of its tensor." in words_of(made)
+    moved["2.weight"]["median"] = 0.5  # 0.5 %
+    assert "ε_w = 0.0025 is 0.5 to 5 % of a typical weight, the median \\|W\\| of its tensor." in report.markdown(made)
+    moved["2.weight"] |= {"radius": {"shape": [2, 2], "largest": 0.01, "sha256": "ab"}}  # a radius for each element
+    moved["1.weight"]["median"] = 0.0  # a tensor of zeros
+    assert "typical" not in words_of(made) and "typical" not in words_of(one_model())
+
+
 def test_page_shows_claims_only_if_there_are_some() -> None:
     assert Reader(page_of(results())).tables["claims"][2] == ["C2", "b | c", "✗ not reproduced", "<b>0.1</b>\nagainst 0.2."]
     assert "<h2>Claims" not in page_of(one_model())

@@ -263,6 +263,19 @@ def units(surfaces: Iterable[Surface]) -> str:
 _MOVES = (("An input value", "ε_x", input_unit), ("A weight", "ε_w", weight_unit))
 
 
+def beside_weights(models: Sequence[Model]) -> str:
+    """How large the weight radius of the verdict is beside the weights, as a sentence; empty where the records do not say."""
+    grid = models[0].runs.surfaces[0]
+    eps = grid.eps_w[telling(models)[0]]
+    moved = [m for s in every_surface(m.runs for m in models) for m in s.about.get("moved_at_largest_eps_w", {}).values()]
+    at_largest = [m["radius"] / m["median"] for m in moved if m.get("median") and isinstance(m["radius"], int | float)]
+    if not at_largest or not eps:
+        return ""
+    shares = (100 * eps / grid.eps_w[-1] * share for share in (min(at_largest), max(at_largest)))
+    ends = dict.fromkeys(f"{v:.0f}" if v >= 1 else f"{v:.1g}" for v in shares)
+    return f"ε_w = {eps:g} is {' to '.join(ends)} % of a typical weight, the median |W| of its tensor."
+
+
 def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 

@@ -15,6 +15,7 @@ from nonsingular.report.summary import (
     Model,
     Radii,
     Seeds,
+    beside_weights,
     doubts_of,
     every_surface,
     how,
@@ -145,15 +146,15 @@ def _down(radius: float | None) -> str:
 
 def setting(results: Mapping[str, Any]) -> list[str]:
     """What the numbers hold for, in sentences."""
-    data, grid = results["data"], results["grid"]
-    told = how(every_surface(m.runs for m in read(results)))
-    surfaces = every_surface(m.runs for m in read(results))
+    data, grid, models = results["data"], results["grid"], read(results)
+    surfaces = every_surface(m.runs for m in models)
+    told = how(surfaces)
     classes = [str(name) for name in data.get("classes", ())]
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
         f"{told[:1].upper()}{told[1:]}.",
-        *([units(surfaces).strip()] if units(surfaces) else []),
+        *filter(None, [units(surfaces).strip(), beside_weights(models)]),
         *_columns(data.get("input_radii") or {}),
         *([f"Classes: {_order(classes)}."] if classes != [str(k) for k in range(len(classes))] else []),
     ]
