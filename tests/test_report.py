@@ -307,9 +307,9 @@ def test_verdict_by_hand() -> None:
     # Wilson, 5 of 10, z = 1.96: (0.5 + 1.92 / 10 -+ 1.96 sqrt(.025 + .96 / 100)) / 1.384 = 0.5 -+ 0.263
     assert (
         "With every input value off by up to 0.1 and every weight off by up to 0.005 at once, at most 50.0 % of 10 test examples "
-        "(95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”."
+        "(95 % interval 23.7 to 76.3 %) are still classified correctly by the model “Plain”."
     ) in words_of(made)
-    assert "75.0 %undisturbed" in words_of(made) and "0.500AUC attacked" in words_of(made)
+    assert "75.0 %clean accuracy" in words_of(made) and "0.500AUC attacked" in words_of(made)
     assert "AUC, the mean over the grid, 0.500 attacked" in report.markdown(made)
 
 
@@ -412,19 +412,22 @@ def test_verdict_on_both_by_hand() -> None:
     made["data"]["n"] = 10
     # Wilson, 0 of 10: upper end (1.92 / 10 + 1.96 sqrt(.96 / 100)) / 1.384 = 0.278
     assert (
-        "at most 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”; "
+        "at most 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %) are still classified correctly by the model “Plain”; "
         "0.0 % (0.0 to 27.8 %) are proven to be."
     ) in words_of(made)
     assert "All examples share one set of worst weights." in words_of(made)
-    assert "whatever the attack, in exact arithmetic." in words_of(made)
+    assert "for every attack, in exact arithmetic." in words_of(made)
 
 
 def test_verdict_names_the_model_of_which_most_is_proven() -> None:
     made = with_certificates(results(("a", "b", "c")), only=("m0", "m1"))
     told = words_of(made)
     proven = mean(s["certified"]["accuracy"][2][2] for s in made["models"]["m1"]["surfaces"])
-    assert "the best of 3 models, “c”, at most" in told and f"; most is proven of “b”, {100 * proven:.1f} %." in told
-    assert "most is proven" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
+    assert (
+        "the best of 3 models, “c”, at most" in told
+        and f"; the highest certified accuracy is that of “b”, {100 * proven:.1f} %." in told
+    )
+    assert "the highest certified" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
 
 
 def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
@@ -432,11 +435,11 @@ def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
     told = words_of(made)
     share = made["models"]["m0"]["surfaces"][0]["accuracy"][1][1]  # next to nothing is left in the middle
     assert f"at least {100 * share:.1f} % of 1,000 test examples (95 % interval" in told
-    assert "are proven to be classified right by the model “Standard”." in told
+    assert "are proven to be classified correctly by the model “Standard”." in told
     assert "Certified by crown, in every scope." in told and "bound: " in told and "No rise: certified accuracy" in told
     for text in (told, report.markdown(made), shown(report.model_table(made)), contours_of(made).get_supxlabel()):
-        assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"the attack"}  # "whatever the attack"
-        assert text.replace("\n", " ").count("whatever the attack") == len(re.findall("attack", text, re.I))
+        assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"every attack"}  # "for every attack"
+        assert text.replace("\n", " ").count("for every attack") == len(re.findall("attack", text, re.I))
     assert "Upper bound" in meaning(("attacked",), fronts=False) and "Upper bound" not in meaning(("certified",), fronts=True)
     assert "heat certified" in Reader(page_of(made)).tables and "heat gap" not in Reader(page_of(made)).tables
 
@@ -523,14 +526,17 @@ def test_one_cell_with_both_is_a_span() -> None:
 def test_certificates_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     s, c = surface(), below(surface())
     for wrong, says in (
-        (dataclasses.replace(c, accuracy=s.accuracy + np.eye(5) * 1e-3), "certified above what an attack left, at eps_x = 0"),
+        (
+            dataclasses.replace(c, accuracy=s.accuracy + np.eye(5) * 1e-3),
+            "certified accuracy above its attacked one at eps_x = 0",
+        ),
         (dataclasses.replace(c, n=10), "certified on 10 examples"),
         (dataclasses.replace(s), "is attacked on"),
         (dataclasses.replace(c, eps_x=(0.0, 1.0, 2.0, 3.0, 4.0)), "different grids"),
     ):
         with pytest.raises(InvalidInput, match=says):
             contours({"a": [dataclasses.replace(s, certified=wrong)]})
-    with pytest.raises(InvalidInput, match="attacked or certified"):
+    with pytest.raises(InvalidInput, match="all attacked or all certified"):
         contours({"a": [s, c]})
     for change in ({"eps_w": [0.1]}, {"eps_x": [0.1] * 5}):
         made = with_fronts()
@@ -794,7 +800,7 @@ def test_the_verdict_moves_toward_0_until_something_is_left() -> None:
     made["models"]["m0"]["clean"] = [0.5]
     assert telling(read(made)) == (2, 2)  # but not less than a tenth of 50 %
     told = words_of(made)
-    assert "In the middle of the grid, at εx = 0.05, εw = 0.05, next to nothing is left: 0.0 %." in told
+    assert "In the middle of the grid, at εx = 0.05, εw = 0.05, accuracy is 0.0 %." in told
     assert "% at (εx 0.02, εw 0.02)" in told
 
 
@@ -840,10 +846,10 @@ def test_png_of_colours_and_the_strongest_channel() -> None:
 def test_classes_and_first_to_break_are_told() -> None:
     page = Reader(page_of(with_examples(one_model())))
     assert page.tables["heat classes"] == [
-        ["Class", "n", "undisturbed", "0.05, 0.0025"], ["0", "40", "100", "50"], ["1", "60", "95", "10"],
+        ["Class", "n", "clean", "0.05, 0.0025"], ["0", "40", "100", "50"], ["1", "60", "95", "10"],
     ]  # fmt: skip
     told = "".join(page.words)
-    assert "The class of which least is left over these columns is “1”" in told
+    assert "The class with the lowest accuracy over these columns is “1”" in told
     assert "Example 7: “1” becomes “0”" in told and "margin 1.25 to −0.5" in told
     assert page.tables["moved"][1] == [HOSTILE, " 25", "100"]
     text = report.markdown(with_examples(one_model()))

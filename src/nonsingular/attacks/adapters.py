@@ -1,7 +1,7 @@
 """adapters.py - input attacks of Foolbox and torchattacks, where installed, as attacks of this library.
 
-They see a copy of the network at fixed weights and return inputs; what they claim is not used.  Their result is projected onto
-the ball, and kept for an example where its margin is below that of the point to begin with.
+They see a copy of the network at fixed weights and return inputs; what they report as success is not used.  Their result is
+projected onto the ball, and kept for an example if its margin is below that at the start.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Unit(nn.Module):
 
 
 def _plugged(foreign: Foreign, name: str) -> Attack:
-    """`name`, with its settings, is how records tell it from others."""
+    """name: identifies the attack in records, so it includes the settings."""
 
     def attack(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "batch",
@@ -149,7 +149,7 @@ class _Inputs:
 
 @contextmanager
 def _seeded(generator: torch.Generator | None, device: torch.device) -> Generator[None]:
-    """Global generators of torch, NumPy and Python, seeded, and afterwards as they were."""
+    """Seed the global generators of torch, NumPy and Python; restore their states afterwards."""
     seed = 0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

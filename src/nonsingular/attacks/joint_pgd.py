@@ -114,7 +114,7 @@ class _Ascent:
         return x, W
 
     def _steps(self, W: Mapping[str, Tensor]) -> range:
-        """None where nothing moves."""
+        """No steps where nothing moves."""
         return range(self.steps if W or self.ball.moves_inputs else 0)
 
     def _pieces(self, x: Tensor) -> list[slice]:

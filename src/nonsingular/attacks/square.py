@@ -36,7 +36,7 @@ def square(
     An example is left alone once its prediction is wrong.
     start: a point of the ball; the result is never worse, and never worse than (x, W).  generator: by default of seed 0.
     The weights that come back are those of `start`, or none (W).  Works in every scope.  Never changes `model`.
-    Raises InvalidInput if x leaves the domain, or if `start` is no point of the ball.
+    Raises InvalidInput if x leaves the domain, or if `start` is not a point of the ball.
     Cost: at most `steps` x `tries` forward passes, on the examples that are still right.  Source: arXiv:1912.00049.
     """
     if steps < 0 or tries < 1 or chunk < 1:

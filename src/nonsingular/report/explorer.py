@@ -1,4 +1,4 @@
-"""explorer.py - the surfaces of the page: maps and lines that stand by themselves, and the data with which the script answers."""
+"""explorer.py - the maps and curves of the page, and the numbers that its script shows for a cell."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nonsingular.report.summary import Model, Seeds, input_unit, kinds_of, mean_
 from nonsingular.report.templating import render
 
 NAMES = {"attacked": "Attacked: at most", "certified": "Certified: at least", "gap": "Gap: not known"}
-"""Kind of a map -> what the switch calls it."""
+"""Kind of a map -> its name in the switch."""
 BANDS = 4
-"""Models of one picture of lines from which on it has no bands: they would lie over each other."""
+"""With this many models a picture of curves has no bands, which would overlap."""
 HINT = (
-    "Each cell: % of the examples that are right with every input value within ε_x and every weight within ε_w of what it was. "
+    "Each cell: accuracy in % with every input value perturbed by at most ε_x and every weight by at most ε_w. "
     "Lines join equal accuracy."
 )
 
@@ -39,7 +39,7 @@ def explorer(models: Sequence[Model], number: int = 0) -> Markup:
 
 
 def shown_kinds(models: Sequence[Model]) -> tuple[str, ...]:
-    """Of "attacked", "certified" and "gap", those that some model has."""
+    """The kinds "attacked", "certified" and "gap" that some model has."""
     found = {kind for m in models for kind in _accuracies(m)}
     return tuple(kind for kind in NAMES if kind in found)
 
@@ -64,7 +64,7 @@ def _map(number: int, m: Model, kind: str) -> dict[str, Any]:
 
 
 def _gap(m: Model) -> str:
-    """The mean of the gap over the grid."""
+    """The mean gap over the grid."""
     pairs = zip(m.runs.kinds["attacked"].surfaces, m.runs.kinds["certified"].surfaces, strict=True)
     return mean_spread([a.auc - c.auc for a, c in pairs])
 
@@ -72,9 +72,7 @@ def _gap(m: Model) -> str:
 def _legend(models: Sequence[Model]) -> list[str]:
     grid, told = models[0].runs.surfaces[0], list[str]()
     if any(_notes(m, runs) for m in models for runs in m.runs.kinds.values()):
-        told.append(
-            "* a cell with a remark: its flags, or a rise of accuracy; the remark is told with the cell and in the tables."
-        )
+        told.append("* marks a cell with a flag or a rise of accuracy, which is explained with the cell and in the tables.")
     if not (to_scale(grid.eps_x) and to_scale(grid.eps_w)):
         told.append("An axis whose steps are very unequal is drawn with equal steps.")
     if max(grid.accuracy.shape) > NUMBERED:
@@ -83,7 +81,7 @@ def _legend(models: Sequence[Model]) -> list[str]:
 
 
 def _notes(m: Model, runs: Seeds) -> dict[tuple[int, int], list[str]]:
-    """(row, column) -> what a reader should know of that cell."""
+    """(row, column) -> remarks on that cell."""
     told: dict[tuple[int, int], list[str]] = {}
     several = len(m.seeds) > 1
     for seed, s in zip(m.seeds, runs.surfaces, strict=True):
@@ -99,7 +97,7 @@ def _notes(m: Model, runs: Seeds) -> dict[tuple[int, int], list[str]]:
 
 FLAGS = {
     "one-class": "one-class: every prediction under the attack is the same class",
-    "moving": "moving: the last round of the attack still lowered the accuracy; more would lower it further",
+    "moving": "moving: the last round of the attack still lowered the accuracy; more rounds may lower it further",
 }
 
 
@@ -146,7 +144,7 @@ def _pair(axes: Sequence[str], shown: Sequence[tuple[str, Seeds, int]], *, band:
 
 
 def _data(models: Sequence[Model], kinds: Sequence[str]) -> Mapping[str, Any]:
-    """All numbers as texts, as the tables have them."""
+    """All numbers as text, formatted as in the tables."""
     grid = models[0].runs.surfaces[0]
     several = any(len(m.seeds) > 1 for m in models)
     interval = "the lowest and the highest end of the seeds' 95 % intervals." if several else "95 % interval."

@@ -1,4 +1,4 @@
-"""html.py - the results as one page that needs nothing else: no request leaves it, it prints, and it reads without its script."""
+"""html.py - the results as one self-contained page, which makes no requests, prints, and can be read without its script."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _tiles(models: Sequence[Model]) -> list[tuple[str, str]]:
     (m,), at = models, telling(models)
     grid = m.runs.surfaces[0]
     where = f"at ({grid.eps_x[at[1]]:g}, {grid.eps_w[at[0]]:g})"
-    tiles = [(f"{100 * fmean(m.clean):.1f} %", "undisturbed")]
+    tiles = [(f"{100 * fmean(m.clean):.1f} %", "clean accuracy")]
     for kind, runs in m.runs.kinds.items():
         side = "attacked, at most" if kind == "attacked" else "certified, at least"
         tiles.append((f"{100 * runs.accuracy[at]:.1f} %", f"{side}, {where}"))
@@ -121,7 +121,7 @@ def _claims(results: Mapping[str, Any]) -> Rows:
 
 
 def _masking(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, list[str]]]:
-    """For each model that was looked at, a sentence and the signs."""
+    """The findings on masked gradients of each model that was checked: a sentence, and the signs."""
     told = [(f"{title}: " if len(entries) > 1 else "", masking_lines(entry)) for title, entry in entries]
     return [(name + lines[0], lines[1:]) for name, lines in told if lines]
 
@@ -157,7 +157,7 @@ def _surface(m: Model) -> dict[str, Any]:
 
 
 def _heats(m: Model) -> list[dict[str, Any]]:
-    """A table of the grid for what was attacked, one for what is certified, and one for what lies between."""
+    """Tables of attacked accuracy, of certified accuracy, and of the gap between them."""
     kinds = m.runs.kinds
     titles = {"attacked": "Attacked: at most", "certified": "Certified: at least"} if list(kinds) != ["attacked"] else {}
     looks = {"attacked": "heat", "certified": "heat certified"}
@@ -186,7 +186,7 @@ def _heat(
 
 
 def _told(m: Model, i: int, j: int) -> str:
-    """Everything about one cell, in words."""
+    """All numbers of one cell, in words."""
     grid, kinds, parts = m.runs.surfaces[0], m.runs.kinds, list[str]()
     for kind, runs in kinds.items():
         low, high = runs.interval

@@ -14,7 +14,7 @@ from nonsingular.report.maps import axis_name, positions
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 440, 280, 44, 10, 428, 226
 LOOKS = 8
-"""Looks of lines that the style of the page knows: colour and dashes; with another marker each."""
+"""Number of line styles (colour, dashes) in page.css."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _up(share: float) -> float:
 
 
 def _positions(radii: Sequence[float]) -> NDArray[Any]:
-    """Of the radii in the picture, to scale where the maps are."""
+    """Positions of the radii in the picture, to scale where the maps are."""
     values = positions(radii)
     span = values[-1] - values[0]
     share = (values - values[0]) / span if span > 0 else np.full(len(values), 0.5)

@@ -24,7 +24,7 @@ PALETTES = {
     "accuracy": tuple(matplotlib.colormaps["viridis"](k / 100) for k in range(101)),
     "gap": tuple(matplotlib.colormaps["Oranges"](0.85 * k / 100) for k in range(101)),
 }
-"""Colours of 0 to 100 %, their lightness monotone.  Accuracy has those of Figure 1 (viridis, even to every kind of sight)."""
+"""Colours of 0 to 100 %, their lightness monotone.  Accuracy has those of Figure 1 (viridis)."""
 
 
 def colour(percent: float, palette: str = "accuracy") -> str:
@@ -50,7 +50,7 @@ def surface_map(
 ) -> Markup:  # fmt: skip
     """The SVG of a surface, (len(eps_w), len(eps_x)) in [0, 1].  Cells in the order of the array, each a rect of class "c".
 
-    label: what a reader who does not see is told.  marked: cells whose number has a star.
+    label: the text for screen readers.  marked: cells whose number has a star.
     """
     percent = np.clip(100 * accuracy, 0.0, 100.0)
     x, y = (np.round(_edges(*axis), 2) for axis in ((eps_x, LEFT, RIGHT), (eps_w, BOTTOM, TOP)))  # neighbours share their edge
@@ -86,7 +86,7 @@ def surface_map(
 
 
 def _whole(percent: float) -> str:
-    """Without digits, but never 0 or 100 for what is not.
+    """Rounded to a whole number; 0 and 100 only where they are exact.
 
     >>> _whole(0.0), _whole(0.2), _whole(41.6), _whole(99.8), _whole(100.0)
     ('0', '<1', '42', '>99', '100')
@@ -126,7 +126,7 @@ def _contours(percent: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> tuple[
     middles = [(ends[1:] + ends[:-1]) / 2 for ends in (x, y)]
 
     def place(points: NDArray[Any]) -> NDArray[Any]:
-        """From indices of cells to the picture."""
+        """Convert indices of cells to coordinates of the picture."""
         return np.column_stack([np.interp(points[:, k], np.arange(len(m)), m) for k, m in enumerate(middles)])
 
     paths: list[str] = []

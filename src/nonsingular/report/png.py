@@ -26,7 +26,7 @@ def address(pixels: NDArray[np.uint8]) -> str:
 def signed(change: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, C), 128 for no change, -> (H, W, 3): blue for less, white for none, orange for more; of several colours the largest.
 
-    Both ends are as dark as each other, and stay apart for every kind of colour sight.
+    Both ends are equally dark, and distinct with colour blindness.
     """
     share = (change.astype(float) - 128.0) / 127.0
     pick = np.abs(share).argmax(axis=2, keepdims=True)

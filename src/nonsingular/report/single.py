@@ -1,4 +1,4 @@
-"""single.py - what became of single examples: a table by class, and the first to break as pictures."""
+"""single.py - single examples: a table by class, and the first to break as pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nonsingular.report.templating import render
 from nonsingular.results.statistics import wilson
 
 MOST_CLASSES = 20
-"""Classes that are listed; of more, those of which least is left."""
+"""Most classes that are listed: those with the lowest accuracy, if there are more."""
 
 Entries = Sequence[tuple[str, Mapping[str, Any]]]
 """(title, entry of results["models"]) of the models."""
@@ -32,7 +32,7 @@ def class_rows(counts: Mapping[str, Any], classes: Sequence[str]) -> tuple[Rows,
     """One row per class: its name, its number of examples, % right at each point; and these as shares."""
     n = np.asarray(counts["n"])
     right = [counts["undisturbed"], *(c["right"] for c in counts["cells"])]
-    header = ["Class", "n", "undisturbed", *(f"{c['eps_x']:g}, {c['eps_w']:g}" for c in counts["cells"])]
+    header = ["Class", "n", "clean", *(f"{c['eps_x']:g}, {c['eps_w']:g}" for c in counts["cells"])]
     rows: list[list[str]] = []
     shares: list[list[float]] = []
     for k in np.flatnonzero(n):
@@ -47,21 +47,21 @@ def _class(classes: Sequence[str], k: int) -> str:
 
 
 def _classes(counts: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """What is said of a table of classes, and the table."""
+    """A table of classes, and the text above it."""
     table, shares = class_rows(counts, classes)
     rows = table.rows
     order = list(range(len(rows)))
-    told = "% right under attack, by true class. Columns: undisturbed, then (ε_x, ε_w)."
+    told = "Accuracy in % under attack, by true class. Columns: clean, then (ε_x, ε_w)."
     if shares:
         least = [sum(s) for s in shares]
         weakest = min(order, key=least.__getitem__)
-        told += f" The class of which least is left over these columns is “{rows[weakest][0]}”."
+        told += f" The class with the lowest accuracy over these columns is “{rows[weakest][0]}”."
         n = int(rows[weakest][1])
         low, high = (100 * float(end) for end in wilson(round(shares[weakest][0] * n), n))
-        told += f" Classes are small samples: the 95 % interval of its undisturbed accuracy is {low:.0f} to {high:.0f} %."
+        told += f" Classes are small samples: the 95 % interval of its clean accuracy is {low:.0f} to {high:.0f} %."
         if len(rows) > MOST_CLASSES:
             order = sorted(sorted(order, key=least.__getitem__)[:MOST_CLASSES])
-            told += f" Shown: {MOST_CLASSES} of {len(rows)} classes, those of which least is left; results.json has all."
+            told += f" Shown: {MOST_CLASSES} of {len(rows)} classes, those with the lowest accuracy; results.json has all."
     lines = [(rows[k][0], rows[k][1], list(zip(shares[k], rows[k][2:], strict=True))) for k in order]
     return {"told": told, "header": table.header, "lines": lines}
 
@@ -70,7 +70,7 @@ def _classes(counts: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any
 
 
 def first_to_break(entries: Entries, classes: Sequence[str], columns: Sequence[str] = ()) -> Markup:
-    """The stored examples of each model, with what was done to each."""
+    """The stored examples of each model, with their perturbations."""
     shown = [
         (title, _told(e["surfaces"][0]["scope"]), [_example(found, classes, columns) for found in e["examples"]["first"]])
         for title, e in entries
@@ -82,8 +82,8 @@ def first_to_break(entries: Entries, classes: Sequence[str], columns: Sequence[s
 def _told(scope: str) -> str:
     whose = "its own W'" if scope == "sample" else "the W' that it shares with the others"
     return (
-        "Right undisturbed, and wrong in the smallest balls of the grid (first those in which inputs and weights both move), "
-        f"judged again from the stored x' and {whose}. Change: blue less, orange more, full colour at ε_x. "
+        "Correct when clean, and misclassified in the smallest balls of the grid (first those where both move), "
+        f"computed again from the stored x' and {whose}. Change: blue less, orange more, full colour at ε_x. "
         "ΔW: mean and largest |W' - W| of each tensor, in % of its radius."
     )
 
@@ -119,7 +119,7 @@ def _pictures(given: Mapping[str, Any], was: str, now: str) -> list[dict[str, An
 
 
 def _change(change: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """An input that is no pixel: its name, x, x'."""
+    """An input that is not a pixel: its name, x, x'."""
     at = change["at"]
     name = str(columns[at[0]]) if len(at) == 1 and at[0] < len(columns) else ", ".join(map(str, at))
     return [name, _number(change["x"]), _number(change["moved"])]

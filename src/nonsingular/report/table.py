@@ -85,7 +85,7 @@ def model_table(results: Mapping[str, Any]) -> Table:
 
 
 def doubt_lines(models: Sequence[Model]) -> list[str]:
-    """One line for each thing that is doubted, to stand beside the numbers; of several models, with those that it is said of."""
+    """One line for each warning about the numbers; if there are several models, with those that it is about."""
     said: dict[str, list[str]] = {}
     for m in models:
         for doubt in doubts_of(every_surface([m.runs])):
@@ -99,12 +99,12 @@ def claims_table(results: Mapping[str, Any]) -> Table:
 
 
 def surface_table(surface: Surface) -> Table:
-    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Not what is certified beside it."""
+    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Leaves out its certified one."""
     risen = Seeds((replace(surface, certified=None),)).risen
     title = surface.model + (f", {surface.kind}" if surface.certified or surface.kind == "certified" else "")
     caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, {how([surface])}"
     if surface.kind == "certified":
-        caption += ": a lower bound, whatever the attack"
+        caption += ": a lower bound for every attack"
     elif surface.certified:
         caption += ": an upper bound"
     if risen:
@@ -145,7 +145,7 @@ def _down(radius: float | None) -> str:
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
-    """What the numbers hold for, in sentences."""
+    """Data, grid, attack and units of the numbers, in sentences."""
     data, grid, models = results["data"], results["grid"], read(results)
     surfaces = every_surface(m.runs for m in models)
     told = how(surfaces)
@@ -161,7 +161,7 @@ def setting(results: Mapping[str, Any]) -> list[str]:
 
 
 MOST_NAMES = 20
-"""Columns or classes that a sentence names."""
+"""Most columns or classes that a sentence names."""
 
 
 def _columns(radii: Mapping[str, Any]) -> list[str]:
@@ -183,19 +183,21 @@ def _span(name: str, radii: Sequence[float]) -> str:
 
 
 def _text(text: str) -> Text:
-    """Brackets in a name are no markup, and nothing in it commands the terminal."""
+    """Text for the terminal: brackets are not markup, and control characters are written out."""
     return Text(legible(text))
 
 
 def masking_lines(model: Mapping[str, Any]) -> list[str]:
-    """What a run says about masked gradients, line by line; nothing if it did not look.  model: an entry of results["models"]."""
+    """The findings on masked gradients, one a line; none if there was no check.  model: an entry of results["models"]."""
     if "masking" not in model:
         return []
     found = legible_all(model["masking"])
     where = f" at ({found['eps_x']:g}, {found['eps_w']:g})" if "eps_x" in found else ""
     asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples{where}"
     if not found["flags"] and found.get("inconclusive"):
-        return [f"Nothing can be said about masked gradients, for every example is broken: {asked}. Choose smaller radii."]
+        return [
+            f"The check for masked gradients is inconclusive, as the attack breaks every example: {asked}. Choose smaller radii."
+        ]
     if not found["flags"]:
         return [f"No sign of masked gradients: {asked}."]
     return [f"Signs of masked gradients ({asked}):", *(f"{name}: {why}" for name, why in found["flags"].items())]

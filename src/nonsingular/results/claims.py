@@ -1,8 +1,8 @@
-"""claims.py - the claims of arXiv:2102.11935, section 4.1, held against measured surfaces.
+"""claims.py - the claims of arXiv:2102.11935, section 4.1, compared with measured surfaces.
 
-Each claim becomes a number per seed and an interval that it should lie in.  Verdict, from the 95 % t-interval of the mean over
-seeds: inside - reproduced; outside - not reproduced; astride, or a single seed - undecided.  The interval is that of the seeds;
-all share the same test examples, so it says nothing about another sample of these.
+Each claim becomes a number per seed and an interval that it should lie in.  The verdict follows from the 95 % t-interval of the
+mean over seeds: reproduced if it lies inside, not reproduced if it lies outside, undecided if it overlaps an end or there is a
+single seed.  All seeds share the same test examples, so the interval does not cover the choice of examples.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from nonsingular.results.statistics import student
 
 SLIGHTLY = 0.25
-"""C2: `slightly` is less than this part of what adversarial training gains on the same axis."""
+"""C2: `slightly` is less than this fraction of what adversarial training gains on the same axis."""
 BROKEN = 0.5
-"""C1: `vulnerable` is below this part of the clean accuracy at the largest radius of the axis."""
+"""C1: `vulnerable` is below this fraction of the clean accuracy at the largest radius of the axis."""
 ABOUT = 0.1
 """C5: `about 1.24 times` is within this relative distance."""
 
@@ -87,7 +87,7 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(statement: str, values: Sequence[float], interval: tuple[float, float], what: str) -> dict[str, Any]:
-    """A claim that is not the paper's: it holds or does not."""
+    """A claim of this project, not of the paper: its verdict is that it holds or does not hold."""
     claim = _claim(statement, values, interval, what)
     words = {"reproduced": "holds", "not reproduced": "does not hold"}
     return claim | {"verdict": words.get(claim["verdict"], claim["verdict"])}

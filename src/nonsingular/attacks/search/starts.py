@@ -1,4 +1,4 @@
-"""starts.py - where an attack begins, and the network at weights that stay fixed: what attacks without gradients share."""
+"""starts.py - where an attack begins, and the network at fixed weights: shared by attacks without gradients."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, st
     try:
         start = start.check(model, x, ball)
     except AssertionError as e:
-        raise InvalidInput(f"start is no point of this ball: {e}; start from a point of the same or of a smaller ball") from e
+        raise InvalidInput(f"start is not a point of this ball: {e}; start from a point of the same or of a smaller ball") from e
     return Perturbation(start.x.detach().clone(), {n: w.detach().clone() for n, w in start.weights.items()}, scope)
 
 
@@ -103,7 +103,7 @@ def begin(model: nn.Module, x: Tensor, y: Tensor, given: Perturbation, *, moved:
 
 
 def _lower(x: Tensor, logits: Tensor, other: Tensor, others: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of two inputs of each example, the one with the smaller margin; its margin and logits."""
+    """For each example the input of two with the smaller margin; its margin and logits."""
     a, b = nearest(logits, y), nearest(others, y)
     take = b < a
     return torch.where(spread(take, x), other, x), torch.where(take, b, a), torch.where(take[:, None], others, logits)

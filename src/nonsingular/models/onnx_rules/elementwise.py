@@ -107,7 +107,7 @@ def _binary(f: Any) -> Rule:
 
 
 def _operand(node: Node, i: int) -> Any:
-    """A size beside a signal is a number."""
+    """Input i; a single number beside a signal becomes a Python number."""
     value = node.value(i)
     if isinstance(value, numpy.ndarray) and value.size == 1 and node.moves:
         return value.reshape(-1)[0]
