@@ -163,8 +163,8 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> tuple[Tensor, T
     """Signed steps on a loss with momentum, from v (R, B, n); the point of each run with the smallest loss, and that.
 
     Inputs and weights have separate step sizes, at first half the width of the box.  At a checkpoint one is halved where more
-    than a quarter of its steps went too far (the new gradient points back), and both are halved where the loss did not improve; such a
-    run goes on from its best point.
+    than a quarter of its steps went too far (the new gradient points back), and both are halved where the loss did not improve;
+    such a run goes on from its best point.
     """
     blocks, v = space.blocks, v.clone()
     before = v
