@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nonsingular.results.statistics import student
@@ -28,34 +29,11 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
     Returns name -> {statement, verdict, evidence, numbers}.
     """
 
-    def auc(name: str, which: str = "auc") -> list[float]:
-        return list(models[name][which])
-
-    def last(name: str, row: int, column: int) -> list[float]:
-        return [_part(s["accuracy"][row][column], s["about"]["clean_accuracy"]) for s in models[name]["surfaces"]]
-
-    regularised = ("at-beta-1", "at-beta-2", "jiwp")
-    baselines = ("standard", "weight-perturb", "at")
+    auc, auc_x, auc_w = (partial(_column, models, which) for which in ("auc", "auc_x", "auc_w"))
     best = "at-beta-2"
-    title = models[best]["title"]
-    worst_axis = [max(pair) for pair in zip(last("standard", 0, -1), last("standard", -1, 0), strict=True)]
-    gain = [
-        _part(wp - std, at - std)
-        for wp, std, at in zip(auc("weight-perturb", "auc_x"), auc("standard", "auc_x"), auc("at", "auc_x"), strict=True)
-    ]
-    least = {
-        name: [a - max(b) for a, *b in zip(auc(name), *(auc(base) for base in baselines), strict=True)] for name in regularised
-    }
-    weakest = min(least, key=lambda name: _mean(least[name]))
-    each = {name: _verdict(least[name], (0.0, math.inf)) for name in least}
-    top = [name for name, verdict in each.items() if verdict == "reproduced"]
-    c4 = _claim(
-        "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
-        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline",
-    )  # fmt: skip
-    c4["verdict"] = next((v for v in ("not reproduced", "undecided") if v in each.values()), "reproduced")
-    c4["numbers"]["by_model"] = least
-    c4["evidence"] += f"; above every baseline: {', '.join(models[n]['title'] for n in top) or 'none of the three'}"
+    worst_axis = [max(pair) for pair in zip(_kept(models, 0, -1), _kept(models, -1, 0), strict=True)]
+    gain = _over(_minus(auc_x("weight-perturb"), auc_x("standard")), _minus(auc_x("at"), auc_x("standard")))
+    over_best = _over(auc("joint"), auc(best))
     return {
         "C1": _claim(
             "The standard model is vulnerable on both axes",
@@ -67,23 +45,53 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "C3": _claim(
             "AT is less robust to weight perturbations than standard",
-            _minus(auc("at", "auc_w"), auc("standard", "auc_w")), (-math.inf, 0.0), "weight AUC of AT minus that of standard",
+            _minus(auc_w("at"), auc_w("standard")), (-math.inf, 0.0), "weight AUC of AT minus that of standard",
         ),
-        "C4": c4,
+        "C4": _above_baselines(models),
         "C5": _claim(
             "The best AT + β has about 1.24 times the AUC of AT",
-            _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {title} over AT's",
+            _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {models[best]['title']} over AT's",
         ),
         "C6": _claim(
             "AT + β has a larger AUC than JIWP",
-            _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {title} minus JIWP's",
+            _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {models[best]['title']} minus JIWP's",
         ),
         "joint": _own(
             "Joint adversarial training has at least 1.8 times the AUC of AT (the project's claim, not the paper's)",
             _over(auc("joint"), auc("at")), (1.8, math.inf), "AUC of the joint model over AT's",
         )
-        | {"over_at_beta": [None if math.isnan(v) else v for v in _over(auc("joint"), auc(best))]},
+        | {"over_at_beta": [None if math.isnan(v) else v for v in over_best]},
     }  # fmt: skip
+
+
+def _column(models: Mapping[str, Any], which: str, name: str) -> list[float]:
+    """One area of a model, for each seed."""
+    return list(models[name][which])
+
+
+def _kept(models: Mapping[str, Any], row: int, column: int) -> list[float]:
+    """The fraction of its clean accuracy that the standard model keeps at one point of the grid, for each seed."""
+    return [_part(s["accuracy"][row][column], s["about"]["clean_accuracy"]) for s in models["standard"]["surfaces"]]
+
+
+def _above_baselines(models: Mapping[str, Any]) -> dict[str, Any]:
+    """C4, which holds if it holds for each of the three models; its numbers are those of the weakest."""
+    baselines = [models[name]["auc"] for name in ("standard", "weight-perturb", "at")]
+    least = {
+        name: [a - max(b) for a, *b in zip(models[name]["auc"], *baselines, strict=True)]
+        for name in ("at-beta-1", "at-beta-2", "jiwp")
+    }
+    weakest = min(least, key=lambda name: _mean(least[name]))
+    each = {name: _verdict(least[name], (0.0, math.inf)) for name in least}
+    top = [models[name]["title"] for name, verdict in each.items() if verdict == "reproduced"]
+    claim = _claim(
+        "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
+        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline",
+    )  # fmt: skip
+    claim["verdict"] = next((v for v in ("not reproduced", "undecided") if v in each.values()), "reproduced")
+    claim["numbers"]["by_model"] = least
+    claim["evidence"] += f"; above every baseline: {', '.join(top) or 'none of the three'}"
+    return claim
 
 
 def _own(statement: str, values: Sequence[float], interval: tuple[float, float], what: str) -> dict[str, Any]:
