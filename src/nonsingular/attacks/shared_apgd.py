@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.search.starts import checked_start
+from nonsingular.attacks.search.starts import checked_start, restarting
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, outputs, products, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
-from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
@@ -68,11 +67,8 @@ def shared_apgd(
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
     network = classifier(model, x, ball)
     begun = checked_start(network, x, ball, scope, start)
-    seed = None if generator is None else generator.get_state()
 
     def run(chunk: int) -> Perturbation:
-        if generator is not None and seed is not None:
-            generator.set_state(seed)
         with network.lent() as moving:
             shared = _shared(moving, x.detach(), y.long(), ball, chunk)
             best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
@@ -87,7 +83,7 @@ def shared_apgd(
         return Perturbation(best.x, moved, scope).check(network, x, ball)
 
     with recording():
-        return halving(run, chunk)
+        return restarting(run, chunk, generator)
 
 
 @dataclass(frozen=True, eq=False)

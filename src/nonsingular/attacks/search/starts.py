@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import held_at, logits_of_each, outputs
@@ -44,6 +44,18 @@ def frozen(model: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chunk
         return torch.cat([outputs(moved, part.clone()) for part in x.split(size)])  # its first operation may work in place
 
     return lambda x: halving(partial(together, x), chunk)
+
+
+def restarting(run: Callable[[int], Perturbation], chunk: int, generator: Generator | None) -> Perturbation:
+    """`run` with `chunk` examples at a time, or fewer where memory runs out; every try draws the same random numbers."""
+    before = None if generator is None else generator.get_state()
+
+    def again(size: int) -> Perturbation:
+        if generator is not None and before is not None:
+            generator.set_state(before)
+        return run(size)
+
+    return halving(again, chunk)
 
 
 def nearest(logits: Tensor, y: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class Size:
     def write(self, f: Callable[..., Any], *args: Any) -> Size:
         return Size(self.scope, self.scope.call(f, *args))
 
+    # Python finds operators by these names alone, and a type checker reads them only where they are written out.
+
     def __add__(self, other: Any) -> Size:
         return self.write(operator.add, self, other)
 
