@@ -51,7 +51,7 @@ from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import kind_of, read_weights
 from nonsingular.report.cells import cells_csv
 from nonsingular.report.html import page
-from nonsingular.report.table import markdown
+from nonsingular.report.md import markdown
 from nonsingular.results.files import Log
 from nonsingular.results.gates import Gate, junit
 from nonsingular.results.gates import check as check_gates

@@ -307,7 +307,7 @@ def test_a_start_outside_the_ball_is_refused(outside):
     model, x, y, ball = dense(6, 5, 3), batch(2, 6), torch.tensor([0, 1]), JointBall(0.1, 0.05)
     W = {"0.weight": model[0].weight.detach().expand(2, 5, 6) + (0.1 if outside == "weights" else 0.0)}
     start = Perturbation(x[:1] if outside == "shape" else x + 0.2 * (outside == "x"), W, "sample")
-    with pytest.raises(InvalidInput, match="start is no point of this ball"):
+    with pytest.raises(InvalidInput, match="start is not a point of this ball"):
         apgd(model, x, y, ball, start=start)
 
 

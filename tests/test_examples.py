@@ -131,7 +131,7 @@ def faults(schema: Any, results: Any) -> list[str]:
 
 
 ABOUT = {  # fields of `about` that depend on the kind, named in its description
-    "attack", "scope", "batch_size", "dtype", "device", "moved_at_largest_eps_w", "bound", "code", "versions",
+    "attack", "scope", "batch_size", "dtype", "device", "bound", "code", "versions",
 }  # fmt: skip
 
 

@@ -16,18 +16,7 @@ from nonsingular.network.row_lemma import shifts
 from nonsingular.threat.ball import JointBall
 from nonsingular.training.objectives import jointly_adversarial, natural, theorem_regularised
 from sampling import first
-
-
-def dense(*dims, bias=False, seed=0, dtype=torch.float64, activation=nn.ReLU):
-    g = torch.Generator().manual_seed(seed)
-    layers = []
-    for a, b in itertools.pairwise(dims):
-        layers += [nn.Linear(a, b, bias=bias, dtype=dtype), activation()]
-    model = nn.Sequential(*layers[:-1]).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) / p.shape[-1] ** 0.5)
-    return model
+from test_apgd import dense
 
 
 def matrices(model):

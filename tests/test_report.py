@@ -18,14 +18,18 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import QuadContourSet
 from matplotlib.text import Text
+from PIL import Image
 from rich.console import Console
 
 from nonsingular import report
 from nonsingular.catalog import ATTACKS, BOUNDS, OTHER, cards
 from nonsingular.errors import InvalidInput
+from nonsingular.plain import legible
+from nonsingular.report import templating
 from nonsingular.report.figure import contours, render
 from nonsingular.report.maps import PALETTES, colour, ink, surface_map
 from nonsingular.report.meaning import meaning
@@ -222,6 +226,59 @@ def test_page_escapes_every_text_it_is_given() -> None:
     assert "".join(Reader(text).words).count(HOSTILE) > 10  # and a reader sees what was written
 
 
+CRAFTED = {
+    "end of a script": "</script><script>alert(1)</script>",
+    "template": "{{7*7}}{% raw %}{# gone #}",
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "comment": "--><!-- <style>*{display:none}</style>",
+    "control": "a\x1b[31m\x00\x08b",
+    "direction": "a\u202egnp.exe\u2066",
+    "entity": "&lt;b&gt;&#60;b&#62;",
+}
+
+
+def written_everywhere(text: str) -> dict[str, Any]:
+    """Results in which every text that a stranger can name is this one."""
+    made = with_examples(with_certificates(results((text, "b"), seeds=(0,))), {"numbers": [{"at": [0], "x": 0.5, "moved": 1.0}]})
+    made["data"] |= {"name": text, "split": text, "classes": [text, text], "columns": [text], "input_radii": {text: 0.1}}
+    made |= {"command": text, "attack": text, "config": {text: text}, "environment": {text: text}, "run": text}
+    made["claims"] = {text: dict.fromkeys(("statement", "verdict", "evidence"), text)}
+    first = made["models"]["m0"]
+    first |= {"settings": {text: text}, "fronts": copy.deepcopy(FRONTS)}
+    first["masking"] = {"attack": text, "scope": text, "examples": 64, "flags": {text: text}, "numbers": {}}
+    first["examples"]["first"][0]["weights"][0]["tensor"] = text
+    for s in (first["surfaces"][0], first["surfaces"][0]["certified"]):
+        s |= {"model": text, "attack": text, "flags": [{"row": 0, "column": 0, "flags": [text]}]}
+        s["about"] = {text: text, "doubts": [text]}
+    return made
+
+
+@pytest.mark.parametrize("text", CRAFTED.values(), ids=CRAFTED)
+def test_no_text_of_the_records_becomes_markup_or_template(text: str) -> None:
+    """A page of crafted texts has the elements and attributes of a harmless one; only words and values differ."""
+    page = report.page([written_everywhere(text)])
+    crafted, harmless = Reader(page), Reader(report.page([written_everywhere("harmless")]))
+    assert [(tag, list(a)) for tag, a in crafted.elements] == [(tag, list(a)) for tag, a in harmless.elements]
+    shown = legible(text)
+    words = "".join(crafted.words).replace("\N{NO-BREAK SPACE}", " ")
+    forms = {shown, json.dumps(shown, ensure_ascii=False)[1:-1]}  # as words, and in lines of JSON
+    assert sum(map(words.count, forms)) == "".join(harmless.words).count("harmless")
+    block = page.split('<script type="application/json">')[1].split("</script>")[0]
+    assert json.loads(block)["models"][0]["title"] == shown
+    assert not set("\x00\x08\x1b\u202e\u2066") & set(page + report.markdown(written_everywhere(text)))
+    assert "49" not in report.markdown(written_everywhere("{{7*7}}"))
+
+
+def test_templates_escape_by_themselves() -> None:
+    """No template says that a value is safe; what is `Markup` is our own drawing, style and script."""
+    folder = Path(report.__file__).parent
+    for path in (folder / "templates").iterdir():
+        assert not re.search(r"\|\s*safe|autoescape|Markup", path.read_text()), path
+    assert {p.stem for p in folder.glob("*.py") if "Markup(" in p.read_text()} == {"html", "lines", "maps", "templating"}
+    with pytest.raises(UndefinedError):
+        templating.render("page.html")  # a value that is missing is no empty text
+
+
 def test_numbers_of_the_page_are_those_of_the_results() -> None:
     made = results()
     page = Reader(page_of(made))
@@ -250,9 +307,9 @@ def test_verdict_by_hand() -> None:
     # Wilson, 5 of 10, z = 1.96: (0.5 + 1.92 / 10 -+ 1.96 sqrt(.025 + .96 / 100)) / 1.384 = 0.5 -+ 0.263
     assert (
         "With every input value off by up to 0.1 and every weight off by up to 0.005 at once, at most 50.0 % of 10 test examples "
-        "(95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”."
+        "(95 % interval 23.7 to 76.3 %) are still classified correctly by the model “Plain”."
     ) in words_of(made)
-    assert "75.0 %undisturbed" in words_of(made) and "0.500AUC attacked" in words_of(made)
+    assert "75.0 %clean accuracy" in words_of(made) and "0.500AUC attacked" in words_of(made)
     assert "AUC, the mean over the grid, 0.500 attacked" in report.markdown(made)
 
 
@@ -273,6 +330,20 @@ def test_what_multiplies_the_weight_radius_is_said() -> None:
     assert "A weight moves by up to ε_w times the largest value in its tensor." in report.markdown(made)
     assert "largest" not in report.markdown(one_model())
     assert "ε_w times" in " ".join(contours({"a": read(made)[0].runs.surfaces}).get_supxlabel().split())
+
+
+def test_how_large_a_weight_radius_is_beside_the_weights_is_said() -> None:
+    made = one_model()
+    about = made["models"]["m0"]["surfaces"][0]["about"]
+    moved = {"1.weight": {"shape": [4, 2], "radius": 0.01, "median": 0.05}, "2.weight": {"shape": [2, 2], "radius": 0.01}}
+    about["moved_at_largest_eps_w"] = moved
+    # the verdict is at 0.0025, a quarter of the largest: 0.0025 / 0.05 = 5 %; the tensor without a median says nothing
+    assert "εw = 0.0025 is 5 % of a typical weight, the median |W| of its tensor." in words_of(made)
+    moved["2.weight"]["median"] = 0.5  # 0.5 %
+    assert "ε_w = 0.0025 is 0.5 to 5 % of a typical weight, the median \\|W\\| of its tensor." in report.markdown(made)
+    moved["2.weight"] |= {"radius": {"shape": [2, 2], "largest": 0.01, "sha256": "ab"}}  # a radius for each element
+    moved["1.weight"]["median"] = 0.0  # a tensor of zeros
+    assert "typical" not in words_of(made) and "typical" not in words_of(one_model())
 
 
 def test_page_shows_claims_only_if_there_are_some() -> None:
@@ -341,19 +412,22 @@ def test_verdict_on_both_by_hand() -> None:
     made["data"]["n"] = 10
     # Wilson, 0 of 10: upper end (1.92 / 10 + 1.96 sqrt(.96 / 100)) / 1.384 = 0.278
     assert (
-        "at most 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %) are still classified right by the model “Plain”; "
+        "at most 50.0 % of 10 test examples (95 % interval 23.7 to 76.3 %) are still classified correctly by the model “Plain”; "
         "0.0 % (0.0 to 27.8 %) are proven to be."
     ) in words_of(made)
     assert "All examples share one set of worst weights." in words_of(made)
-    assert "whatever the attack, in exact arithmetic." in words_of(made)
+    assert "for every attack, in exact arithmetic." in words_of(made)
 
 
 def test_verdict_names_the_model_of_which_most_is_proven() -> None:
     made = with_certificates(results(("a", "b", "c")), only=("m0", "m1"))
     told = words_of(made)
     proven = mean(s["certified"]["accuracy"][2][2] for s in made["models"]["m1"]["surfaces"])
-    assert "the best of 3 models, “c”, at most" in told and f"; most is proven of “b”, {100 * proven:.1f} %." in told
-    assert "most is proven" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
+    assert (
+        "the best of 3 models, “c”, at most" in told
+        and f"; the highest certified accuracy is that of “b”, {100 * proven:.1f} %." in told
+    )
+    assert "the highest certified" not in words_of(with_certificates(results(("a", "b", "c"))))  # the best is told already
 
 
 def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
@@ -361,11 +435,11 @@ def test_certified_only_speaks_of_no_attack_that_was_run() -> None:
     told = words_of(made)
     share = made["models"]["m0"]["surfaces"][0]["accuracy"][1][1]  # next to nothing is left in the middle
     assert f"at least {100 * share:.1f} % of 1,000 test examples (95 % interval" in told
-    assert "are proven to be classified right by the model “Standard”." in told
+    assert "are proven to be classified correctly by the model “Standard”." in told
     assert "Certified by crown, in every scope." in told and "bound: " in told and "No rise: certified accuracy" in told
     for text in (told, report.markdown(made), shown(report.model_table(made)), contours_of(made).get_supxlabel()):
-        assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"the attack"}  # "whatever the attack"
-        assert text.replace("\n", " ").count("whatever the attack") == len(re.findall("attack", text, re.I))
+        assert set(re.findall(r"(?:\w+ )?\w*attack\w*", text.replace("\n", " "), re.I)) <= {"every attack"}  # "for every attack"
+        assert text.replace("\n", " ").count("for every attack") == len(re.findall("attack", text, re.I))
     assert "Upper bound" in meaning(("attacked",), fronts=False) and "Upper bound" not in meaning(("certified",), fronts=True)
     assert "heat certified" in Reader(page_of(made)).tables and "heat gap" not in Reader(page_of(made)).tables
 
@@ -452,14 +526,17 @@ def test_one_cell_with_both_is_a_span() -> None:
 def test_certificates_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     s, c = surface(), below(surface())
     for wrong, says in (
-        (dataclasses.replace(c, accuracy=s.accuracy + np.eye(5) * 1e-3), "certified above what an attack left, at eps_x = 0"),
+        (
+            dataclasses.replace(c, accuracy=s.accuracy + np.eye(5) * 1e-3),
+            "certified accuracy above its attacked one at eps_x = 0",
+        ),
         (dataclasses.replace(c, n=10), "certified on 10 examples"),
         (dataclasses.replace(s), "is attacked on"),
         (dataclasses.replace(c, eps_x=(0.0, 1.0, 2.0, 3.0, 4.0)), "different grids"),
     ):
         with pytest.raises(InvalidInput, match=says):
             contours({"a": [dataclasses.replace(s, certified=wrong)]})
-    with pytest.raises(InvalidInput, match="attacked or certified"):
+    with pytest.raises(InvalidInput, match="all attacked or all certified"):
         contours({"a": [s, c]})
     for change in ({"eps_w": [0.1]}, {"eps_x": [0.1] * 5}):
         made = with_fronts()
@@ -723,7 +800,7 @@ def test_the_verdict_moves_toward_0_until_something_is_left() -> None:
     made["models"]["m0"]["clean"] = [0.5]
     assert telling(read(made)) == (2, 2)  # but not less than a tenth of 50 %
     told = words_of(made)
-    assert "In the middle of the grid, at εx = 0.05, εw = 0.05, next to nothing is left: 0.0 %." in told
+    assert "In the middle of the grid, at εx = 0.05, εw = 0.05, accuracy is 0.0 %." in told
     assert "% at (εx 0.02, εw 0.02)" in told
 
 
@@ -747,10 +824,9 @@ PIXELS = {"x": [0, 50, 100, 150, 200, 255], "moved": [5, 45, 100, 155, 195, 250]
 
 
 def test_a_picture_is_the_pixels_that_were_stored() -> None:
-    image = pytest.importorskip("PIL.Image")
     page = Reader(page_of(with_examples(one_model())))
     drawn = [a for tag, a in page.elements if tag == "img"]
-    x, moved, change = (image.open(io.BytesIO(base64.b64decode(str(a["src"]).split(",")[1]))) for a in drawn)
+    x, moved, change = (Image.open(io.BytesIO(base64.b64decode(str(a["src"]).split(",")[1]))) for a in drawn)
     assert (x.size, x.mode, change.mode) == ((3, 2), "L", "RGB")
     assert [np.asarray(p).ravel().tolist() for p in (x, moved)] == [PIXELS["x"], PIXELS["moved"]]
     colours = [tuple(c) for c in np.asarray(change).reshape(-1, 3).tolist()]
@@ -760,9 +836,8 @@ def test_a_picture_is_the_pixels_that_were_stored() -> None:
 
 
 def test_png_of_colours_and_the_strongest_channel() -> None:
-    image = pytest.importorskip("PIL.Image")
     pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    np.testing.assert_array_equal(np.asarray(image.open(io.BytesIO(png(pixels)))), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
     assert address(pixels).startswith("data:image/png;base64,")
     mixed = signed(np.array([[[100, 255, 128]], [[1, 200, 128]]], dtype=np.uint8))
     assert mixed.tolist() == [[[190, 85, 0]], [[5, 90, 180]]]
@@ -771,10 +846,10 @@ def test_png_of_colours_and_the_strongest_channel() -> None:
 def test_classes_and_first_to_break_are_told() -> None:
     page = Reader(page_of(with_examples(one_model())))
     assert page.tables["heat classes"] == [
-        ["Class", "n", "undisturbed", "0.05, 0.0025"], ["0", "40", "100", "50"], ["1", "60", "95", "10"],
+        ["Class", "n", "clean", "0.05, 0.0025"], ["0", "40", "100", "50"], ["1", "60", "95", "10"],
     ]  # fmt: skip
     told = "".join(page.words)
-    assert "The class of which least is left over these columns is “1”" in told
+    assert "The class with the lowest accuracy over these columns is “1”" in told
     assert "Example 7: “1” becomes “0”" in told and "margin 1.25 to −0.5" in told
     assert page.tables["moved"][1] == [HOSTILE, " 25", "100"]
     text = report.markdown(with_examples(one_model()))

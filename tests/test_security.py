@@ -39,8 +39,9 @@ from nonsingular.plain import cell, legible, legible_all
 from nonsingular.report.cells import cells_csv
 from nonsingular.report.figure import contours, render
 from nonsingular.report.html import page
+from nonsingular.report.md import markdown
 from nonsingular.report.summary import read
-from nonsingular.report.table import markdown, model_table
+from nonsingular.report.table import model_table
 from nonsingular.results.gates import Checked, Gate, junit
 from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Cell, pack
 from nonsingular.settings import EvaluateSettings, TrainSettings, checked, read_config, to_yaml
@@ -117,15 +118,15 @@ PT2: dict[str, tuple[Callable[[], bytes], str]] = {
     "a node's name": (lambda: swapped("linear", "a = " + CALL), "holds the name"),
     "two archives": (lambda: size_of_code() + crafted.exported(), "more than its zip archive"),
     "two archives, turned": (lambda: crafted.exported() + size_of_code(), "more than its zip archive"),
-    "a size": (size_of_code, "no expression of sizes"),
+    "a size": (size_of_code, "not an expression of sizes"),
     "an attribute of nn.Module": (lambda: swapped("0.weight", "forward"), "holds the name"),
     "a name of Python's": (lambda: swapped("0.weight", "0.__class__"), "holds the name"),
     "a function as an argument": (
         lambda: in_program(lambda f: node(f)["inputs"][0].update(arg={"as_operator": "torch.os.system"})), "as_operator"),
     "a file as an operation": (
-        lambda: in_program(lambda f: node(f).update(target="torch.ops.aten.from_file.default")), "no tensor operation"),
+        lambda: in_program(lambda f: node(f).update(target="torch.ops.aten.from_file.default")), "not a tensor operation"),
     "a function of Python": (
-        lambda: in_program(lambda f: node(f).update(target="_operator.methodcaller")), "no tensor operation"),
+        lambda: in_program(lambda f: node(f).update(target="_operator.methodcaller")), "not a tensor operation"),
     "a module that a spec imports": (lambda: in_program(spec_of("collections.defaultdict", FACTORY)), "another form than tuples"),
     "a class that a spec names": (lambda: in_program(spec_of("builtins.dict", ENUM)), "another form than tuples"),
     "a symbol that counts": (

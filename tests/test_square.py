@@ -127,5 +127,5 @@ def test_refuses_what_cannot_be():
         square(model, x, y + 3, JointBall(0.1, 0.0))
     with pytest.raises(InvalidInput, match="dataste"):
         square(model, x, y, JointBall(0.1, 0.0), scope="dataste")
-    with pytest.raises(InvalidInput, match="start is no point"):
+    with pytest.raises(InvalidInput, match="start is not a point"):
         square(model, x, y, JointBall(0.1, 0.0), start=Perturbation(x[:2]))

@@ -1,7 +1,7 @@
 """adapters.py - input attacks of Foolbox and torchattacks, where installed, as attacks of this library.
 
-They see a copy of the network at fixed weights and return inputs; what they claim is not used.  Their result is projected onto
-the ball, and kept for an example where its margin is below that of the point to begin with.
+They see a copy of the network at fixed weights and return inputs; what they report as success is not used.  Their result is
+projected onto the ball, and kept for an example if its margin is below that at the start.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import inspect
 import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
+from nonsingular.attacks.search.starts import begin, checked_start, frozen, nearest, spread
 from nonsingular.catalog import Attack
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import outputs, recording
@@ -90,7 +91,7 @@ class _Unit(nn.Module):
 
 
 def _plugged(foreign: Foreign, name: str) -> Attack:
-    """`name`, with its settings, is how records tell it from others."""
+    """name: identifies the attack in records, so it includes the settings."""
 
     def attack(
         model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "batch",
@@ -106,28 +107,19 @@ def _plugged(foreign: Foreign, name: str) -> Attack:
         with recording():
             y, model = y.long(), classifier(model, x, ball)
             with torch.no_grad():
-                point, margin = begin(model, x, y, ball, scope, start, 1024)
+                given = checked_start(model, x, ball, scope, start)
+                point, margin = begin(model, x, y, given, moved=start is not None, chunk=1024)
             eps = ball.eps_x_number(f"'{name}'")
             if not eps or not len(x):
                 return point.check(model, x, ball)
             each = scope == "sample" and bool(point.weights)
             with _seeded(generator, x.device):
-                found = torch.cat(
-                    [
-                        _attacked(
-                            foreign,
-                            model,
-                            point.weights if not each else {n: w[i] for n, w in point.weights.items()},
-                            part,
-                            of,
-                            ball,
-                            eps,
-                        )
-                        for i, (part, of) in enumerate(
-                            zip(x.split(1 if each else len(x)), y.split(1 if each else len(x)), strict=True)
-                        )
-                    ]
-                )
+                run = _Inputs(foreign, ball, eps)
+                if each:
+                    own = ({n: w[i] for n, w in point.weights.items()} for i in range(len(x)))
+                    found = torch.cat([run(model, w, *one) for w, *one in zip(own, x.split(1), y.split(1), strict=True)])
+                else:
+                    found = run(model, point.weights, x, y)
             with torch.no_grad():
                 reached = nearest(frozen(model, point.weights, each=each, chunk=1024)(found), y)
                 found = torch.where(spread(reached < margin, x), found, point.x)
@@ -136,22 +128,28 @@ def _plugged(foreign: Foreign, name: str) -> Attack:
     return Attack(name, attack, starts=True)
 
 
-def _attacked(
-    foreign: Foreign, network: Network, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, ball: JointBall, eps: float
-) -> Tensor:  # fmt: skip
-    """What the foreign attack finds at these weights, projected onto the ball; x where it is not a number."""
-    box = ball.input_box(x)
-    lo, hi = ball.domain or (box.lo.min().item(), box.hi.max().item())
-    u = ((x.detach() - lo) / (hi - lo)).clamp_(0, 1)
-    with network.lent(weights) as moving:
-        found = foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), eps / (hi - lo)).detach().to(x)
-    found = torch.where(torch.isfinite(found), found * (hi - lo) + lo, x)
-    return box.project_(found)
+@dataclass(frozen=True)
+class _Inputs:
+    """A foreign attack on the inputs of a ball, with its radius in the units of the data."""
+
+    foreign: Foreign
+    ball: JointBall
+    eps: float
+
+    def __call__(self, network: Network, weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The inputs that the attack finds at these weights, projected onto the ball; x where they are not finite."""
+        box = self.ball.input_box(x)
+        lo, hi = self.ball.domain or (box.lo.min().item(), box.hi.max().item())
+        u = ((x.detach() - lo) / (hi - lo)).clamp_(0, 1)
+        with network.lent(weights) as moving:
+            found = self.foreign(_Unit(moving, lo, hi).eval(), u, y.clone(), self.eps / (hi - lo)).detach().to(x)
+        found = torch.where(torch.isfinite(found), found * (hi - lo) + lo, x)
+        return box.project_(found)
 
 
 @contextmanager
 def _seeded(generator: torch.Generator | None, device: torch.device) -> Generator[None]:
-    """Global generators of torch, NumPy and Python, seeded, and afterwards as they were."""
+    """Seed the global generators of torch, NumPy and Python; restore their states afterwards."""
     seed = 0 if generator is None else int(torch.randint(2**31, (), generator=generator, device=generator.device))
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

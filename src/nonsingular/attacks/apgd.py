@@ -1,7 +1,7 @@
 """apgd.py - adaptive gradient descent on the margin over inputs and weights, for every network.
 
-Each example minimises its own margin over its own (x', W').  search.py searches; what it moves is a space: of a dense network the
-inputs and one scalar per neuron, of any other the inputs and every element of the tensors that move.
+Each example minimises its own margin over its own (x', W').  search/descent.py searches a `Space`: for a dense network the inputs
+and one scalar per neuron, for any other network the inputs and every element of the tensors that move.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def apgd(
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, differentiable, in eval mode.
     start: a point of the ball, such as what was found in a smaller one: two of the random runs begin there instead.
     steps: of each run, 8 by default (`shared_apgd`: 4).  First comes a run from (x, W) on the cross-entropy, with those from
-        `start`, and moves of all unknowns to the ends that the gradient says.  Then runs from (x, W) on the margin to each of the
-        `targets` nearest classes, and from `restarts` random points, corners and others in turn (seed 0 without a `generator`).
+        `start`, and moves of all unknowns to the ends that the gradient points to.  Then runs from (x, W) on the margin to each
+        of the `targets` nearest classes, and from `restarts` random points, every other one a corner (default seed 0).
     keep: runs with the smallest margins that go on: `steps` more on the margin, then `rounds` of a local search, which flips
         the best single neuron (output channel) and moves to the ends.  0: nothing but the first run.
     verdict: stop with an example once its prediction has changed; otherwise its margin is minimised to the end.
@@ -82,13 +82,13 @@ def _begin(space: Space, start: Perturbation | None) -> Tensor:
 
 
 def _rounded(origin: Tensor, v: Tensor) -> Tensor:
-    """v with what is nearer to an end of [-1, 1] than to the origin at that end: the way that a smaller ball ended."""
+    """v with each unknown that is nearer to an end of [-1, 1] than to the origin moved to that end."""
     end = (v - origin).sign()
     return torch.where((v - origin).abs() > (end - origin).abs() / 2, end, v)
 
 
 def _best(model: nn.Module, y: Tensor, space: Space, v: Tensor, known: list[Perturbation]) -> Perturbation:
-    """Per example the best of what v stands for and of the points known before, by the margins of the tensors themselves."""
+    """For each example the point with the lowest margin: that of v, or one of `known`.  Margins are those of the tensors."""
     found = space.realise(v)
     if not len(y):
         return found

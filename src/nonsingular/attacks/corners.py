@@ -28,7 +28,7 @@ from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
 AT_ONCE = 2**22
-"""Weights of their own that are held at once in scope `sample`: 16 MB a copy in float32."""
+"""Weights of all examples held at once in scope `sample`: 16 MB a copy in float32."""
 
 Score = Callable[[Sequence[Tensor], Tensor], Tensor]
 """(tensors with a leading dimension N, which rows these are) -> (N,), to be made small; below 0 the search is over."""
@@ -47,7 +47,7 @@ def corners(
         "sample" one W' for each example that lowers its margin, until its prediction is wrong.
     start: a point of the ball; the result is never worse, and never worse than (x, W).  generator: by default of seed 0.
     Returns a point with the inputs of `start`, or x where these do better.  Never changes `model`.
-    Raises InvalidInput if x leaves the domain, or if `start` is no point of the ball.
+    Raises InvalidInput if x leaves the domain, or if `start` is not a point of the ball.
     Cost: at most `draws` + `steps` forward passes; memory B x parameters in scope `sample`.
     """
     if draws < 0 or steps < 0 or chunk < 1:
@@ -57,10 +57,10 @@ def corners(
         point, y = checked_start(model, x, ball, scope, start), y.long()
         check_labels(y, len(x), outputs(model, x[:1].clone()).shape[1] if len(x) else 0)
         boxes = ball.weight_boxes(dict(model.named_parameters()))
-        search = _Search(draws, steps, generator or torch.Generator(x.device).manual_seed(0))
+        search = _Search(draws, steps, chunk, generator or torch.Generator(x.device).manual_seed(0))
         if scope != "sample":
             with model.lent() as moving:
-                return _shared(moving, x, y, boxes, point, search, chunk).check(model, x, ball)
+                return _shared(moving, x, y, boxes, point, search).check(model, x, ball)
         run = _chooser(model, x, ball, boxes)
         at_once = max(1, min(chunk, AT_ONCE // max(1, sum(box.lo.numel() for box in boxes.values()))))
         parts: list[Perturbation] = []
@@ -76,11 +76,11 @@ def corners(
 
 
 def _shared(
-    moving: nn.Module, x: Tensor, y: Tensor, boxes: Mapping[str, Interval], point: Perturbation, search: _Search, chunk: int
-) -> Perturbation:  # fmt: skip
-    """The weights live in `moving`."""
+    moving: nn.Module, x: Tensor, y: Tensor, boxes: Mapping[str, Interval], point: Perturbation, search: _Search
+) -> Perturbation:
+    """One W' for all of x, written into the parameters of `moving`."""
     params = {name: p for name, p in moving.named_parameters() if name in boxes}
-    logits = frozen(moving, {}, each=False, chunk=chunk)
+    logits = frozen(moving, {}, each=False, chunk=search.chunk)
     scale = 4 * nearest(logits(x), y).double().clamp(min=0).mean().clamp(min=1e-30)
 
     def score(inputs: Tensor, tensors: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
@@ -146,7 +146,7 @@ def _as_shifts(network: Shifts, point: Perturbation) -> list[Tensor]:
 
 
 def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, reached: Mapping[str, Tensor]) -> Perturbation:
-    """Of the weights `reached`, those to begin with, and W there and at x, the ones with the smallest margin of each example."""
+    """For each example the point with the smallest margin: `reached`, `begin`, or W at the inputs of either or at x."""
     params = dict(model.named_parameters())
     W = {n: params[n].detach().expand(len(y), *params[n].shape) for n in reached}
     points = [(begin.x, reached), (begin.x, {**W, **begin.weights}), (begin.x, W), (x, W)]
@@ -165,8 +165,11 @@ def _best_of_each(model: nn.Module, x: Tensor, y: Tensor, begin: Perturbation, r
 
 @dataclass(frozen=True, eq=False)
 class _Search:
+    """draws: random corners.  steps: moves of a block.  chunk: examples in a pass, where all share one W'."""
+
     draws: int
     steps: int
+    chunk: int
     generator: Generator
 
     def run(self, begin: Sequence[Tensor], boxes: Sequence[Interval], score: Score) -> list[Tensor]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from nonsingular.attacks.search.starts import restarting
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_of_each, outputs, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, cross_entropy
-from nonsingular.network.memory import halving
 from nonsingular.network.network import Network
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope, check_scope
@@ -21,18 +21,9 @@ from nonsingular.threat.perturbation import Perturbation
 
 
 def joint_pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ball: JointBall,
-    *,
-    steps: int = 100,
-    step_x: float = 0.01,
-    step_w: float = 5e-4,
-    scope: Scope = "batch",
-    chunk: int = 1024,
-    generator: Generator | None = None,
-) -> Perturbation:
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 100, step_x: float = 0.01, step_w: float = 5e-4,
+    scope: Scope = "batch", chunk: int = 1024, generator: Generator | None = None,
+) -> Perturbation:  # fmt: skip
     """Signed gradient ascent on the mean cross-entropy over input and weights at once, projected onto `ball`; the last iterate.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
@@ -49,11 +40,8 @@ def joint_pgd(
     network = classifier(model, x, ball)
     if steps < 0 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give steps >= 0 and chunk >= 1")
-    seed = None if generator is None else generator.get_state()
 
     def run(chunk: int) -> Perturbation:
-        if generator is not None and seed is not None:
-            generator.set_state(seed)
         with torch.no_grad():
             check_labels(y, len(x), outputs(network, x[:1].clone()).shape[1] if len(x) else 0)
         ascent = _Ascent(ball, steps, step_x, step_w, chunk, generator)
@@ -61,7 +49,7 @@ def joint_pgd(
         return Perturbation(*ascend(network, x.detach().clone(), y.long().clone()), scope).check(network, x, ball)
 
     with recording():
-        return halving(run, chunk)
+        return restarting(run, chunk, generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +111,7 @@ class _Ascent:
         return x, W
 
     def _steps(self, W: Mapping[str, Tensor]) -> range:
-        """None where nothing moves."""
+        """No steps where nothing moves."""
         return range(self.steps if W or self.ball.moves_inputs else 0)
 
     def _pieces(self, x: Tensor) -> list[slice]:

@@ -47,16 +47,9 @@ def neuron_ascent(
 
 
 def neuron_pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    ball: JointBall,
-    *,
-    steps: int = 40,
-    restarts: int = 2,
-    scope: Scope = "sample",
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 40, restarts: int = 2, scope: Scope = "sample",
     generator: Generator | None = None,
-) -> Perturbation:
+) -> Perturbation:  # fmt: skip
     """Signed gradient ascent on the margin over the input and one scalar per neuron; each example has its own W'.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: a dense network, in eval mode.

@@ -1,8 +1,8 @@
 """shared_apgd.py - joint attack where all examples share one W' (batch, dataset): a few large steps, from several starts.
 
-What is made small is the mean probability of the true class, softmax(logits / T)_y.  With T small beside the margins it is the
-accuracy, smoothed: an example far on either side of the boundary has no say in where W' goes, as it has in the cross-entropy.
-With T large every example has; a run that cools T from there crosses the plateaus where all predictions fall into one class.
+The loss is the mean probability of the true class, softmax(logits / T)_y.  With T small relative to the margins it is a smoothed
+accuracy: examples far from the decision boundary hardly influence W', unlike in the cross-entropy.  With T large every example
+does; a run that starts there and lowers T crosses the plateaus where all predictions fall into one class.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.search.starts import checked_start
+from nonsingular.attacks.search.starts import checked_start, restarting
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, outputs, products, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
-from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
 COLD, HOT = 0.08, 0.5
-"""Temperatures of a run's loss, in medians of the clean margins: near the accuracy, and where every example has a say."""
+"""Temperatures of a run's loss, in medians of the clean margins: close to the accuracy, and influenced by every example."""
 EXPLORED = 512
-"""Examples on which W' is sought from another start, before all of them see it."""
+"""Examples on which W' is searched from another start, before it is tried on all."""
 CORNERED = 128
-"""Of these, examples on which the class is chosen into which W' pushes all predictions."""
+"""How many of these choose the class into which W' pushes all predictions."""
 POLISH = 0.3
 """First step of the run that starts at the best point of the others, in half widths of the boxes."""
 ALONE = 3
-"""Times as many steps where the inputs or the weights move alone: few balls of a grid are of this kind."""
+"""Factor on the steps where inputs or weights move alone, as in few cells of a grid."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
@@ -68,11 +67,8 @@ def shared_apgd(
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
     network = classifier(model, x, ball)
     begun = checked_start(network, x, ball, scope, start)
-    seed = None if generator is None else generator.get_state()
 
     def run(chunk: int) -> Perturbation:
-        if generator is not None and seed is not None:
-            generator.set_state(seed)
         with network.lent() as moving:
             shared = _shared(moving, x.detach(), y.long(), ball, chunk)
             best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
@@ -87,7 +83,7 @@ def shared_apgd(
         return Perturbation(best.x, moved, scope).check(network, x, ball)
 
     with recording():
-        return halving(run, chunk)
+        return restarting(run, chunk, generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +105,7 @@ class _Point:
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """The question: a network whose parameters `live` are moved in place within `boxes`, and inputs within `box`.
+    """The problem: a network whose parameters `live` are moved in place within `boxes`, and inputs within `box`.
 
     home: the unperturbed values.  median: of the clean margins, the unit of temperatures.  free: whether inputs move.
     """
@@ -256,7 +252,7 @@ def _corner(part: _Shared, x: Tensor) -> _Point:
 
 
 def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
-    """Every input that is right still, once more against the final W': signed steps on its margin; the best point of each."""
+    """Attack the inputs that are still correct once more, at the final W': signed steps on the margin; the best point of each."""
     shared.load(best.W)
     x, margin = best.x.clone(), best.margin.clone()
     right = best.right.nonzero().flatten()

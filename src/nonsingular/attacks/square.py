@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.search.starts import begin, frozen, nearest, spread
+from nonsingular.attacks.search.starts import begin, checked_start, frozen, nearest, spread
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import recording
 from nonsingular.network.heads import classifier
@@ -36,14 +36,15 @@ def square(
     An example is left alone once its prediction is wrong.
     start: a point of the ball; the result is never worse, and never worse than (x, W).  generator: by default of seed 0.
     The weights that come back are those of `start`, or none (W).  Works in every scope.  Never changes `model`.
-    Raises InvalidInput if x leaves the domain, or if `start` is no point of the ball.
+    Raises InvalidInput if x leaves the domain, or if `start` is not a point of the ball.
     Cost: at most `steps` x `tries` forward passes, on the examples that are still right.  Source: arXiv:1912.00049.
     """
     if steps < 0 or tries < 1 or chunk < 1:
         raise InvalidInput(f"steps, tries, chunk are {steps}, {tries}, {chunk}; give at least 0, 1 and 1")
     with recording(), torch.no_grad():
         y, model = y.long(), classifier(model, x, ball)
-        point, best = begin(model, x, y, ball, scope, start, chunk)
+        given = checked_start(model, x, ball, scope, start)
+        point, best = begin(model, x, y, given, moved=start is not None, chunk=chunk)
         generator = generator or torch.Generator(x.device).manual_seed(0)
         found, box, each = point.x, ball.input_box(x), scope == "sample"
         todo = torch.arange(len(x), device=x.device)

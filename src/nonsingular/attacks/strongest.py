@@ -1,4 +1,4 @@
-"""strongest.py - the default of this library, and what it is made of: the worst of several attacks, and attacks in turn."""
+"""strongest.py - the default attack, and its parts: the worst of several attacks, and attacks in turn."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def strongest(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     scope: who shares W'.  The worst is taken per example in scope sample, otherwise of one W' with its inputs.
-    start: a point of the ball, such as the worst of a smaller one.  It stands for the attacks on inputs and on weights alone.
+    start: a point of the ball, such as the worst of a smaller one.  It replaces the attacks on inputs alone and weights alone.
     By construction no margin (sample) and no accuracy (batch, dataset) is above that of a member at these radii, or of `start`.
-    Never changes `model`.  In scope sample an example is left once its prediction has changed.
+    Never changes `model`.  In scope sample the search on an example stops once its prediction has changed.
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     model = classifier(model, x, ball)
@@ -110,7 +110,7 @@ def _inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, point: Pert
 
 
 def worst(model: nn.Module, y: Tensor, first: Perturbation, *others: Perturbation) -> Perturbation:
-    """Of points of one scope that with the lowest accuracy, then margins; in scope sample each example's lowest margin."""
+    """The point with the lowest accuracy, then margins; in scope sample, for each example that with its lowest margin."""
     best, logits = first, logits_at(model, first)
     for point in others:
         found = logits_at(model, point)

@@ -1,4 +1,4 @@
-"""checkpoints.py - tensors from files, into a network: which state dict of a checkpoint, and under which names.
+"""checkpoints.py - load tensors into a network: choose the state dict of a checkpoint, and match its names.
 
 All of a network's tensors are written or none is, and what a file holds besides is named.
 """
@@ -80,7 +80,7 @@ def fit_checkpoint(models: list[nn.Module], inside: StateDicts, path: Path | str
 
 
 def _apart(fit: Fit, own: Mapping[str, Any]) -> int:
-    """How many names only one of both has."""
+    """How many names are in only one of the two."""
     return len(fit.tensors.keys() ^ own.keys())
 
 
@@ -112,7 +112,7 @@ def _chosen(found: list[Fit], path: Path | str) -> Fit:
 
 
 def _fits(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[Fit]:
-    """What of a state dict is exactly the network's: one for each prefix."""
+    """The parts of a state dict that fit the network exactly, one for each prefix."""
     own = model.state_dict()
     return [f for f in _renamed(own, tensors, source) if f.tensors.keys() <= own.keys() and not _differences(own, f.tensors)]
 
@@ -170,7 +170,7 @@ def _place(t: Tensor) -> tuple[int, tuple[int, ...]]:
 
 
 def _form(t: Tensor) -> str:
-    """Shape, and what is no floating-point number."""
+    """The shape, and the kind of numbers if it is not floating-point."""
     return f"{tuple(t.shape)}" + ("" if t.is_floating_point() else " of whole numbers" if not t.is_complex() else " complex")
 
 

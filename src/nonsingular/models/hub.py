@@ -53,7 +53,7 @@ def fetch(spec: str, default: str | None = None) -> Path:
 
 
 def _knock(spec: str, endpoint: str) -> None:
-    """Without a network, huggingface_hub tries again for half a minute."""
+    """Fail at once without a network: huggingface_hub would retry for half a minute."""
     if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return
     parts = urlsplit(endpoint)

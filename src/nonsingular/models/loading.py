@@ -1,4 +1,4 @@
-"""loading.py - from what a user calls a model, to an nn.Module in eval mode.
+"""loading.py - load a model by its specification, as an nn.Module in eval mode.
 
 FILE.py:NAME and package.module:NAME run the user's own code.  No file of weights, no .pt2 and no .onnx file is ever unpickled or
 run.  Every process of a run loads the model again, so a specification must give the same weights each time.
@@ -74,7 +74,7 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
 
 
 def is_code(spec: str) -> bool:
-    """Whether `load_model` would run code that this name chooses: whatever it takes for none of its other forms."""
+    """Whether `load_model` would run code that this name chooses: any name that has none of its other forms."""
     named = spec.startswith(hub.PREFIX) or spec.partition(":")[0] in LIBRARIES
     return ":" in spec and not named and not _exists(Path(spec).expanduser())
 
@@ -123,7 +123,7 @@ def _file(path: Path, spec: str, weights: str | None) -> nn.Module:
     if not _exists(path):
         if path.suffix in (".onnx", ".pt2", *_RAW):
             raise InvalidInput(f"there is no file {spec}")
-        raise InvalidInput(f"'{spec}' is no model; give {FORMS}{_instead_of_name(spec)}")
+        raise InvalidInput(f"'{spec}' does not name a model; give {FORMS}{_instead_of_name(spec)}")
     if path.is_dir():
         raise InvalidInput(f"{spec} is a folder, and not the output folder of 'nonsingular train'; give {FORMS}")
     if path.suffix == ".py":
@@ -162,7 +162,7 @@ def _tensors(weights: str) -> tuple[StateDicts, str]:
 
 
 def _fit(model: nn.Module, inside: StateDicts, name: str) -> None:
-    """Weights of what is normalised may also be given under the names that they have in it."""
+    """Weights of a `Normalized` model may also have the names of the model inside it."""
     models = [model]
     while isinstance(models[-1], Normalized):
         models.append(models[-1].model)
@@ -267,7 +267,7 @@ def _from_file(path: Path) -> ModuleType:
 def _imported(spec: str, source: str) -> ModuleType:
     """An installed module, or one of the current folder."""
     if not all(part.isidentifier() for part in source.split(".")):
-        raise InvalidInput(f"'{spec}' is no model; give {FORMS}")
+        raise InvalidInput(f"'{spec}' does not name a model; give {FORMS}")
     _on_path(Path.cwd())
     try:
         return importlib.import_module(source)

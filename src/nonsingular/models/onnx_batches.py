@@ -1,6 +1,6 @@
 """onnx_batches.py - an ONNX file that was exported for one size of batch, as a network for any.
 
-A file often fixes the batch to 1.  It is then read twice, once to the letter and once for any batch, and the second is used
+A file often fixes the batch to 1.  It is then read twice, once as it is and once for any batch, and the second is used
 where it gives the same outputs; otherwise the first runs on one example after the other.
 """
 
@@ -19,7 +19,7 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.onnx_file import File, Reader, Unfit, checked_proto, log, onnx_package
 
 OPEN = ((64, 96), (224, 288), (32, 48), (28, 28), (16, 24))
-"""What sizes other than the batch are tried with, where a file leaves them open: pairs, so that it shows what depends on them."""
+"""Values tried for open sizes other than the batch: pairs, to see what depends on them."""
 
 
 def module_of(file: File) -> nn.Module:
@@ -113,7 +113,7 @@ def _finish(reader: Reader) -> nn.Module:
 
 
 def _one_by_one(alone: nn.Module, batched: bool) -> nn.Module:
-    """A module that runs one that takes a single example, on each of a batch."""
+    """A module that runs another, which takes a single example, on each example of a batch."""
     example: Any = type(alone).forward
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:

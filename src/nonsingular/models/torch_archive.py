@@ -87,7 +87,7 @@ def _tensors_alone(path: Path, name: str, data: bytes) -> bytes:
     if not isinstance(found, Mapping) or not all(
         is_path(k) and isinstance(v, torch.Tensor) for k, v in cast("Mapping[Any, Any]", found).items()
     ):
-        raise InvalidInput(f"'{name}' in {path} is no mapping of names to tensors; {AGAIN}")
+        raise InvalidInput(f"'{name}' in {path} is not a mapping of names to tensors; {AGAIN}")
     stream = io.BytesIO()
     torch.save(dict(cast("Mapping[str, torch.Tensor]", found)), stream)
     return stream.getvalue()
@@ -162,11 +162,11 @@ class _Checked:
         if key == "target":
             if not is_operation(text):
                 raise InvalidInput(
-                    f"{self.path} calls '{text[:80]}', which is no tensor operation of torch; export a plain nn.Module"
+                    f"{self.path} calls '{text[:80]}', which is not a tensor operation of torch; export a plain nn.Module"
                 )
         elif key == "expr_str":
             if not is_expression(text):
-                raise InvalidInput(f"{self.path} has the size {text[:60]!r}, which is no expression of sizes; {AGAIN}")
+                raise InvalidInput(f"{self.path} has the size {text[:60]!r}, which is not an expression of sizes; {AGAIN}")
         elif key in ("in_spec", "out_spec"):
             if not _is_spec(text):
                 raise InvalidInput(f"{self.path} has inputs or outputs of another form than tuples, lists and dicts; {AGAIN}")

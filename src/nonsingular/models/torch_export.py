@@ -106,7 +106,7 @@ def _quiet() -> Generator[None]:
 # --- in functions that are known --------------------------------------------------------------------------------------------
 
 
-def _batch_norm(
+def _batch_norm(  # the arguments of the aten operation, by position
     x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
 ) -> tuple[Any, ...]:
     return F.batch_norm, (x, mean, var, weight, bias, training, momentum, eps)

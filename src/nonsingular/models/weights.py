@@ -31,7 +31,7 @@ _EXPORT = "export it with torch.export.save and give the .pt2 file as the model,
 def kind_of(path: Path) -> str:
     """What a file is: "safetensors", "torch", "pt2", "onnx", a key of REFUSED; by its first bytes and the names in a zip archive.
 
-    Raises InvalidInput for what is no file, and for what stands in a file's place: a web page, a pointer.
+    Raises InvalidInput if there is no file, or a web page or a pointer in its place.
     """
     try:
         if path.is_dir():
@@ -103,7 +103,7 @@ REFUSED = {
     "index": "is the index of weights in several files; merge them into one safetensors file",
     "json": f"is a JSON file, not weights; {_SAVE}",
     "text": f"is a text file, not weights; {_SAVE}",
-    "unknown": f"is no file of weights that nonsingular knows; {_SAVE}",
+    "unknown": f"is not a file of weights that nonsingular knows; {_SAVE}",
 }
 """Kinds that hold no usable weights -> what they are, and what to do."""
 

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from nonsingular.report.compare import differences, statement, together
     from nonsingular.report.figure import contours
     from nonsingular.report.html import page
+    from nonsingular.report.md import markdown
     from nonsingular.report.paired import comparison_table
-    from nonsingular.report.table import claims_table, fronts_table, markdown, masking_lines, model_table, surface_table
+    from nonsingular.report.table import claims_table, fronts_table, masking_lines, model_table, surface_table
 
 _HOME = {
-    "cells_csv": "cells", "contours": "figure", "page": "html", "comparison_table": "paired",
+    "cells_csv": "cells", "contours": "figure", "page": "html", "markdown": "md", "comparison_table": "paired",
     **dict.fromkeys(("differences", "statement", "together"), "compare"),
     **dict.fromkeys(
-        ("claims_table", "fronts_table", "markdown", "masking_lines", "model_table", "surface_table"), "table"
+        ("claims_table", "fronts_table", "masking_lines", "model_table", "surface_table"), "table"
     ),
 }  # fmt: skip
 
@@ -46,14 +47,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: a list of names needs no pictures."""
+    """Import a name when it is used, so that listing names does not load matplotlib."""
     if name not in _HOME:
         raise AttributeError(f"module 'nonsingular.report' has no attribute '{name}'")
     return getattr(importlib.import_module(f"nonsingular.report.{_HOME[name]}"), name)
 
 
 def doubts(results: Mapping[str, Any]) -> list[str]:
-    """What is doubted about these numbers, line by line: to be shown beside them."""
+    """The warnings about these numbers, one a line, to be shown beside them."""
     from nonsingular.report.summary import read
     from nonsingular.report.table import doubt_lines
 
@@ -71,13 +72,13 @@ def write(results: Mapping[str, Any], out: Path) -> dict[str, Path]:
 
 
 def write_all(groups: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Path]:
-    """`write` for several results that do not compare, as `together` groups them, on one page.  Later figures are numbered."""
+    """`write` for several groups of results, as `together` makes them, on one page.  The figures of later groups are numbered."""
     from nonsingular.report.cells import cells_csv
     from nonsingular.report.figure import contours, render
     from nonsingular.report.html import page
+    from nonsingular.report.md import markdown
     from nonsingular.report.radii import fronts
     from nonsingular.report.summary import read
-    from nonsingular.report.table import markdown
     from nonsingular.results.files import write_atomic
 
     made: dict[str, str | bytes] = {}

@@ -1,4 +1,4 @@
-"""cells.py - every number of the surfaces as comma-separated values, one line for each cell."""
+"""cells.py - the surfaces as comma-separated values, one line for each cell."""
 
 from __future__ import annotations
 

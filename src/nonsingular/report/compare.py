@@ -1,4 +1,4 @@
-"""compare.py - the results of several runs as one: what has the same data, grid and meaning together, the rest side by side."""
+"""compare.py - merge the results of runs with the same data, grid and threat model; keep the others apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Results = Mapping[str, Any]
 
 
 def together(runs: Mapping[str, Results]) -> list[dict[str, Any]]:
-    """Name -> results of several runs, as groups in which the numbers compare: each is results with the models of its members.
+    """Group the results of several runs (name -> results) so that numbers compare within a group; each group is one result.
 
     Raises InvalidInput for results that cannot be shown.
     """
@@ -55,7 +55,7 @@ def differences(a: Results, b: Results) -> list[str]:
 
 
 def _first(results: Results) -> tuple[Mapping[str, Any], bool]:
-    """What is said about the first surface, and whether it is attacked."""
+    """The record `about` of the first surface, and whether it is attacked."""
     surface = next(iter(results["models"].values()))["surfaces"][0]
     return surface["about"], surface.get("kind", "attacked") == "attacked"
 
@@ -70,7 +70,7 @@ def _span(radii: Sequence[float]) -> str:
 
 
 def _merged(group: Mapping[str, Results]) -> dict[str, Any]:
-    """The results of one group as those of one run, each model under the name of its run."""
+    """Merge the results of one group; each model is under the name of its run."""
     if len(group) == 1:
         (only,) = group.items()
         return {**only[1], "run": only[0]}
@@ -93,7 +93,7 @@ def _merged(group: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def statement(groups: Sequence[Results]) -> list[str]:
-    """Why groups stand side by side, in sentences; empty for a single one."""
+    """Why the groups are not merged, in sentences; empty for a single one."""
     told: list[str] = []
     for other in groups[1:]:
         reasons = "; ".join(differences(groups[0], other))

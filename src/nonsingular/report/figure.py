@@ -46,7 +46,7 @@ LINES = {10.0: "white", 30.0: "white", 50.0: "white", 70.0: "black", 90.0: "blac
 NORM = BoundaryNorm(BANDS, CMAP.N)  # one scale for every panel of every figure: 0 to 100 %
 X_LABEL, W_LABEL, A_LABEL = "$ε_x$ (input radius, data units)", r"$ε_w$ (weight radius, $\ell_\infty$)", "accuracy (%)"
 CURVES = {"attacked": (CMAP(0.3), ".", "-"), "certified": ("#c8500a", "s", "--")}
-"""Colour, marker and dashes of a kind of accuracy that is drawn as a line: apart for every eye, and in grey."""
+"""Colour, marker and dashes of a kind of accuracy that is drawn as a line: distinct with colour blindness and in grey."""
 TITLE: Mapping[str, Any] = {"loc": "left", "linespacing": 1.35, "parse_math": False}
 METADATA: Mapping[str, dict[str, None]] = {  # no date, no version: the same run gives the same bytes
     "png": {"Software": None},
@@ -93,7 +93,7 @@ def _suffix(path: Path) -> str:
 
 
 def style() -> AbstractContextManager[None]:
-    """Our settings over matplotlib's defaults for the time of a call: the reader's own settings change nothing."""
+    """A context with our settings over matplotlib's defaults, so that the user's rcParams have no effect."""
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
     ours = {"font.size": 9, "axes.titlesize": 9.5, "axes.linewidth": 0.6, "svg.hashsalt": "nonsingular", "svg.fonttype": "path"}
     return matplotlib.rc_context(cast(Any, defaults | ours))
@@ -149,7 +149,7 @@ def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
 
 
 def under(figure: Figure, caption: str) -> None:
-    """Writes the caption below a finished figure and fixes the layout, so that every file shows the same one."""
+    """Write the caption below a finished figure and freeze the layout, so that all files look the same."""
     draw = cast(Any, figure)
     text = textwrap.fill(legible(caption), int(figure.get_size_inches()[0] * 16))
     draw.supxlabel(text, x=0.01, ha="left", fontsize=8, color="0.25", parse_math=False)
@@ -173,7 +173,7 @@ def _caption(runs: Sequence[Seeds]) -> str:
     text = f"Accuracy on {', '.join(dict.fromkeys(f'{s.n:,}' for s in surfaces))} examples, {how(surfaces)}."
     if "certified" in kinds:
         text += " Attacked: an upper bound of robust accuracy." if "attacked" in kinds else ""
-        text += " Certified: a lower bound of robust accuracy, whatever the attack, in exact arithmetic."
+        text += " Certified: a lower bound of robust accuracy for every attack, in exact arithmetic."
     text += units(surfaces)
     if most > 1:
         counts = ", ".join(dict.fromkeys(str(len(r.surfaces)) for r in runs)) + " " if "certified" in kinds else ""
@@ -194,7 +194,7 @@ def _caption(runs: Sequence[Seeds]) -> str:
 
 
 def x_label(grid: Surface) -> str:
-    """What the axis of input radii shows."""
+    """The label of the axis of input radii."""
     return "$ε_x$ (fraction of the given input radii)" if input_unit(grid.about) else X_LABEL
 
 
@@ -310,7 +310,7 @@ def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
 
 
 def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
-    """AUC of every model: a wide bar for what is attacked, a narrow one in it for what is certified."""
+    """AUC of every model: a wide bar for attacked accuracy, a narrow one in it for certified accuracy."""
     draw, limit, kinds = cast(Any, ax), 1e-3, kinds_of(runs)
     ends, told = [0.0] * len(runs), [""] * len(runs)
     for kind, height, color in (("attacked", 0.62, "0.72"), ("certified", 0.32 if len(kinds) > 1 else 0.62, "0.42")):

@@ -1,22 +1,23 @@
-"""html.py - the results as one page that needs nothing else: no request leaves it, it prints, and it reads without its script."""
+"""html.py - the results as one self-contained page, which makes no requests, prints, and can be read without its script."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
 
-from nonsingular.catalog import cards
+from nonsingular.catalog import Card, cards
 from nonsingular.plain import legible_all
 from nonsingular.report.compare import statement
 from nonsingular.report.explorer import explorer
-from nonsingular.report.markup import NUMBER, card, columns, items, note, records, row, section, table, terms, words
 from nonsingular.report.meaning import meaning
 from nonsingular.report.single import by_class, first_to_break
 from nonsingular.report.summary import (
@@ -30,18 +31,8 @@ from nonsingular.report.summary import (
     seed_count,
     telling,
 )
-from nonsingular.report.table import (
-    CLAIM_HEADER,
-    NOWHERE,
-    claim_rows,
-    doubt_lines,
-    front_header,
-    front_rows,
-    masking_lines,
-    model_header,
-    model_rows,
-    setting,
-)
+from nonsingular.report.table import Rows, claim_rows, doubt_lines, front_rows, masking_lines, model_rows, setting
+from nonsingular.report.templating import card, render
 from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
 
@@ -55,41 +46,27 @@ def page(groups: Sequence[Mapping[str, Any]], radii_svg: Sequence[str] = ()) -> 
     """One self-contained HTML page: verdict, surfaces, models, claims, every number, and what is needed to do it again.
 
     groups: results, one after the other; within each the numbers compare.  radii_svg: for each, the figure of its fronts as
-    `render` wrote it, or "".
+    `figure.render` wrote it, or "".
     """
     groups = [legible_all(results) for results in groups]
-    apart = len(groups) > 1
     names = ", ".join(dict.fromkeys(str(g["data"]["name"]) for g in groups))
-    name = escape(f"Robustness to inputs and weights: {names}")
-    head = [f"<h1>{name}</h1>", *(f'<p class="warn">{words(line)}</p>' for line in statement(groups))]
-    parts: list[str] = []
-    for k, (results, svg) in enumerate(zip(groups, radii_svg or [""] * len(groups), strict=True)):
-        if apart:
-            parts.append(f'<h2 class="run">{words(str(results.get("run", k + 1)))}</h2>')
-        parts += _group(results, svg, k)
-    body = "\n".join(["<header>", *head, "</header>", "<main>", *parts, "</main>"])
-    style, script = ((files("nonsingular.report") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{name}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-<script>{script}</script>
-</body>
-</html>
-"""
+    style, script = (
+        (files("nonsingular.report") / f"templates/page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+    )
+    shown = [
+        _group(results, svg, k) | {"name": str(results.get("run", k + 1)) if len(groups) > 1 else ""}
+        for k, (results, svg) in enumerate(zip(groups, radii_svg or [""] * len(groups), strict=True))
+    ]
+    made = render(
+        "page.html", title=f"Robustness to inputs and weights: {names}", apart=statement(groups), groups=shown,
+        style=Markup(style), script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )  # fmt: skip
+    return str(made)
 
 
-def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> list[str]:
-    """The sections of results whose numbers compare."""
+def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> dict[str, Any]:
+    """What group.html shows of results whose numbers compare."""
     models = read(results)
     entries = list(zip([m.title for m in models], results["models"].values(), strict=True))
     classes = results["data"].get("classes", ())
@@ -97,158 +74,119 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> list[str]
     notes = [*setting(results), BOUNDS[kinds]]
     if any(len(m.seeds) > 1 for m in models):
         notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
-    return [
-        f'<p class="verdict">{words(verdict(results, models))}</p>', _tiles(models), _also(models), *_warnings(models, entries),
-        note(" ".join(notes)),
-        explorer(models, number), _models(models), _claims(results), _fronts(models, radii_svg, number),
-        by_class(entries, classes), first_to_break(entries, classes, results["data"].get("columns", ())), _masking(entries),
-        _surfaces(models),
-        _methods(models), _meaning(models), _again(results),
-    ]  # fmt: skip
+    return {
+        "verdict": verdict(results, models), "tiles": _tiles(models), "warnings": _warnings(models, entries),
+        "also": f"{areas(models) if len(models) > 1 else ''} {remarks(models)}".strip(), "notes": " ".join(notes),
+        "explorer": explorer(models, number), "models": model_rows(models),
+        "claims": _claims(results), "fronts": _fronts(models, radii_svg, number), "masking": _masking(entries),
+        "by_class": by_class(entries, classes),
+        "first_to_break": first_to_break(entries, classes, results["data"].get("columns", ())),
+        "surfaces": [_surface(m) for m in models], "surfaces_hint": _hint(kinds), "methods": _methods(models),
+        "meaning": meaning(kinds, fronts=any(m.fronts for m in models)),
+        "command": str(results.get("command", "")), "record": _record(results),
+    }  # fmt: skip
 
 
 # --- beside the verdict -------------------------------------------------------------------------------------------------
 
 
-def _tiles(models: Sequence[Model]) -> str:
-    """The numbers of the verdict for a single model, large."""
+def _tiles(models: Sequence[Model]) -> list[tuple[str, str]]:
+    """The numbers of the verdict for a single model, each with what it is; they are set large."""
     if len(models) > 1:
-        return ""
+        return []
     (m,), at = models, telling(models)
     grid = m.runs.surfaces[0]
     where = f"at ({grid.eps_x[at[1]]:g}, {grid.eps_w[at[0]]:g})"
-    tiles = [(f"{100 * fmean(m.clean):.1f} %", "undisturbed")]
+    tiles = [(f"{100 * fmean(m.clean):.1f} %", "clean accuracy")]
     for kind, runs in m.runs.kinds.items():
         side = "attacked, at most" if kind == "attacked" else "certified, at least"
         tiles.append((f"{100 * runs.accuracy[at]:.1f} %", f"{side}, {where}"))
-    tiles += [(f"{fmean([s.auc for s in runs.surfaces]):.3f}", f"AUC {kind}") for kind, runs in m.runs.kinds.items()]
-    return f'<ul class="tiles">{"".join(f"<li><b>{words(a)}</b><span>{words(b)}</span></li>" for a, b in tiles)}</ul>'
-
-
-def _also(models: Sequence[Model]) -> str:
-    text = f"{areas(models) if len(models) > 1 else ''} {remarks(models)}".strip()
-    return f'<p class="also">{words(text)}</p>' if text else ""
+    return tiles + [(f"{fmean([s.auc for s in runs.surfaces]):.3f}", f"AUC {kind}") for kind, runs in m.runs.kinds.items()]
 
 
 def _warnings(models: Sequence[Model], entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What is doubted about the numbers, and signs of masked gradients, which say that the attacked one may be far too high."""
+    """Doubts about the numbers, and signs of masked gradients, with which attacked accuracy may be far too high."""
     signs = [(title, ", ".join(e["masking"]["flags"])) for title, e in entries if e.get("masking", {}).get("flags")]
     told = "Signs of masked gradients in “{}” ({}): its accuracy under attack may be far above the truth."
-    lines = [line[:1].upper() + line[1:] for line in doubt_lines(models)]
-    return [f'<p class="warn">{words(line)}</p>' for line in (*lines, *(told.format(title, flags) for title, flags in signs))]
+    return [line[:1].upper() + line[1:] for line in doubt_lines(models)] + [told.format(*sign) for sign in signs]
 
 
-# --- models, radii, masking, claims ---------------------------------------------------------------------------------------
+# --- models, radii, masking -----------------------------------------------------------------------------------------------
 
 
-def _models(models: Sequence[Model]) -> str:
-    header = model_header(models)
-    first = len(header) - 6  # the model, and where something is certified, which accuracy it is
-    rows = (row(m, cells[: first - 1]) + columns(cells[first - 1 :], NUMBER) for m, *cells in model_rows(models))
-    return section("Models and areas", table("models", header, rows, first))
+def _claims(results: Mapping[str, Any]) -> Rows:
+    """The claims, with a mark before each verdict."""
+    shown = claim_rows(results)
+    return replace(shown, rows=[[n, said, f"{MARKS.get(found, '')} {found}", why] for n, said, found, why in shown.rows])
 
 
-def _masking(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    parts: list[str] = []
-    for title, entry in entries:
-        if told := masking_lines(entry):
-            name = f"{title}: " if len(entries) > 1 else ""
-            parts.append(f"<p>{words(name + told[0])}</p>" + (items(told[1:]) if told[1:] else ""))
-    return section("Masked gradients", *parts) if parts else ""
+def _masking(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, list[str]]]:
+    """The findings on masked gradients of each model that was checked: a sentence, and the signs."""
+    told = [(f"{title}: " if len(entries) > 1 else "", masking_lines(entry)) for title, entry in entries]
+    return [(name + lines[0], lines[1:]) for name, lines in told if lines]
 
 
-def _fronts(models: Sequence[Model], svg: str, number: int) -> str:
+def _fronts(models: Sequence[Model], svg: str, number: int) -> dict[str, Any]:
     shown = [m for m in models if m.fronts]
-    if not shown:
-        return ""
-    label = f"Largest certified weight radius over input radius for {', '.join(m.title for m in shown)}"
-    parts = [card(svg, label, f"radii-{number}-")]
-    for m in shown:
-        title = f"<h3>{escape(m.title)}</h3>" if len(shown) > 1 else ""
-        rows = (row(x, radii, NUMBER) for x, *radii in front_rows(m.fronts))
-        parts.append(title + table("fronts", front_header(m.fronts), rows))
-    if any(r is None for m in shown for f in m.fronts for r in f.eps_w):
-        parts.append(note(f"{NOWHERE}."))
-    return section(
-        "Certified radii", note("The largest ε_w with which a share of the examples is certified at each ε_x."), *parts
-    )
-
-
-def _claims(results: Mapping[str, Any]) -> str:
-    rows = [
-        row(name, [statement_, f"{MARKS.get(found, '')} {found}", evidence])
-        for name, statement_, found, evidence in claim_rows(results)
-    ]
-    return section("Claims", table("claims", CLAIM_HEADER, rows, len(CLAIM_HEADER))) if rows else ""
+    return {
+        "label": f"Largest certified weight radius over input radius for {', '.join(m.title for m in shown)}",
+        "card": card(svg, f"radii-{number}-") if svg else None,
+        "tables": [(m.title, front_rows(m.fronts)) for m in shown],
+    } if shown else {}  # fmt: skip
 
 
 # --- every number ---------------------------------------------------------------------------------------------------------
 
 
-def _surfaces(models: Sequence[Model]) -> str:
+def _hint(kinds: Sequence[str]) -> str:
     hint = "Accuracy in %, the mean if there are several seeds. Hover over a number for its interval and radii; "
     hint += "cells.csv has them all."
-    if len(kinds_of(m.runs for m in models)) > 1:
-        hint += " Not known: the share that the attack did not break and that is not certified."
-    return section("Every number", note(hint), *(_surface(m) for m in models))
+    return hint + (" Not known: the share that the attack did not break and that is not certified." if len(kinds) > 1 else "")
 
 
-def _surface(m: Model) -> str:
-    settings = ", ".join(f"{k} = {v}" for k, v in m.settings.items()) or "none recorded"
+def _surface(m: Model) -> dict[str, Any]:
     kinds = m.runs.kinds
-    about = {
-        f"seed {seed}" + (f", {kind}" if len(kinds) > 1 else ""): {"seconds": s.seconds, **s.about}
-        for kind, runs in kinds.items() for seed, s in zip(m.seeds, runs.surfaces, strict=True)
+    return {
+        "title": m.title, "settings": ", ".join(f"{k} = {v}" for k, v in m.settings.items()) or "none recorded",
+        "heats": _heats(m), "rises": [_rises(m, kind, runs) for kind, runs in kinds.items()], "flags": _flags(m),
+        "about": {
+            f"seed {seed}" + (f", {kind}" if len(kinds) > 1 else ""): {"seconds": s.seconds, **s.about}
+            for kind, runs in kinds.items() for seed, s in zip(m.seeds, runs.surfaces, strict=True)
+        },
     }  # fmt: skip
-    return "\n".join([
-        f"<details open><summary>{escape(m.title)}</summary>", f'<p class="quiet">Settings: {escape(settings)}.</p>',
-        _heats(m), *(_rises(m, kind, runs) for kind, runs in kinds.items()), _flags(m), f"<pre>{records(about)}</pre>",
-        "</details>",
-    ])  # fmt: skip
 
 
-def _heats(m: Model) -> str:
-    """A table of the grid for what was attacked, one for what is certified, and one for what lies between."""
+def _heats(m: Model) -> list[dict[str, Any]]:
+    """Tables of attacked accuracy, of certified accuracy, and of the gap between them."""
     kinds = m.runs.kinds
-    if list(kinds) == ["attacked"]:
-        return _heat(m, kinds["attacked"])
-    titles = {"attacked": "Attacked: at most", "certified": "Certified: at least"}
-    tables = [
-        f"<div><h3>{titles[kind]}</h3>{_heat(m, runs, '' if kind == 'attacked' else ' certified')}</div>"
-        for kind, runs in kinds.items()
-    ]
+    titles = {"attacked": "Attacked: at most", "certified": "Certified: at least"} if list(kinds) != ["attacked"] else {}
+    looks = {"attacked": "heat", "certified": "heat certified"}
+    tables = [_heat(m, looks[kind], titles.get(kind, ""), runs.accuracy, runs.risen) for kind, runs in kinds.items()]
     if len(kinds) > 1:
-        tables.append(f"<div><h3>Between them: not known</h3>{_gaps(m, kinds['attacked'], kinds['certified'])}</div>")
-    return f'<div class="heats">{"".join(tables)}</div>'
+        gap = np.maximum(kinds["attacked"].accuracy - kinds["certified"].accuracy, 0.0)
+        tables.append(_heat(m, "heat gap", "Between them: not known", gap))
+    return tables
 
 
-def _heat(m: Model, runs: Seeds, kind: str = "") -> str:
-    mean, risen = runs.accuracy, runs.risen
+def _heat(
+    m: Model, kind: str, title: str, shares: NDArray[Any], risen: Collection[tuple[int, int]] = frozenset()
+) -> dict[str, Any]:  # fmt: skip
+    """A table over the grid.  kind: its classes.  risen: cells with an arrow."""
+    grid = m.runs.surfaces[0]
 
-    def cell(i: int, j: int) -> str:
-        arrow = "↑" if (i, j) in risen else ""
-        return f'<td style="--a:{mean[i, j]:.3f}" title="{escape(_told(m, i, j))}">{100 * mean[i, j]:.1f}{arrow}</td>'
+    def cell(i: int, j: int) -> dict[str, Any]:
+        return {
+            "share": shares[i, j],
+            "text": f"{100 * shares[i, j]:.1f}{'↑' if (i, j) in risen else ''}",
+            "told": _told(m, i, j),
+        }
 
-    return _grid(runs.surfaces[0], cell, f"heat{kind}")
-
-
-def _gaps(m: Model, attacked: Seeds, certified: Seeds) -> str:
-    gap = np.maximum(attacked.accuracy - certified.accuracy, 0.0)
-
-    def cell(i: int, j: int) -> str:
-        return f'<td style="--a:{gap[i, j]:.3f}" title="{escape(_told(m, i, j))}">{100 * gap[i, j]:.1f}</td>'
-
-    return _grid(attacked.surfaces[0], cell, "heat gap")
-
-
-def _grid(grid: Surface, cell: Callable[[int, int], str], kind: str) -> str:
-    across = range(len(grid.eps_x))
-    rows = (row(f"{w:g}", []) + "".join(cell(i, j) for j in across) for i, w in enumerate(grid.eps_w))
-    return table(kind, ["ε_w, ε_x", *(f"{x:g}" for x in grid.eps_x)], rows)
+    rows = [(f"{w:g}", [cell(i, j) for j in range(len(grid.eps_x))]) for i, w in enumerate(grid.eps_w)]
+    return {"kind": kind, "title": title, "header": ["ε_w, ε_x", *(f"{x:g}" for x in grid.eps_x)], "rows": rows}
 
 
 def _told(m: Model, i: int, j: int) -> str:
-    """Everything about one cell, in words."""
+    """All numbers of one cell, in words."""
     grid, kinds, parts = m.runs.surfaces[0], m.runs.kinds, list[str]()
     for kind, runs in kinds.items():
         low, high = runs.interval
@@ -263,31 +201,29 @@ def _told(m: Model, i: int, j: int) -> str:
     return "; ".join([*parts, f"ε_x = {grid.eps_x[j]:g}, ε_w = {grid.eps_w[i]:g}"])
 
 
-def _rises(m: Model, kind: str, runs: Seeds) -> str:
-    rises, name = runs.rises, "accuracy" if list(m.runs.kinds) == ["attacked"] else f"{kind} accuracy"
-    if not rises:
-        return f"<p>No rise: {name} never grows with a radius.</p>"
+def _rises(m: Model, kind: str, runs: Seeds) -> dict[str, Any]:
+    rises = runs.rises
+    what = {
+        "attacked": "Rises (↑), where the attack missed something",
+        "certified": "Rises of certified accuracy (↑), where the bound was looser at the smaller radius",
+    }[kind]
     lines = [
         f"{100 * r['from']:.1f} to {100 * r['to']:.1f} % along {str(r['along']).replace('eps', 'ε')}, "
         f"at ε_x = {r['eps_x']:g}, ε_w = {r['eps_w']:g} (seed {m.seeds[k]})"
         for k, r in rises[:MOST_RISES]
     ]
-    more = f"<p>The other {len(rises) - MOST_RISES} are in results.json.</p>" if len(rises) > MOST_RISES else ""
-    what = {
-        "attacked": "Rises (↑), where the attack missed something",
-        "certified": "Rises of certified accuracy (↑), where the bound was looser at the smaller radius",
-    }[kind]
-    return f"<p>{what}: {len(rises)} in {seed_count(len(m.seeds))}.</p>{items(lines)}{more}"
+    name = "accuracy" if list(m.runs.kinds) == ["attacked"] else f"{kind} accuracy"
+    count = f"{len(rises)} in {seed_count(len(m.seeds))}"
+    return {"what": what, "name": name, "count": count, "lines": lines, "more": max(0, len(rises) - MOST_RISES)}
 
 
-def _flags(m: Model) -> str:
-    lines = [
+def _flags(m: Model) -> list[str]:
+    return [
         line
         for runs in m.runs.kinds.values()
         for seed, s in zip(m.seeds, runs.surfaces, strict=True)
         for line in _flagged(seed, s)
     ]
-    return f"<p>Flags:</p>{items(lines)}" if lines else ""
 
 
 def _flagged(seed: int, s: Surface) -> Iterable[str]:
@@ -300,31 +236,16 @@ def _flagged(seed: int, s: Surface) -> Iterable[str]:
 # --- methods, meaning, doing it again -------------------------------------------------------------------------------------
 
 
-def _methods(models: Sequence[Model]) -> str:
+def _methods(models: Sequence[Model]) -> Mapping[str, Card]:
     surfaces = every_surface(m.runs for m in models)
-    names = [dict.fromkeys(s.attack for s in surfaces if s.kind == kind) for kind in ("attacked", "certified")]
-    articles = "".join(
-        f"<article><h3>{escape(name)}</h3>"
-        + terms({"What it does": c.does, "Who shares W'": c.shares, "Its number": c.means, "Source": c.source})
-        + "</article>"
-        for name, c in cards(*names).items()
-    )
-    return section("Methods", f'<div class="methods">{articles}</div>')
+    return cards(*(dict.fromkeys(s.attack for s in surfaces if s.kind == kind) for kind in ("attacked", "certified")))
 
 
-def _meaning(models: Sequence[Model]) -> str:
-    return section(
-        "What these numbers mean", terms(meaning(kinds_of(m.runs for m in models), fronts=any(m.fronts for m in models)))
-    )
-
-
-def _again(results: Mapping[str, Any]) -> str:
+def _record(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of what the command ran with."""
     record = {k: results.get(k) for k in ("data", "grid", "attack", "scope")}
     if results.get("kind") == "certified":  # there is no attack, and every scope is covered
         record = {"bound" if k == "attack" else k: v for k, v in record.items() if k != "scope"}
     for part in ("environment", "config"):
         record |= {f"{part}.{k}": v for k, v in (results.get(part) or {}).items()}
-    hint = "The command and the state of what it ran with. Hashes of each model and its seconds are with every number, above."
-    return section(
-        "Do it again", note(hint), f"<pre>{escape(str(results.get('command', '')))}</pre>", f"<pre>{records(record)}</pre>"
-    )
+    return record

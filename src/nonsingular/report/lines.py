@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from nonsingular.report.maps import axis_name, positions
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 440, 280, 44, 10, 428, 226
 LOOKS = 8
-"""Looks of lines that the style of the page knows: colour and dashes; with another marker each."""
+"""Number of line styles (colour, dashes) in page.css."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Line:
     look: int
 
 
-def lines(radii: Sequence[float], shown: Sequence[Line], *, axis: str, fixed: float, band: bool = True) -> str:
+def lines(radii: Sequence[float], shown: Sequence[Line], *, axis: str, fixed: float, band: bool = True) -> Markup:
     """The SVG of some lines over one axis ("x" or "w"), the other radius being `fixed`.  band: with their intervals."""
     across = _positions(radii)
     other = "w" if axis == "x" else "x"
@@ -57,17 +57,15 @@ def lines(radii: Sequence[float], shown: Sequence[Line], *, axis: str, fixed: fl
         points = "".join(marker(line.look, a, b) for a, b in at)
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in at)
         parts.append(f'<g class="line s{line.look % LOOKS}"><path class="stroke" d="M{path}"/>{points}</g>')
-    return "".join([*parts, "</svg>"])
+    return Markup("".join([*parts, "</svg>"]))
 
 
-def legend(shown: Sequence[tuple[str, int]]) -> str:
-    """(name, look) of the lines, as HTML."""
-    items = "".join(
-        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><g class="line s{look % LOOKS}"><path class="stroke" d="M1 6H33"/>'
-        f"{marker(look, 17, 6)}</g></svg>{escape(name)}</li>"
-        for name, look in shown
+def key_mark(look: int) -> Markup:
+    """A piece of a line, for the key beside its name."""
+    return Markup(
+        f'<svg viewBox="0 0 34 12" aria-hidden="true"><g class="line s{look % LOOKS}"><path class="stroke" d="M1 6H33"/>'
+        f"{marker(look, 17, 6)}</g></svg>"
     )
-    return f'<ul class="legend">{items}</ul>'
 
 
 def marker(look: int, x: float, y: float) -> str:
@@ -84,7 +82,7 @@ def _up(share: float) -> float:
 
 
 def _positions(radii: Sequence[float]) -> NDArray[Any]:
-    """Of the radii in the picture, to scale where the maps are."""
+    """Positions of the radii in the picture, to scale where the maps are."""
     values = positions(radii)
     span = values[-1] - values[0]
     share = (values - values[0]) / span if span > 0 else np.full(len(values), 0.5)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any, cast
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -24,7 +24,7 @@ PALETTES = {
     "accuracy": tuple(matplotlib.colormaps["viridis"](k / 100) for k in range(101)),
     "gap": tuple(matplotlib.colormaps["Oranges"](0.85 * k / 100) for k in range(101)),
 }
-"""Colours of 0 to 100 %, their lightness monotone.  Accuracy has those of Figure 1 (viridis, even to every kind of sight)."""
+"""Colours of 0 to 100 %, their lightness monotone.  Accuracy has those of Figure 1 (viridis)."""
 
 
 def colour(percent: float, palette: str = "accuracy") -> str:
@@ -47,10 +47,10 @@ def ink(percent: float, palette: str = "accuracy") -> str:
 def surface_map(
     accuracy: NDArray[Any], eps_x: Sequence[float], eps_w: Sequence[float], *, label: str, palette: str = "accuracy",
     marked: frozenset[tuple[int, int]] = frozenset(),
-) -> str:  # fmt: skip
+) -> Markup:  # fmt: skip
     """The SVG of a surface, (len(eps_w), len(eps_x)) in [0, 1].  Cells in the order of the array, each a rect of class "c".
 
-    label: what a reader who does not see is told.  marked: cells whose number has a star.
+    label: the text for screen readers.  marked: cells whose number has a star.
     """
     percent = np.clip(100 * accuracy, 0.0, 100.0)
     x, y = (np.round(_edges(*axis), 2) for axis in ((eps_x, LEFT, RIGHT), (eps_w, BOTTOM, TOP)))  # neighbours share their edge
@@ -82,11 +82,11 @@ def surface_map(
         parts.append("</g>")
     parts.append(labels)
     parts += [_axes(eps_x, eps_w, x, y), "</svg>"]
-    return "".join(parts)
+    return Markup("".join(parts))
 
 
 def _whole(percent: float) -> str:
-    """Without digits, but never 0 or 100 for what is not.
+    """Rounded to a whole number; 0 and 100 only where they are exact.
 
     >>> _whole(0.0), _whole(0.2), _whole(41.6), _whole(99.8), _whole(100.0)
     ('0', '<1', '42', '>99', '100')
@@ -126,7 +126,7 @@ def _contours(percent: NDArray[Any], x: NDArray[Any], y: NDArray[Any]) -> tuple[
     middles = [(ends[1:] + ends[:-1]) / 2 for ends in (x, y)]
 
     def place(points: NDArray[Any]) -> NDArray[Any]:
-        """From indices of cells to the picture."""
+        """Convert indices of cells to coordinates of the picture."""
         return np.column_stack([np.interp(points[:, k], np.arange(len(m)), m) for k, m in enumerate(middles)])
 
     paths: list[str] = []
@@ -177,11 +177,6 @@ def axis_name(which: str) -> str:
     return f'ε<tspan dy="3" font-size="75%">{which}</tspan><tspan dy="-3">\u200b</tspan>'
 
 
-def colour_bar(palette: str) -> str:
-    """The scale of colours from 0 to 100 %, as HTML."""
-    stops = ", ".join(colour(p, palette) for p in range(0, 101, 5))
-    ticks = "".join(f"<span>{p}</span>" for p in (0, 25, 50, 75, 100))
-    return (
-        f'<div class="bar" aria-hidden="true"><div style="background: linear-gradient(90deg, {stops})"></div>'
-        f"<div>{ticks}</div></div>"
-    )
+def stops(palette: str) -> str:
+    """The colours from 0 to 100 %, as those of a gradient in CSS."""
+    return ", ".join(colour(p, palette) for p in range(0, 101, 5))

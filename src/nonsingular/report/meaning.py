@@ -14,9 +14,9 @@ ATTACKED = {
 }
 
 CERTIFIED = {
-    "Certified accuracy": "The share of examples that are proven to be classified correctly whatever moves every input value by "
-    "at most ε_x and every weight by at most ε_w. Each example is proven against the worst weights for it alone, so the number "
-    "holds in every scope and whatever the attack.",
+    "Certified accuracy": "The share of examples that are proven to be classified correctly under every perturbation "
+    "that moves input values by at most ε_x and weights by at most ε_w. Each example is proven against the worst weights for it "
+    "alone, so the number holds in every scope and for every attack.",
     "Lower bound": "Robust accuracy is at least this high. What is not certified need not be wrong: the bound may be too loose, "
     "and a tighter one may prove more.",
     "Not covered by a certificate": "It holds in exact arithmetic: the rounding of floating-point numbers, in the bound and in "

@@ -12,11 +12,11 @@ from nonsingular.plain import legible
 
 
 def comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each run that is held against the first.  found: comparison.Comparison as mappings."""
+    """One row for each run that is compared with the first.  found: comparison.Comparison as mappings."""
     base, n, cells = found[0]["names"][0], found[0]["n"], found[0]["cells"]
     caption = (
-        f"held against {base}, AUC {found[0]['auc'][0]:.4f}, on the same {n:,} examples; intervals of 95 %, p of a paired "
-        f"permutation test; cells of {cells} that differ at 5 % by McNemar's test, corrected by Holm"
+        f"compared with {base}, AUC {found[0]['auc'][0]:.4f}, on the same {n:,} examples; 95 % intervals; p: paired permutation "
+        f"test; cells better or worse: of {cells}, at 5 % by McNemar's test with Holm's correction"
     )
     table = Table(caption=Text(legible(caption)), caption_justify="left")
     table.add_column("run")

@@ -1,26 +1,21 @@
-"""png.py - arrays as PNG files, by the standard library alone.  PNG specification, ISO/IEC 15948."""
+"""png.py - arrays as pictures on the page."""
 
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """(H, W, 1) grey or (H, W, 3) colour -> the bytes of a PNG file."""
-    height, width, channels = pixels.shape
-    lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # filter 0: as they are
-    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def address(pixels: NDArray[np.uint8]) -> str:
@@ -31,7 +26,7 @@ def address(pixels: NDArray[np.uint8]) -> str:
 def signed(change: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, C), 128 for no change, -> (H, W, 3): blue for less, white for none, orange for more; of several colours the largest.
 
-    Both ends are as dark as each other, and stay apart for every kind of colour sight.
+    Both ends are equally dark, and distinct with colour blindness.
     """
     share = (change.astype(float) - 128.0) / 127.0
     pick = np.abs(share).argmax(axis=2, keepdims=True)

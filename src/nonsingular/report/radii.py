@@ -15,7 +15,7 @@ from nonsingular.report.figure import W_LABEL, plain, style, ticks, under, x_lab
 from nonsingular.report.summary import Model, every_surface, how, units
 
 LOOKS = (("#0b4f8a", "o", "-"), ("#c8500a", "s", "--"), ("#0a7d5c", "^", "-."), ("#8a4a9e", "D", ":"))
-"""Colour, marker and dashes of the lines in turn: apart for every eye, and in grey."""
+"""Colour, marker and dashes of the lines in turn: distinct with colour blindness and in grey."""
 
 
 def fronts(models: Sequence[Model]) -> Figure:

@@ -1,4 +1,4 @@
-"""summary.py - results.json as typed rows, and the few words and numbers that figure, tables and page share."""
+"""summary.py - results.json as typed values, and the phrases and numbers that figure, tables and page share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Seeds:
             raise InvalidInput("a model without a surface cannot be shown; give one surface per seed")
         same_grid(self.surfaces)
         if len({s.kind for s in self.surfaces}) > 1:
-            raise InvalidInput("the seeds of a model are attacked or certified, not some this and some that; show them apart")
+            raise InvalidInput("the surfaces of a model must be all attacked or all certified; show the two kinds as two models")
         for s in self.surfaces:
             if s.certified:
                 _check_below(s, s.certified)
@@ -46,7 +46,7 @@ class Seeds:
 
     @property
     def kinds(self) -> dict[str, Seeds]:
-        """What there is of "attacked" and "certified", in this order."""
+        """The attacked and the certified surfaces, in this order, where there are any."""
         return {kind: found for kind, found in (("attacked", self.attacked), ("certified", self.certified)) if found}
 
     @property
@@ -56,7 +56,7 @@ class Seeds:
 
     @property
     def interval(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Lowest and highest end of the seeds' own 95 % intervals, per cell.  Seeds share their examples: nothing is pooled."""
+        """Lowest and highest end of the seeds' 95 % intervals, per cell.  They share examples, so they are not pooled."""
         low, high = zip(*(s.interval for s in self.surfaces), strict=True)
         return np.min(low, axis=0), np.max(high, axis=0)
 
@@ -109,7 +109,7 @@ def read(results: Mapping[str, Any]) -> list[Model]:
     Raises InvalidInput for another format, no model, or grids that differ.
     """
     if not isinstance(results, Mapping) or not isinstance(results.get("models"), Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidInput("these are no results of a run: they have no models; finish the run first")
+        raise InvalidInput("these results have no models; finish the run first")
     if results.get("format") != FORMAT:
         raise InvalidInput(f"results have format {results.get('format')!r}; this version reads format {FORMAT}: make them again")
     entries: Mapping[str, Mapping[str, Any]] = results["models"]
@@ -145,7 +145,7 @@ def _check_below(attacked: Surface, certified: Surface) -> None:
     if above.any():
         i, j = (int(k) for k in np.argwhere(above)[0])
         raise InvalidInput(
-            f"{attacked.model!r} is certified above what an attack left, at eps_x = {attacked.eps_x[j]:g}, "
+            f"{attacked.model!r} has a certified accuracy above its attacked one at eps_x = {attacked.eps_x[j]:g}, "
             f"eps_w = {attacked.eps_w[i]:g}: one of the two is wrong; make the results again and report it if it stays"
         )
 
@@ -162,7 +162,7 @@ def same_grid(surfaces: Iterable[Surface]) -> None:
 
 
 def how(surfaces: Iterable[Surface]) -> str:
-    """By what these accuracies were found: attacks with their scope, and bounds."""
+    """How these accuracies were found: attacks with their scope, and bounds."""
     every = list(surfaces)
     attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
     bounds = dict.fromkeys(f"certified by {s.attack}, in every scope" for s in every if s.kind == "certified")
@@ -170,17 +170,18 @@ def how(surfaces: Iterable[Surface]) -> str:
 
 
 def every_surface(runs: Iterable[Seeds]) -> list[Surface]:
-    """All surfaces, with those beside them: the attacked ones first."""
+    """All surfaces and the certified ones that they carry; attacked ones first."""
     kinds = [run.kinds for run in runs]
     return [s for kind in ("attacked", "certified") for k in kinds if kind in k for s in k[kind].surfaces]
 
 
 BOUNDS: Mapping[tuple[str, ...], str] = {
-    ("attacked",): "An attack bounds robust accuracy from above; it is no proof of robustness.",
-    ("certified",): "A certificate bounds robust accuracy from below: it holds in every scope, whatever the attack, in exact "
-    "arithmetic.",
-    ("attacked", "certified"): "Robust accuracy lies between the two: an attack bounds it from above, a certificate from below, "
-    "in every scope, whatever the attack, in exact arithmetic.",
+    ("attacked",): "An attack gives an upper bound of robust accuracy; it does not prove robustness.",
+    (
+        "certified",
+    ): "A certificate gives a lower bound of robust accuracy: it holds in every scope and for every attack, in exact arithmetic.",
+    ("attacked", "certified"): "Robust accuracy lies between the two: an attack gives an upper bound, a certificate a lower "
+    "bound, in every scope and for every attack, in exact arithmetic.",
 }
 """Kinds of the accuracies shown -> on which side of the true one they lie."""
 
@@ -197,8 +198,9 @@ def middle(surface: Surface) -> tuple[int, int]:
 
 
 def telling(models: Sequence[Model]) -> tuple[int, int]:
-    """Row and column of the point that the verdict speaks of: the grid's middle, or where less than a tenth of what is right
-    undisturbed is left there by every model, half as far from 0, until more is left or the grid ends.
+    """Row and column of the cell that the verdict describes: the middle of the grid.
+
+    While every model keeps less than a tenth of its clean accuracy there, both indices are halved.
     """
     at = middle(models[0].runs.surfaces[0])
     while max(at) > 1 and all(m.runs.accuracy[at] < 0.1 * fmean(m.clean) for m in models):
@@ -246,7 +248,7 @@ def weight_unit(about: Mapping[str, Any]) -> str:
 
 
 def input_unit(about: Mapping[str, Any]) -> str:
-    """What multiplies ε_x, likewise.
+    """What multiplies ε_x, as the record of a surface says; empty for plain radii.
 
     >>> input_unit({"eps_x_per_element": {"largest": 2.0}})
     ' times its own radius'
@@ -263,10 +265,23 @@ def units(surfaces: Iterable[Surface]) -> str:
 _MOVES = (("An input value", "ε_x", input_unit), ("A weight", "ε_w", weight_unit))
 
 
+def beside_weights(models: Sequence[Model]) -> str:
+    """The weight radius of the verdict relative to the weights, as a sentence; empty without medians of |W| in the records."""
+    grid = models[0].runs.surfaces[0]
+    eps = grid.eps_w[telling(models)[0]]
+    moved = [m for s in every_surface(m.runs for m in models) for m in s.about.get("moved_at_largest_eps_w", {}).values()]
+    at_largest = [m["radius"] / m["median"] for m in moved if m.get("median") and isinstance(m["radius"], int | float)]
+    if not at_largest or not eps:
+        return ""
+    shares = (100 * eps / grid.eps_w[-1] * share for share in (min(at_largest), max(at_largest)))
+    ends = dict.fromkeys(f"{v:.0f}" if v >= 1 else f"{v:.1g}" for v in shares)
+    return f"ε_w = {eps:g} is {' to '.join(ends)} % of a typical weight, the median |W| of its tensor."
+
+
 def seed_count(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def doubts_of(surfaces: Iterable[Surface]) -> list[str]:
-    """What the records of these surfaces doubt about their numbers, each sentence once."""
+    """The warnings in the records of these surfaces, each once."""
     return list(dict.fromkeys(doubt for s in surfaces for doubt in s.about.get("doubts", ())))

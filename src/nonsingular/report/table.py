@@ -1,11 +1,9 @@
-"""table.py - the results as tables: for the terminal and as Markdown."""
+"""table.py - the results as rows of text, and as tables for the terminal."""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any
 
@@ -13,13 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nonsingular.plain import legible, legible_all
-from nonsingular.report.compare import statement
-from nonsingular.report.single import class_rows
 from nonsingular.report.summary import (
-    BOUNDS,
     Model,
     Radii,
     Seeds,
+    beside_weights,
     doubts_of,
     every_surface,
     how,
@@ -30,31 +26,45 @@ from nonsingular.report.summary import (
     telling,
     units,
 )
-from nonsingular.report.verdict import areas, remarks, verdict
 from nonsingular.results.surface import Surface
 
 
-def model_header(models: Sequence[Model]) -> list[str]:
-    """Headings of `model_rows`."""
-    grid = models[0].runs.surfaces[0]
-    row, column = telling(models)
-    at = f"(ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
-    return ["Model", *_kind(models, "Accuracy"), "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", f"% at {at}", "Rises"]
+@dataclass(frozen=True)
+class Rows:
+    """A table as text.  names: how many columns come before those of numbers.  note: what a reader must know, or ""."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+    note: str = ""
+
+    def for_terminal(self, **options: Any) -> Table:
+        table = Table(**options)
+        for k, heading in enumerate(self.header):
+            table.add_column(heading, justify="left" if k < self.names else "right")
+        for row in self.rows:
+            table.add_row(*map(_text, row))
+        return table
 
 
-def model_rows(models: Sequence[Model]) -> Iterator[list[str]]:
+def model_rows(models: Sequence[Model]) -> Rows:
     """Title, clean accuracy, the three AUCs, accuracy at the point of the verdict, number of rises.
 
     One row per model; where something is certified, one for each of "attacked" and "certified", which the second cell then names.
     """
-    at = telling(models)
+    at = row, column = telling(models)
+    grid = models[0].runs.surfaces[0]
+    rows: list[list[str]] = []
     for m in models:
         for kind, runs in m.runs.kinds.items():
             areas = ([getattr(s, name) for s in runs.surfaces] for name in ("auc", "auc_x", "auc_w"))
-            yield [
+            rows.append([
                 m.title, *_kind(models, kind), percent(m.clean), *map(mean_spread, areas),
                 percent([float(s.accuracy[at]) for s in runs.surfaces]), str(len(runs.rises)),
-            ]  # fmt: skip
+            ])  # fmt: skip
+    names = ["Model", *_kind(models, "Accuracy")]
+    point = f"% at (ε_x {grid.eps_x[column]:g}, ε_w {grid.eps_w[row]:g})"
+    return Rows([*names, "Clean %", "AUC", "AUC ε_x axis", "AUC ε_w axis", point, "Rises"], rows, len(names))
 
 
 def _kind(models: Sequence[Model], cell: str) -> list[str]:
@@ -62,26 +72,20 @@ def _kind(models: Sequence[Model], cell: str) -> list[str]:
     return [cell] if "certified" in kinds_of(m.runs for m in models) else []
 
 
-def claim_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
-    """One row per claim: name, statement, verdict, evidence.  None if the results test no claims."""
-    for name, c in (results.get("claims") or {}).items():
-        yield [name, c["statement"], c["verdict"], c["evidence"]]
-
-
-CLAIM_HEADER = ["Claim", "Statement", "Verdict", "Evidence"]
+def claim_rows(results: Mapping[str, Any]) -> Rows:
+    """One row per claim: name, statement, verdict, evidence.  No rows if the results test no claims."""
+    claims = (results.get("claims") or {}).items()
+    rows = [[name, c["statement"], c["verdict"], c["evidence"]] for name, c in claims]
+    return Rows(["Claim", "Statement", "Verdict", "Evidence"], rows, names=4)
 
 
 def model_table(results: Mapping[str, Any]) -> Table:
     """The models for the terminal; ± is the sample standard deviation over the seeds."""
-    models = read(results)
-    table = Table(caption=_text(" ".join(setting(results))), caption_justify="left")
-    for k, heading in enumerate(model_header(models)):
-        table.add_column(heading, justify="left" if k < 1 + len(_kind(models, "")) else "right")
-    return _fill(table, model_rows(models))
+    return model_rows(read(results)).for_terminal(caption=_text(" ".join(setting(results))), caption_justify="left")
 
 
 def doubt_lines(models: Sequence[Model]) -> list[str]:
-    """One line for each thing that is doubted, to stand beside the numbers; of several models, with those that it is said of."""
+    """One line for each warning about the numbers; if there are several models, with those that it is about."""
     said: dict[str, list[str]] = {}
     for m in models:
         for doubt in doubts_of(every_surface([m.runs])):
@@ -91,57 +95,42 @@ def doubt_lines(models: Sequence[Model]) -> list[str]:
 
 def claims_table(results: Mapping[str, Any]) -> Table:
     """The claims for the terminal; without rows if the results test none."""
-    table = Table(*CLAIM_HEADER, show_lines=True)
-    return _fill(table, claim_rows(results))
+    return claim_rows(results).for_terminal(show_lines=True)
 
 
 def surface_table(surface: Surface) -> Table:
-    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Not what is certified beside it."""
+    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Leaves out its certified one."""
     risen = Seeds((replace(surface, certified=None),)).risen
     title = surface.model + (f", {surface.kind}" if surface.certified or surface.kind == "certified" else "")
     caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, {how([surface])}"
     if surface.kind == "certified":
-        caption += ": a lower bound, whatever the attack"
+        caption += ": a lower bound for every attack"
     elif surface.certified:
         caption += ": an upper bound"
     if risen:
         why = "the attack missed something" if surface.kind == "attacked" else "the bound was looser before it"
         caption += f"; ↑ accuracy rises to this point: {why}"
-    table = Table("ε_w \\ ε_x", title=_text(title), caption=_text(caption), caption_justify="left")
-    for x in surface.eps_x:
-        table.add_column(f"{x:g}", justify="right")
-    return _fill(
-        table,
-        (
-            [f"{w:g}", *(f"{100 * a:.1f}{'↑' if (i, j) in risen else ''}" for j, a in enumerate(surface.accuracy[i]))]
-            for i, w in enumerate(surface.eps_w)
-        ),
-    )
+    rows = [
+        [f"{w:g}", *(f"{100 * a:.1f}{'↑' if (i, j) in risen else ''}" for j, a in enumerate(surface.accuracy[i]))]
+        for i, w in enumerate(surface.eps_w)
+    ]
+    shown = Rows(["ε_w \\ ε_x", *(f"{x:g}" for x in surface.eps_x)], rows)
+    return shown.for_terminal(title=_text(title), caption=_text(caption), caption_justify="left")
 
 
 def fronts_table(fronts: Sequence[Mapping[str, Any]]) -> Table:
     """The largest certified weight radius at each input radius, one column for each required accuracy."""
-    shown = [Radii.from_dict(front) for front in fronts]
-    caption = None if all(r is not None for f in shown for r in f.eps_w) else Text(NOWHERE)
-    table = Table(title="Largest certified ε_w", caption=caption, caption_justify="left")
-    for heading in front_header(shown):
-        table.add_column(heading, justify="right")
-    return _fill(table, front_rows(shown))
+    shown = replace(front_rows([Radii.from_dict(front) for front in fronts]), names=0)
+    caption = Text(shown.note) if shown.note else None
+    return shown.for_terminal(title="Largest certified ε_w", caption=caption, caption_justify="left")
 
 
-NOWHERE = "-: not even ε_w = 0 is certified"
-"""What the dash of `front_rows` means."""
-
-
-def front_header(fronts: Sequence[Radii]) -> list[str]:
-    """Headings of `front_rows`."""
-    return ["ε_x", *(f"for {100 * front.accuracy:g} %" for front in fronts)]
-
-
-def front_rows(fronts: Sequence[Radii]) -> Iterator[list[str]]:
+def front_rows(fronts: Sequence[Radii]) -> Rows:
     """One row per input radius: it, and the largest certified weight radius for each required accuracy, rounded down."""
-    for k, x in enumerate(fronts[0].eps_x if fronts else ()):
-        yield [f"{x:g}", *(_down(front.eps_w[k]) for front in fronts)]
+    rows = [[f"{x:g}", *(_down(front.eps_w[k]) for front in fronts)] for k, x in enumerate(fronts[0].eps_x if fronts else ())]
+    dash = any(r is None for front in fronts for r in front.eps_w)
+    header = ["ε_x", *(f"for {100 * front.accuracy:g} %" for front in fronts)]
+    return Rows(header, rows, note="-: not even ε_w = 0 is certified" if dash else "")
 
 
 def _down(radius: float | None) -> str:
@@ -156,23 +145,23 @@ def _down(radius: float | None) -> str:
 
 
 def setting(results: Mapping[str, Any]) -> list[str]:
-    """What the numbers hold for, in sentences."""
-    data, grid = results["data"], results["grid"]
-    told = how(every_surface(m.runs for m in read(results)))
-    surfaces = every_surface(m.runs for m in read(results))
+    """Data, grid, attack and units of the numbers, in sentences."""
+    data, grid, models = results["data"], results["grid"], read(results)
+    surfaces = every_surface(m.runs for m in models)
+    told = how(surfaces)
     classes = [str(name) for name in data.get("classes", ())]
     return [
         f"Data: {data['n']:,} {data['split']} examples of {data['name']}.",
         f"Grid: {_span('ε_x', grid['eps_x'])}; {_span('ε_w', grid['eps_w'])}.",
         f"{told[:1].upper()}{told[1:]}.",
-        *([units(surfaces).strip()] if units(surfaces) else []),
+        *filter(None, [units(surfaces).strip(), beside_weights(models)]),
         *_columns(data.get("input_radii") or {}),
         *([f"Classes: {_order(classes)}."] if classes != [str(k) for k in range(len(classes))] else []),
     ]
 
 
 MOST_NAMES = 20
-"""Columns or classes that a sentence names."""
+"""Most columns or classes that a sentence names."""
 
 
 def _columns(radii: Mapping[str, Any]) -> list[str]:
@@ -189,95 +178,26 @@ def _order(classes: Sequence[str]) -> str:
     return shown + (f", ... ({len(classes)})" if len(classes) > MOST_NAMES else "")
 
 
-def markdown(*groups: Mapping[str, Any]) -> str:
-    """Verdict, models, claims, classes and command as Markdown, to be kept with the documentation.
-
-    groups: results, one after the other; within each the numbers compare.
-    """
-    groups = tuple(legible_all(results) for results in groups)
-    lines = ["# Results", ""]
-    for reason in statement(groups):
-        lines += [_cell(reason), ""]
-    for k, results in enumerate(groups):
-        if len(groups) > 1:
-            lines += [f"# {_cell(str(results.get('run', k + 1)))}", ""]
-        lines += _group(results)
-    return "\n".join(lines)
-
-
-def _group(results: Mapping[str, Any]) -> list[str]:
-    models = read(results)
-    lines = [
-        f"**{_cell(verdict(results, models))}**",
-        "",
-        *(line for doubt in doubt_lines(models) for line in (f"**{_cell(doubt)}**", "")),
-        _cell(f"{areas(models)} {remarks(models)}"),
-        "",
-        *map(_cell, setting(results)),
-        "",
-    ]
-    lines += _pipes(model_header(models), model_rows(models), numbers=6)
-    if "certified" in (kinds := kinds_of(m.runs for m in models)):
-        lines += ["", BOUNDS[kinds]]
-    if any(len(m.seeds) > 1 for m in models):
-        lines += ["", "± is the sample standard deviation over the seeds."]
-    for m, entry in zip(models, results["models"].values(), strict=True):
-        if told := masking_lines(entry):
-            lines += ["", f"## {_cell(f'Masked gradients, {m.title}')}", "", _cell(told[0])]
-            lines += ["", *(f"- {_cell(line)}" for line in told[1:])] if told[1:] else []
-        if "by_class" in entry.get("examples", {}):
-            header, rows, _ = class_rows(entry["examples"]["by_class"], results["data"].get("classes", ()))
-            lines += ["", f"## {_cell(f'By class, {m.title}')}", "", "% right at (ε_x, ε_w), by true class."]
-            lines += ["", *_pipes(header, rows, numbers=len(header) - 1)]
-        if m.fronts:
-            title = _cell(f"Largest certified ε_w, {m.title}")
-            lines += ["", f"## {title}", "", *_pipes(front_header(m.fronts), front_rows(m.fronts), numbers=len(m.fronts))]
-            if any(r is None for f in m.fronts for r in f.eps_w):
-                lines += ["", NOWHERE]
-    if claims := list(claim_rows(results)):
-        lines += ["", "## Claims", "", *_pipes(CLAIM_HEADER, claims)]
-    commands = [" ".join(line.split()) for line in str(results.get("command", "")).splitlines()]
-    return [*lines, "", "## Command", "", *(f"    {line}" for line in commands), ""]
-
-
 def _span(name: str, radii: Sequence[float]) -> str:
     return f"{name} {radii[0]:g}" if len(radii) == 1 else f"{name} {radii[0]:g} to {radii[-1]:g} in {len(radii)} points"
 
 
-def _fill(table: Table, rows: Iterable[Sequence[str]]) -> Table:
-    for row in rows:
-        table.add_row(*map(_text, row))
-    return table
-
-
 def _text(text: str) -> Text:
-    """Brackets in a name are no markup, and nothing in it commands the terminal."""
+    """Text for the terminal: brackets are not markup, and control characters are written out."""
     return Text(legible(text))
 
 
-def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> list[str]:
-    """A Markdown table whose last `numbers` columns are right-aligned."""
-    rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
-    return [
-        "| " + " | ".join(cells) + " |" for cells in ([_cell(h) for h in header], rule, *([_cell(c) for c in r] for r in rows))
-    ]
-
-
-def _cell(text: str) -> str:
-    flat = html.escape(" ".join(legible(text).split()), quote=False)
-    flat = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
-    return re.sub(r"(?i)(https?|ftp|mailto|www)([:.])", r"\1\\\2", flat)  # else some readers make links of bare addresses
-
-
 def masking_lines(model: Mapping[str, Any]) -> list[str]:
-    """What a run says about masked gradients, line by line; nothing if it did not look.  model: an entry of results["models"]."""
+    """The findings on masked gradients, one a line; none if there was no check.  model: an entry of results["models"]."""
     if "masking" not in model:
         return []
     found = legible_all(model["masking"])
     where = f" at ({found['eps_x']:g}, {found['eps_w']:g})" if "eps_x" in found else ""
     asked = f"attack {found['attack']}, scope {found['scope']}, {found['examples']} examples{where}"
     if not found["flags"] and found.get("inconclusive"):
-        return [f"Nothing can be said about masked gradients, for every example is broken: {asked}. Choose smaller radii."]
+        return [
+            f"The check for masked gradients is inconclusive, as the attack breaks every example: {asked}. Choose smaller radii."
+        ]
     if not found["flags"]:
         return [f"No sign of masked gradients: {asked}."]
     return [f"Signs of masked gradients ({asked}):", *(f"{name}: {why}" for name, why in found["flags"].items())]

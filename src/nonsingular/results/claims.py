@@ -1,26 +1,23 @@
-"""claims.py - the claims of arXiv:2102.11935, section 4.1, held against measured surfaces.
+"""claims.py - the claims of arXiv:2102.11935, section 4.1, compared with measured surfaces.
 
-Each claim becomes a number per seed and an interval that it should lie in.  Verdict, from the 95 % t-interval of the mean over
-seeds: inside - reproduced; outside - not reproduced; astride, or a single seed - undecided.  The interval is that of the seeds;
-all share the same test examples, so it says nothing about another sample of these.
+Each claim becomes a number per seed and an interval that it should lie in.  The verdict follows from the 95 % t-interval of the
+mean over seeds: reproduced if it lies inside, not reproduced if it lies outside, undecided if it overlaps an end or there is a
+single seed.  All seeds share the same test examples, so the interval does not cover the choice of examples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-)  # fmt: skip
+from nonsingular.results.statistics import student
 
 SLIGHTLY = 0.25
-"""C2: `slightly` is less than this part of what adversarial training gains on the same axis."""
+"""C2: `slightly` is less than this fraction of what adversarial training gains on the same axis."""
 BROKEN = 0.5
-"""C1: `vulnerable` is below this part of the clean accuracy at the largest radius of the axis."""
+"""C1: `vulnerable` is below this fraction of the clean accuracy at the largest radius of the axis."""
 ABOUT = 0.1
 """C5: `about 1.24 times` is within this relative distance."""
 
@@ -32,34 +29,11 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
     Returns name -> {statement, verdict, evidence, numbers}.
     """
 
-    def auc(name: str, which: str = "auc") -> list[float]:
-        return list(models[name][which])
-
-    def last(name: str, row: int, column: int) -> list[float]:
-        return [_part(s["accuracy"][row][column], s["about"]["clean_accuracy"]) for s in models[name]["surfaces"]]
-
-    regularised = ("at-beta-1", "at-beta-2", "jiwp")
-    baselines = ("standard", "weight-perturb", "at")
+    auc, auc_x, auc_w = (partial(_column, models, which) for which in ("auc", "auc_x", "auc_w"))
     best = "at-beta-2"
-    title = models[best]["title"]
-    worst_axis = [max(pair) for pair in zip(last("standard", 0, -1), last("standard", -1, 0), strict=True)]
-    gain = [
-        _part(wp - std, at - std)
-        for wp, std, at in zip(auc("weight-perturb", "auc_x"), auc("standard", "auc_x"), auc("at", "auc_x"), strict=True)
-    ]
-    least = {
-        name: [a - max(b) for a, *b in zip(auc(name), *(auc(base) for base in baselines), strict=True)] for name in regularised
-    }
-    weakest = min(least, key=lambda name: _mean(least[name]))
-    each = {name: _verdict(least[name], (0.0, math.inf)) for name in least}
-    top = [name for name, verdict in each.items() if verdict == "reproduced"]
-    c4 = _claim(
-        "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
-        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline",
-    )  # fmt: skip
-    c4["verdict"] = next((v for v in ("not reproduced", "undecided") if v in each.values()), "reproduced")
-    c4["numbers"]["by_model"] = least
-    c4["evidence"] += f"; above every baseline: {', '.join(models[n]['title'] for n in top) or 'none of the three'}"
+    worst_axis = [max(pair) for pair in zip(_kept(models, 0, -1), _kept(models, -1, 0), strict=True)]
+    gain = _over(_minus(auc_x("weight-perturb"), auc_x("standard")), _minus(auc_x("at"), auc_x("standard")))
+    over_best = _over(auc("joint"), auc(best))
     return {
         "C1": _claim(
             "The standard model is vulnerable on both axes",
@@ -71,27 +45,57 @@ def judge(models: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "C3": _claim(
             "AT is less robust to weight perturbations than standard",
-            _minus(auc("at", "auc_w"), auc("standard", "auc_w")), (-math.inf, 0.0), "weight AUC of AT minus that of standard",
+            _minus(auc_w("at"), auc_w("standard")), (-math.inf, 0.0), "weight AUC of AT minus that of standard",
         ),
-        "C4": c4,
+        "C4": _above_baselines(models),
         "C5": _claim(
             "The best AT + β has about 1.24 times the AUC of AT",
-            _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {title} over AT's",
+            _over(auc(best), auc("at")), (1.24 * (1 - ABOUT), 1.24 * (1 + ABOUT)), f"AUC of {models[best]['title']} over AT's",
         ),
         "C6": _claim(
             "AT + β has a larger AUC than JIWP",
-            _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {title} minus JIWP's",
+            _minus(auc(best), auc("jiwp")), (0.0, math.inf), f"AUC of {models[best]['title']} minus JIWP's",
         ),
         "joint": _own(
             "Joint adversarial training has at least 1.8 times the AUC of AT (the project's claim, not the paper's)",
             _over(auc("joint"), auc("at")), (1.8, math.inf), "AUC of the joint model over AT's",
         )
-        | {"over_at_beta": [None if math.isnan(v) else v for v in _over(auc("joint"), auc(best))]},
+        | {"over_at_beta": [None if math.isnan(v) else v for v in over_best]},
     }  # fmt: skip
 
 
+def _column(models: Mapping[str, Any], which: str, name: str) -> list[float]:
+    """One area of a model, for each seed."""
+    return list(models[name][which])
+
+
+def _kept(models: Mapping[str, Any], row: int, column: int) -> list[float]:
+    """The fraction of its clean accuracy that the standard model keeps at one point of the grid, for each seed."""
+    return [_part(s["accuracy"][row][column], s["about"]["clean_accuracy"]) for s in models["standard"]["surfaces"]]
+
+
+def _above_baselines(models: Mapping[str, Any]) -> dict[str, Any]:
+    """C4, which holds if it holds for each of the three models; its numbers are those of the weakest."""
+    baselines = [models[name]["auc"] for name in ("standard", "weight-perturb", "at")]
+    least = {
+        name: [a - max(b) for a, *b in zip(models[name]["auc"], *baselines, strict=True)]
+        for name in ("at-beta-1", "at-beta-2", "jiwp")
+    }
+    weakest = min(least, key=lambda name: _mean(least[name]))
+    each = {name: _verdict(least[name], (0.0, math.inf)) for name in least}
+    top = [models[name]["title"] for name, verdict in each.items() if verdict == "reproduced"]
+    claim = _claim(
+        "Each of the three regularised models has a larger AUC than standard, weight perturb and AT",
+        least[weakest], (0.0, math.inf), f"AUC of the weakest of the three ({models[weakest]['title']}) minus the best baseline",
+    )  # fmt: skip
+    claim["verdict"] = next((v for v in ("not reproduced", "undecided") if v in each.values()), "reproduced")
+    claim["numbers"]["by_model"] = least
+    claim["evidence"] += f"; above every baseline: {', '.join(top) or 'none of the three'}"
+    return claim
+
+
 def _own(statement: str, values: Sequence[float], interval: tuple[float, float], what: str) -> dict[str, Any]:
-    """A claim that is not the paper's: it holds or does not."""
+    """A claim of this project, not of the paper: its verdict is that it holds or does not hold."""
     claim = _claim(statement, values, interval, what)
     words = {"reproduced": "holds", "not reproduced": "does not hold"}
     return claim | {"verdict": words.get(claim["verdict"], claim["verdict"])}
@@ -130,15 +134,7 @@ def _half_width(values: Sequence[float]) -> float:
     if n < 2:
         return math.inf
     sd = math.sqrt(sum((v - _mean(values)) ** 2 for v in values) / (n - 1))
-    return _t(n - 1) * sd / math.sqrt(n)
-
-
-def _t(df: int) -> float:
-    """Two-sided 95 % quantile of Student's t; beyond the table the expansion of Abramowitz and Stegun, 26.7.5."""
-    z = 1.959963984540054
-    if df <= len(_T):
-        return _T[df - 1]
-    return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    return student(n - 1) * sd / math.sqrt(n)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""comparison.py - whether one surface lies above another, on the same examples: paired tests, no torch.
+"""comparison.py - paired tests of two surfaces on the same examples.  Needs no torch.
 
 An area under the surface is the mean over examples of each example's own area, so two areas on the same examples are compared
 example by example: what makes an example easy is the same on both sides and cancels.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.statistics import holm, mcnemar, permutation, volume_weights
+from nonsingular.results.statistics import Z, holm, mcnemar, permutation, volume_weights
 from nonsingular.results.surface import Surface
 
 LEVEL = 0.05
@@ -20,13 +20,13 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """A second surface against a first, on the same n examples and the same grid.
+    """A second surface compared with a first, on the same n examples and the same grid.
 
     auc: of both.  difference: the second's less the first's, with its 95 % interval low, high (normal, over examples).
     p: two-sided, of a paired permutation test (random signs of the per-example differences).
     better, worse: cells in which the second differs, by McNemar's exact test with Holm's correction over all cells, at 5 %.
     largest: the largest difference in accuracy of a cell, either way, as (eps_x, eps_w, difference).
-    The examples are what varies.  In scopes batch and dataset the W' that was found is taken as it is.
+    Intervals and p-values cover the choice of examples.  In scopes batch and dataset they take W' as fixed.
     """
 
     names: tuple[str, str]
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
-    """`second` against `first`.  Cost: FLIPS x n signs.
+    """Compare `second` with `first`.  Cost: FLIPS x n signs.
 
     Raises InvalidInput unless both have outcomes by example, the same grid, kind and scope, and the same examples by their hash.
     """
@@ -60,7 +60,7 @@ def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
                 "evaluate both with the same data, grid and scope"
             )
     d = per_example(second) - per_example(first)
-    half = 1.959963984540054 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf
+    half = Z * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf
     gain = b.mean(2) - a.mean(2)
     differ = holm(mcnemar((b & ~a).sum(2), (a & ~b).sum(2))) < LEVEL
     i, j = np.unravel_index(np.abs(gain).argmax(), gain.shape)
@@ -72,7 +72,7 @@ def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
 
 
 def per_example(surface: Surface) -> NDArray[np.float64]:
-    """(n,) the area of each example: the part of the grid on which it survives.  Its mean is the AUC."""
+    """(n,) the area of each example: the fraction of the grid on which it is classified correctly.  Its mean is the AUC."""
     w = volume_weights(surface.eps_w, surface.eps_x)
     return np.einsum("ij,ijn->n", w / w.sum(), _outcomes(surface).astype(float))
 

@@ -1,4 +1,4 @@
-"""files.py - what is written: files that are there whole or not at all, and a log of lines."""
+"""files.py - files that are written whole or not at all, and an append-only log of JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nonsingular.errors import InvalidInput
 class Log:
     """Append-only file of JSON lines, each with a checksum; a last line torn by an interruption is dropped when it is read.
 
-    One key is written once; who runs again finds what is already there.
+    Each key is written once, so that a later run finds what is finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 @contextmanager
 def _named(path: Path) -> Generator[None]:
-    """The system does not say which file a failed write was for."""
+    """Add the name of the file to an OSError: the system leaves it out where a write fails."""
     try:
         yield
     except OSError as e:

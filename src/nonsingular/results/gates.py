@@ -1,4 +1,4 @@
-"""gates.py - what a run must reach to pass, for continuous integration: one outcome a gate, and JUnit XML.  No torch."""
+"""gates.py - the accuracies that a run must reach, for continuous integration, and JUnit XML.  Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 from nonsingular.results.comparison import per_example
+from nonsingular.results.statistics import Z
 from nonsingular.results.surface import Surface
 
 Kind = Literal["attacked", "certified"]
@@ -65,7 +66,7 @@ class Gate:
         if self.point is None:
             low = shown.auc
             if shown.outcomes is not None and shown.n > 1:
-                low -= 1.959963984540054 * float(per_example(shown).std(ddof=1)) / np.sqrt(shown.n)
+                low -= Z * float(per_example(shown).std(ddof=1)) / np.sqrt(shown.n)
             return shown.auc, max(0.0, low)
         at = [(i, j) for i, w in enumerate(shown.eps_w) for j, x in enumerate(shown.eps_x) if np.allclose((x, w), self.point)]
         if not at:
@@ -77,7 +78,7 @@ class Gate:
 
 
 def _malformed(text: str) -> Gate:
-    raise InvalidInput(f"'{text}' is no gate; write eps_x=0.1,eps_w=0.005:0.4, the radii and the least accuracy")
+    raise InvalidInput(f"cannot read the gate '{text}'; write radii and least accuracy as eps_x=0.1,eps_w=0.005:0.4")
 
 
 def _list(radii: Sequence[float]) -> str:
@@ -86,7 +87,7 @@ def _list(radii: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Checked:
-    """One gate on one model (and seed).  found: what is held against it."""
+    """One gate on one model (and seed).  found: the number that is compared with it."""
 
     model: str
     gate: Gate
@@ -104,7 +105,7 @@ class Checked:
 def check(results: Mapping[str, Any], gates: Sequence[Gate], *, interval: bool = False) -> list[Checked]:
     """Every gate on every surface of a run's results.
 
-    interval: hold the lower end of the 95 % interval against the gate, instead of the number itself.
+    interval: compare the lower end of the 95 % interval with the gate, instead of the number itself.
     Raises InvalidInput without gates, and for a gate that a surface has no number for.
     """
     if not gates:

@@ -1,6 +1,6 @@
-"""surface.py - what an evaluation leaves behind: one record per cell, and the surface that the cells make.
+"""surface.py - the records of an evaluation: one per cell, and the surface that the cells form.
 
-No torch here: tables, pictures and pages need this module alone.
+Needs no torch, so that tables, pictures and pages do not either.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Cell:
 
     @staticmethod
     def joined(parts: Sequence[Cell]) -> Cell:
-        """One point of the grid, from groups of examples in their order.  Flags are those of every group; "moving" is of any."""
+        """Join the groups of examples of one cell.  It has the flags that all of them have, and "moving" if any has."""
         first, flags = parts[0], [set(p.flags) for p in parts]
         margins = [p.margins for p in parts if p.margins is not None]
         return Cell(
@@ -81,7 +81,7 @@ class Cell:
 
 
 def pack(bits: NDArray[np.bool_]) -> str:
-    """Bits as text."""
+    """Bits as base64."""
     return _text(np.packbits(bits).tobytes())
 
 

@@ -1,1 +1,1 @@
-"""What the attacks search with: unknowns of a network in a ball, where to start, how to descend."""
+"""The parts of a search: the unknowns of a network in a ball, starting points, descent."""

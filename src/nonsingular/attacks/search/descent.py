@@ -20,7 +20,7 @@ from nonsingular.errors import InvalidInput
 FLIPS = 16
 """Groups whose other end is tried in a round: those whose flip costs least to first order."""
 MOVES = 4
-"""Moves of all unknowns to the end that the gradient says, in a row."""
+"""Successive moves of all unknowns to the end that the gradient points to."""
 MOMENTUM = 0.75
 """Weight of the new step, against the last one.  arXiv:2003.01690, section 3."""
 AT_ONCE = 2**21
@@ -29,10 +29,10 @@ AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class Budget:
-    """What a search may spend.
+    """The budget of a search.
 
-    steps: of each run.  restarts: random starts.  targets: nearest classes that get a run of their own.  keep: runs that go on;
-    0 leaves it at the first runs.  rounds: of the local search.  verdict: stop with an example once its prediction has changed.
+    steps: of each run.  restarts: random starts.  targets: nearest classes that get a run each.  keep: runs that go on; with 0
+    only the first runs are made.  rounds: of the local search.  verdict: stop with an example once its prediction has changed.
     """
 
     steps: int
@@ -50,7 +50,7 @@ class Budget:
             )
 
     def open(self, margin: Tensor) -> Tensor:
-        """The examples to go on with."""
+        """The examples that the search goes on with."""
         return (margin >= 0).nonzero().flatten() if self.verdict else torch.arange(len(margin), device=margin.device)
 
 
@@ -100,7 +100,7 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
 
 
 def _chunks(examples: Tensor, unknowns: int) -> Iterator[Tensor]:
-    """Of examples with so many unknowns each, in all runs together."""
+    """Split `examples`, so that a part has about AT_ONCE unknowns.  unknowns: of one example, in all runs together."""
     return (at for at in examples.split(max(1, AT_ONCE // unknowns)) if len(at))
 
 
@@ -162,9 +162,9 @@ def _checkpoints(steps: int) -> list[int]:
 def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> tuple[Tensor, Tensor]:
     """Signed steps on a loss with momentum, from v (R, B, n); the point of each run with the smallest loss, and that.
 
-    Inputs and weights have their own step size, at first the half width of the box.  At a checkpoint it is halved where more than
-    a quarter of the steps went too far (the new gradient points back), and both are where nothing was won; then the run goes on
-    from its best point.
+    Inputs and weights have separate step sizes, at first half the width of the box.  At a checkpoint one is halved where more
+    than a quarter of its steps went too far (the new gradient points back), and both are halved where the loss did not improve;
+    such a run goes on from its best point.
     """
     blocks, v = space.blocks, v.clone()
     before = v
@@ -231,7 +231,7 @@ def _polish(space: Space, v: Tensor, budget: Budget) -> Tensor:
 
 
 def _to_the_ends(space: Space, v: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of v (R, B, n) and MOVES moves of all unknowns to the end that the gradient says."""
+    """The best of v (R, B, n) and MOVES moves of all unknowns to the end that the gradient points to."""
     moved = v
     for _ in range(MOVES):
         reached, g = space.slope(moved, _nearest)

@@ -22,14 +22,17 @@ from nonsingular.threat.radius import largest
 
 @dataclass(frozen=True, eq=False)
 class ShiftSpace(Space):
-    """s of the hidden layers that move.  network: with a leak in its gradients.  moves: which layers have a radius."""
+    """Unknowns: the shifts s of the hidden layers that move.
+
+    network: with a leak in its gradients.  moves: which layers have a radius.
+    """
 
     network: Shifts
     ball: JointBall
     moves: tuple[bool, ...]
 
     def _shifts(self, w: Tensor) -> list[Tensor]:
-        """Of all layers: 0 where nothing moves, those of the last layer at their best end."""
+        """The shifts of all layers: 0 where nothing moves, those of the last layer at their best end."""
         net, y = self.network.net, self.y.repeat(len(w) // max(1, len(self.y)))
         widths = [len(W) if moves else 0 for W, moves in zip(net.weights[:-1], self.moves, strict=False)]
         hidden = w.split(widths, 1) if widths else ()
@@ -49,7 +52,7 @@ class ShiftSpace(Space):
 
 
 def shift_space(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> ShiftSpace:
-    """Of a dense network.  Raises UnsupportedModel as `shifts` does."""
+    """The space of a dense network.  Raises UnsupportedModel as `shifts` does."""
     network, box = shifts(model, ball, x), ball.input_box(x)
     net = network.net
     free = x[0].numel() if ball.moves_inputs and len(x) else 0

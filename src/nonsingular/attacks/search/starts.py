@@ -1,4 +1,4 @@
-"""starts.py - where an attack begins, and the network at weights that stay fixed: what attacks without gradients share."""
+"""starts.py - where an attack begins, and the network at fixed weights: shared by attacks without gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import held_at, logits_of_each, outputs
@@ -46,6 +46,18 @@ def frozen(model: nn.Module, weights: Mapping[str, Tensor], *, each: bool, chunk
     return lambda x: halving(partial(together, x), chunk)
 
 
+def restarting(run: Callable[[int], Perturbation], chunk: int, generator: Generator | None) -> Perturbation:
+    """`run` with `chunk` examples at a time, or fewer where memory runs out; every try draws the same random numbers."""
+    before = None if generator is None else generator.get_state()
+
+    def again(size: int) -> Perturbation:
+        if generator is not None and before is not None:
+            generator.set_state(before)
+        return run(size)
+
+    return halving(again, chunk)
+
+
 def nearest(logits: Tensor, y: Tensor) -> Tensor:
     """(R B,) margin to the runner-up, for labels (B,)."""
     y = y.repeat(len(logits) // max(1, len(y)))
@@ -70,24 +82,22 @@ def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, st
     try:
         start = start.check(model, x, ball)
     except AssertionError as e:
-        raise InvalidInput(f"start is no point of this ball: {e}; start from a point of the same or of a smaller ball") from e
+        raise InvalidInput(f"start is not a point of this ball: {e}; start from a point of the same or of a smaller ball") from e
     return Perturbation(start.x.detach().clone(), {n: w.detach().clone() for n, w in start.weights.items()}, scope)
 
 
-def begin(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, scope: Scope, start: Perturbation | None, chunk: int
-) -> tuple[Perturbation, Tensor]:
-    """The point from which an attack on the inputs begins, and its margins (B,).
+def begin(model: nn.Module, x: Tensor, y: Tensor, given: Perturbation, *, moved: bool, chunk: int) -> tuple[Perturbation, Tensor]:
+    """The point from which an attack on the inputs begins, and its margins (B,).  given: as `checked_start` returns it.
 
-    The weights are those of `start`; each x' is that of `start` or x, whichever has the smaller margin at these weights.  W takes
-    the place of the weights of `start` where these do worse at that: per example in scope `sample`, otherwise by accuracy.
+    moved: whether it may be another point than (x, W).  The weights are those of `given`; each x' is that of `given` or x,
+    whichever has the smaller margin at these weights.  W takes the place of the weights of `given` where they have larger
+    margins (scope `sample`, per example) or leave a higher accuracy (other scopes).
     """
-    given = checked_start(model, x, ball, scope, start)
-    each = scope == "sample"
+    scope, each = given.scope, given.scope == "sample"
     logits = frozen(model, given.weights, each=each, chunk=chunk)
     own = logits(x)
     check_labels(y, len(x), own.shape[1])
-    if start is None:
+    if not moved:
         return given, nearest(own, y)
     found, margin, ours = _lower(given.x, logits(given.x), x, own, y)
     if not given.weights:
@@ -105,7 +115,7 @@ def begin(
 
 
 def _lower(x: Tensor, logits: Tensor, other: Tensor, others: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of two inputs of each example, the one with the smaller margin; its margin and logits."""
+    """For each example the input of two with the smaller margin; its margin and logits."""
     a, b = nearest(logits, y), nearest(others, y)
     take = b < a
     return torch.where(spread(take, x), other, x), torch.where(take, b, a), torch.where(take[:, None], others, logits)

@@ -27,7 +27,7 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Space(ABC):
-    """The margins of B examples as a function of v in [-1, 1]^n: `free` inputs first, then what stands for the weights.
+    """The margins of B examples as a function of v in [-1, 1]^n: `free` inputs first, then the unknowns of the weights.
 
     x: (B, *input), and box around it.  y: (B,).  origin: (B, n) the unperturbed network at x.
     free: the size of an input, or 0 if inputs do not move.
@@ -47,11 +47,11 @@ class Space(ABC):
 
     @abstractmethod
     def weights(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-        """The weights (B, *shape), inside their boxes, that (B, n - free) stand for at (B, *input)."""
+        """The weights (B, *shape), inside their boxes, of the unknowns (B, n - free) at (B, *input)."""
 
     @abstractmethod
     def unknowns_of(self, point: Perturbation) -> Tensor:
-        """(B, n - free) what stands for a point's weights at its inputs; missing weights are those of the model."""
+        """(B, n - free) the unknowns of a point's weights at its inputs; missing weights are those of the model."""
 
     def part(self, at: Tensor) -> Self:
         """The same for the examples `at`, in their order and each once."""
@@ -73,7 +73,7 @@ class Space(ABC):
 
     @cached_property
     def _middle(self) -> tuple[Tensor, Tensor]:
-        """And half the width of the box of inputs."""
+        """The centre and half the width of the box of inputs."""
         return (self.box.lo + self.box.hi) / 2, (self.box.hi - self.box.lo) / 2
 
     def margins(self, v: Tensor) -> Tensor:
@@ -93,12 +93,12 @@ class Space(ABC):
         return value.detach(), g
 
     def at(self, point: Perturbation) -> Tensor:
-        """(B, n) what stands for a point of the ball."""
+        """(B, n) the unknowns of a point of the ball."""
         u = scaled(point.x.flatten(1), self.box.lo.flatten(1), self.box.hi.flatten(1))[:, : self.free]
         return torch.cat([u, self.unknowns_of(point)], 1).clamp_(-1, 1)
 
     def realise(self, v: Tensor) -> Perturbation:
-        """The point of the ball that v (B, n) stands for; the inputs of the origin are x to the last bit."""
+        """The point of the ball with the unknowns v (B, n); the inputs of the origin are x to the last bit."""
         x = torch.clamp(self.inputs(v[None])[0], self.box.lo, self.box.hi)
         rest = (v[:, : self.free] == self.origin[:, : self.free]).all(1)
         x[rest] = self.x[rest]  # without rounding

@@ -27,14 +27,14 @@ from nonsingular.threat.perturbation import Perturbation
 
 @dataclass(frozen=True, eq=False)
 class TensorSpace(Space):
-    """boxes: of the tensors that move.  params: all of the model's, by name."""
+    """Unknowns: all elements of the tensors that move, which lie in `boxes`.  params: all parameters of the model, by name."""
 
     network: Each
     boxes: Mapping[str, Interval]
     params: Mapping[str, Tensor]
 
     def _columns(self) -> dict[str, slice]:
-        """Of each tensor, after the inputs."""
+        """The columns of each tensor, counted after the inputs."""
         found, at = dict[str, slice](), 0
         for name, box in self.boxes.items():
             found[name] = slice(at, at + box.lo.numel())
@@ -74,7 +74,7 @@ class TensorSpace(Space):
 
 
 def tensor_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> TensorSpace:
-    """Of any network whose logits have a gradient."""
+    """The space of any network whose logits have a gradient."""
     params = dict(model.named_parameters())
     boxes = ball.weight_boxes(params)
     free = x[0].numel() if ball.moves_inputs and len(x) else 0

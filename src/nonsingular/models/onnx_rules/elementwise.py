@@ -99,33 +99,27 @@ def _prelu(node: Node) -> Any:
 # --- of two values, or more -------------------------------------------------------------------------------------------------
 
 
-def _binary(f: Any) -> Rule:
-    def rule(node: Node) -> Any:
-        return node.call(f, _operand(node, 0), _operand(node, 1))
-
-    return rule
-
-
 def _operand(node: Node, i: int) -> Any:
-    """A size beside a signal is a number."""
+    """Input i; a single number beside a signal becomes a Python number."""
     value = node.value(i)
     if isinstance(value, numpy.ndarray) and value.size == 1 and node.moves:
         return value.reshape(-1)[0]
     return node.tensor(i)
 
 
-def _of_tensors(f: Any) -> Rule:
-    """A function that takes no plain numbers."""
-
-    def rule(node: Node) -> Any:
-        return node.call(f, _tensor(node, 0), _tensor(node, 1))
-
-    return rule
-
-
 def _tensor(node: Node, i: int) -> Any:
+    """Input i, for a function that takes no plain numbers."""
     value = node.tensor(i)
     return value.reshape(1) if isinstance(value, Tensor) and value.dim() == 0 and node.moves else value
+
+
+def _binary(f: Any, operand: Callable[[Node, int], Any] = _operand) -> Rule:
+    """A function of two values; operand: how each is taken."""
+
+    def rule(node: Node) -> Any:
+        return node.call(f, operand(node, 0), operand(node, 1))
+
+    return rule
 
 
 def _add(node: Node) -> Any:
@@ -152,7 +146,7 @@ def _div(node: Node) -> Any:
 
 
 def _mod(node: Node) -> Any:
-    return _of_tensors(torch.fmod if node.get("fmod", 0) else torch.remainder)(node)
+    return _binary(torch.fmod if node.get("fmod", 0) else torch.remainder, _tensor)(node)
 
 
 def _pow(node: Node) -> Any:
@@ -355,7 +349,8 @@ ELEMENTWISE: dict[str, Rule] = {
     "Sum": _many(operator.add), "Mean": _mean_of, "Max": _extreme(torch.maximum, "min"), "Min": _extreme(torch.minimum, "max"),
     "Equal": _binary(operator.eq), "Greater": _binary(operator.gt), "Less": _binary(operator.lt),
     "GreaterOrEqual": _binary(operator.ge), "LessOrEqual": _binary(operator.le),
-    "And": _of_tensors(torch.logical_and), "Or": _of_tensors(torch.logical_or), "Xor": _of_tensors(torch.logical_xor),
+    "And": _binary(torch.logical_and, _tensor), "Or": _binary(torch.logical_or, _tensor),
+    "Xor": _binary(torch.logical_xor, _tensor),
     "Where": _where, "Cast": _cast, "CastLike": _cast_like,
     "ReduceMean": _reduce(_plain(torch.mean)), "ReduceSum": _reduce(_plain(torch.sum)),
     "ReduceMax": _reduce(_extreme_over(torch.amax)), "ReduceMin": _reduce(_extreme_over(torch.amin)),

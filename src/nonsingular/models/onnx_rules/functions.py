@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -154,11 +155,23 @@ def known_activation(name: str) -> bool:
     return name in _ACTIVATIONS
 
 
-Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""W (gates H, input), R (gates H, H), the bias (2 gates H,), the first state (B, H), LSTM's first cell, peepholes (3 H,)."""
+@dataclass(frozen=True)
+class _Gates:
+    """One direction of a recurrent layer, from one state to the next.
+
+    R: (gates H, H).  bias: (gates H,).  peepholes: (3 H,), of an LSTM.
+    flag: GRU's linear_before_reset (the reset gate comes after the product with R), LSTM's input_forget (the forget gate is
+    1 - input).
+    """
+
+    R: Tensor
+    bias: Tensor | None
+    peepholes: Tensor | None
+    activations: Sequence[Activation]
+    flag: bool
 
 
-@whole
+@whole  # the inputs and attributes of the ONNX operators, each an argument of its own: torch.fx records them as such
 def recurrent(
     kind: str,
     x: Tensor,
@@ -175,15 +188,18 @@ def recurrent(
 ) -> tuple[Tensor, ...]:
     """RNN, GRU and LSTM.  x: (S, B, input).  W, R, B, h, c, P as ONNX has them, a direction in each row.
 
-    flag: GRU's linear_before_reset, LSTM's input_forget.
+    flag: as in `_Gates`.
     Returns all states (S, directions, B, H), the last (directions, B, H), and for an LSTM its last cell.
     """
     n = len(activations) // len(reverse)
     found = [
         _direction(
-            kind, x.flip(0) if back else x,
-            (W[d], R[d], *(None if v is None else v[d] for v in (B, h, c, P))),  # type: ignore[arg-type]
-            [_ACTIVATIONS[a] for a in activations[n * d : n * (d + 1)]], clip, flag,
+            kind, F.linear(x.flip(0) if back else x, W[d], None if B is None else B[d].chunk(2)[0]),
+            None if h is None else h[d], None if c is None else c[d],
+            _Gates(
+                R[d], None if B is None else B[d].chunk(2)[1], None if P is None else P[d],
+                _limited(activations[n * d : n * (d + 1)], clip), flag,
+            ),
         )
         for d, back in enumerate(reverse)
     ]  # fmt: skip
@@ -193,54 +209,48 @@ def recurrent(
     ]
 
 
-def _direction(
-    kind: str, x: Tensor, weights: Weights, acts: Sequence[Activation], clip: float | None, flag: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    W, R, B, h, c, P = weights
-    size = R.shape[-1]
-    h = x.new_zeros(x.shape[1], size) if h is None else h
+def _direction(kind: str, inputs: Tensor, h: Tensor | None, c: Tensor | None, gates: _Gates) -> tuple[Tensor, Tensor, Tensor]:
+    """All states, the last one, and the last cell.  inputs: (S, B, gates H), what the inputs add to the gates."""
+    h = inputs.new_zeros(inputs.shape[1], gates.R.shape[-1]) if h is None else h
     c = torch.zeros_like(h) if c is None else c
-    bias_w, bias_r = (None, None) if B is None else B.chunk(2)
     step = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}[kind]
-    limited = list[Activation](acts if clip is None else [functools.partial(_clipped, a, clip) for a in acts])
-    limited[2:] = acts[2:]  # onnxruntime clips what gates get, not the cell on its way out
     states = list[Tensor]()
-    for z in F.linear(x, W, bias_w):
-        h, c = step(z, h, c, R, bias_r, P, limited, flag)
+    for z in inputs:
+        h, c = step(z, h, c, gates)
         states.append(h)
     return torch.stack(states), h, c
+
+
+def _limited(names: Sequence[str], clip: float | None) -> list[Activation]:
+    """The activations, with what the gates get clipped; onnxruntime does not clip the cell on its way out."""
+    found = [_ACTIVATIONS[name] for name in names]
+    return found if clip is None else [functools.partial(_clipped, a, clip) for a in found[:2]] + found[2:]
 
 
 def _clipped(a: Activation, clip: float, x: Tensor) -> Tensor:
     return a(x.clamp(-clip, clip))
 
 
-def _rnn(
-    z: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor | None, P: Tensor | None, acts: Sequence[Activation], flag: bool
-) -> tuple[Tensor, Tensor]:
-    return acts[0](z + F.linear(h, R, b)), c
+def _rnn(z: Tensor, h: Tensor, c: Tensor, gates: _Gates) -> tuple[Tensor, Tensor]:
+    return gates.activations[0](z + F.linear(h, gates.R, gates.bias)), c
 
 
-def _gru(
-    z: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor | None, P: Tensor | None, acts: Sequence[Activation], flag: bool
-) -> tuple[Tensor, Tensor]:
-    """Gates in the order update, reset, hidden.  flag: the reset gate comes after the product with R."""
-    (zu, zr, zh), (Ru, Rr, Rh) = z.chunk(3, -1), R.chunk(3)
-    bu, br, bh = (None, None, None) if b is None else b.chunk(3)
-    f, g = acts
+def _gru(z: Tensor, h: Tensor, c: Tensor, gates: _Gates) -> tuple[Tensor, Tensor]:
+    """Gates in the order update, reset, hidden."""
+    (zu, zr, zh), (Ru, Rr, Rh) = z.chunk(3, -1), gates.R.chunk(3)
+    bu, br, bh = (None, None, None) if gates.bias is None else gates.bias.chunk(3)
+    f, g = gates.activations
     update, reset = f(zu + F.linear(h, Ru, bu)), f(zr + F.linear(h, Rr, br))
-    hidden = g(zh + (reset * F.linear(h, Rh, bh) if flag else F.linear(reset * h, Rh, bh)))
+    hidden = g(zh + (reset * F.linear(h, Rh, bh) if gates.flag else F.linear(reset * h, Rh, bh)))
     return (1 - update) * hidden + update * h, c
 
 
-def _lstm(
-    z: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor | None, P: Tensor | None, acts: Sequence[Activation], flag: bool
-) -> tuple[Tensor, Tensor]:
-    """Gates in the order input, output, forget, cell; peepholes input, output, forget.  flag: the forget gate is 1 - input."""
-    zi, zo, zf, zc = (z + F.linear(h, R, b)).chunk(4, -1)
-    pi, po, pf = (0.0, 0.0, 0.0) if P is None else P.chunk(3)
-    f, g, out = acts
+def _lstm(z: Tensor, h: Tensor, c: Tensor, gates: _Gates) -> tuple[Tensor, Tensor]:
+    """Gates in the order input, output, forget, cell; peepholes input, output, forget."""
+    zi, zo, zf, zc = (z + F.linear(h, gates.R, gates.bias)).chunk(4, -1)
+    pi, po, pf = (0.0, 0.0, 0.0) if gates.peepholes is None else gates.peepholes.chunk(3)
+    f, g, out = gates.activations
     enter = f(zi + pi * c)
-    forget = 1 - enter if flag else f(zf + pf * c)
+    forget = 1 - enter if gates.flag else f(zf + pf * c)
     c = forget * c + enter * g(zc)
     return f(zo + po * c) * out(c), c

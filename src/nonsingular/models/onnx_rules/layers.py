@@ -157,7 +157,7 @@ def padded(node: Node, x: Any, begin: Sequence[int], end: Sequence[int], value: 
 
 
 def _kernel(node: Node) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """Its shape, and (weight, bias) as nodes."""
+    """The shape of the kernel, and (weight, bias) as nodes."""
     shape = node.scope.shape(node.tensor(1))
     if len(shape) not in (3, 4, 5):
         raise node.refuse("only kernels in one to three dimensions are known")

@@ -1,4 +1,4 @@
-"""scope.py - what is known on the way through an ONNX graph: constants, signals, and sizes that only the input decides.
+"""scope.py - the values of an ONNX graph while it is read: constants, signals, and sizes that only the input decides.
 
 A rule is written once for all three.  `Scope.call` computes it where every argument is constant, and writes a node of torch.fx
 where one is a signal; what a node gives is followed on tensors without values ("meta"), of two batch sizes, so that shapes are
@@ -22,8 +22,8 @@ from nonsingular.errors import UnsupportedModel
 from nonsingular.models.fx_writer import Writer
 
 LIMIT = 2**24
-"""Elements of a matrix, or of all constants computed from others beyond eight times what a file holds: more is no network, but
-a file made to fill the memory."""
+"""Elements of a matrix, or of all constants computed from others beyond eight times what a file holds: more is not a
+network, but a file made to fill the memory."""
 
 
 class Size:
@@ -34,6 +34,8 @@ class Size:
 
     def write(self, f: Callable[..., Any], *args: Any) -> Size:
         return Size(self.scope, self.scope.call(f, *args))
+
+    # Python finds operators by these names alone, and a type checker reads them only where they are written out.
 
     def __add__(self, other: Any) -> Size:
         return self.write(operator.add, self, other)
@@ -288,7 +290,7 @@ class Node:
 
 
 def product(sizes: Sequence[Any]) -> Any:
-    """Of numbers and Sizes."""
+    """The product of numbers and Sizes."""
     total: Any = 1
     for s in sizes:
         total = total * s
@@ -302,5 +304,5 @@ def pairs(values: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def flat_pads(pads: Sequence[tuple[int, int]]) -> list[int]:
-    """As F.pad takes them: the last dimension first."""
+    """The pads in the order of F.pad: the last dimension first."""
     return list(itertools.chain.from_iterable(reversed(pads)))

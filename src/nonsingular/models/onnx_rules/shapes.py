@@ -230,7 +230,7 @@ def _split_to_sequence(node: Node) -> Any:
 def _sequence(node: Node) -> list[Any]:
     value = node.value(0)
     if not isinstance(value, list):
-        raise node.refuse("its input is no sequence")
+        raise node.refuse("its input is not a sequence")
     return value
 
 

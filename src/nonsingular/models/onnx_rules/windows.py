@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +35,35 @@ def along(node: Node, x: Any, dim: int, matrix: Tensor) -> Any:
 # --- pooling ----------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Line:
+    """Pooling along one dimension of `size` elements, with `begin` of padding before and `end` after them."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    begin: int
+    end: int
+
+    def windows(self, ceil: bool) -> int:
+        """How many windows there are; with `ceil`, one that starts in the padding after the end is none."""
+        room = self.size + self.begin + self.end - self.dilation * (self.kernel - 1) - 1
+        n = (-(-room // self.stride) if ceil else room // self.stride) + 1
+        return n - 1 if ceil and (n - 1) * self.stride >= self.size + self.begin else n
+
+    def averages(self, ceil: bool, include: bool) -> Tensor:
+        """(windows, size): each row averages a window; over padding too, but not beyond it, where it counts."""
+        windows, size = self.windows(ceil), self.size
+        _small(windows, size)
+        rows = torch.zeros(windows, size)
+        for i, row in enumerate(rows):
+            at = [i * self.stride - self.begin + self.dilation * j for j in range(self.kernel)]
+            inside = [p for p in at if 0 <= p < size]
+            row[inside] = 1 / max(1, sum(p < size + self.end for p in at) if include else len(inside))
+        return rows
+
+
 def _geometry(node: Node) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
     """Kernel, strides, dilations, padding before and after."""
     kernel = list(node.get("kernel_shape"))
@@ -42,11 +72,13 @@ def _geometry(node: Node) -> tuple[list[int], list[int], list[int], list[int], l
     return kernel, list(node.get("strides") or [1] * n), list(node.get("dilations") or [1] * n), list(begin), list(end)
 
 
-def _windows(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool) -> int:
-    """How many windows there are; with `ceil`, one that starts in the padding after the end is none."""
-    room = size + begin + end - dilation * (kernel - 1) - 1
-    n = (-(-room // stride) if ceil else room // stride) + 1
-    return n - 1 if ceil and (n - 1) * stride >= size + begin else n
+def _lines(node: Node) -> list[_Line]:
+    """The dimensions that are pooled.  Raises UnsupportedModel for sizes that the file does not have."""
+    kernel, strides, dilations, begin, end = _geometry(node)
+    sizes, opens = spatial(node, len(kernel))
+    if any(opens):
+        raise node.refuse("ceil_mode, dilations and one-sided padding need sizes that the file does not have")
+    return [_Line(*given) for given in zip(sizes, kernel, strides, dilations, begin, end, strict=True)]
 
 
 def _max_pool(node: Node) -> Any:
@@ -58,10 +90,8 @@ def _max_pool(node: Node) -> Any:
     if begin != end or any(2 * b > k for b, k in zip(begin, kernel, strict=True)):
         if ceil:
             end = [e + s - 1 for e, s in zip(end, strides, strict=True)]
-            if any(
-                _windows(size, k, s, d, b, e - s + 1, True) != _windows(size, k, s, d, b, e, False)
-                for size, k, s, d, b, e in zip(spatial(node, n)[0], kernel, strides, dilations, begin, end, strict=True)
-            ):
+            given = [_Line(*g) for g in zip(spatial(node, n)[0], kernel, strides, dilations, begin, end, strict=True)]
+            if any(replace(line, end=line.end - line.stride + 1).windows(True) != line.windows(False) for line in given):
                 raise node.refuse("ceil_mode with these pads is not known")
         x, begin, ceil = padded(node, x, begin, end, -math.inf), [0] * n, False
     f = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
@@ -78,25 +108,9 @@ def _avg_pool(node: Node) -> Any:
             x, begin = padded(node, x, begin, end), [0] * n
         f = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
         return node.call(f, x, kernel, strides, begin, False, include)
-    sizes, opens = spatial(node, n)
-    if any(opens):
-        raise node.refuse("ceil_mode, dilations and one-sided padding need sizes that the file does not have")
-    for d in range(n):
-        given = (sizes[d], kernel[d], strides[d], dilations[d], begin[d], end[d])
-        x = along(node, x, 2 + d, _averages(*given, ceil, include))
+    for d, line in enumerate(_lines(node)):
+        x = along(node, x, 2 + d, line.averages(ceil, include))
     return x
-
-
-def _averages(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool, include: bool) -> Tensor:
-    """(windows, size): each row averages a window; over padding too, but not beyond it, where it counts."""
-    windows = _windows(size, kernel, stride, dilation, begin, end, ceil)
-    _small(windows, size)
-    rows = torch.zeros(windows, size)
-    for i, row in enumerate(rows):
-        at = [i * stride - begin + dilation * j for j in range(kernel)]
-        inside = [p for p in at if 0 <= p < size]
-        row[inside] = 1 / max(1, sum(p < size + end for p in at) if include else len(inside))
-    return rows
 
 
 def _global(node: Node) -> Any:
@@ -107,15 +121,10 @@ def _global(node: Node) -> Any:
 
 
 def _lp_pool(node: Node) -> Any:
-    kernel, strides, dilations, begin, end = _geometry(node)
-    sizes, opens = spatial(node, len(kernel))
-    if any(opens):
-        raise node.refuse("it needs sizes that the file does not have")
     p, ceil = node.get("p", 2), bool(node.get("ceil_mode", 0))
     x = node.call(torch.pow, node.call(torch.abs, node.tensor()), p)
-    for d in range(len(kernel)):
-        given = (sizes[d], kernel[d], strides[d], dilations[d], begin[d], end[d])
-        x = along(node, x, 2 + d, (_averages(*given, ceil, False) > 0).float())
+    for d, line in enumerate(_lines(node)):
+        x = along(node, x, 2 + d, (line.averages(ceil, False) > 0).float())
     return node.call(torch.pow, x, 1 / p)
 
 
@@ -147,7 +156,7 @@ def _resize(node: Node) -> Any:
             continue
         if opens[i]:
             raise node.refuse("it resizes sizes that the file does not have")
-        x = along(node, x, axis, _resized(node, size, out, scale, crop))
+        x = along(node, x, axis, _resized(node, _Scaled(size, out, scale, crop)))
     return x
 
 
@@ -196,15 +205,26 @@ def _repeated(node: Node, x: Any, scales: Sequence[float], axes: Sequence[int]) 
     return node.call(F.interpolate, x, scale_factor=[float(s) for s in last], mode="nearest")
 
 
-def _resized(node: Node, size: int, out: int, scale: float, crop: tuple[float, float]) -> Tensor:
+@dataclass(frozen=True)
+class _Scaled:
+    """Resizing along one dimension, from `size` elements to `out`.  crop: the part that is kept, in [0, 1]."""
+
+    size: int
+    out: int
+    scale: float
+    crop: tuple[float, float]
+
+
+def _resized(node: Node, line: _Scaled) -> Tensor:
     """(out, size): the weights of each output position, by the formulas of the ONNX operator."""
+    size, out = line.size, line.out
     _small(out, size)
     old = node.op == "Upsample" or node.scope.opset < 11
     mode = node.get("mode", "nearest")
     way = "asymmetric" if old else node.get("coordinate_transformation_mode", "half_pixel")
     rows = torch.zeros(out, size, dtype=torch.float64)
     for i in range(out):
-        at = _position(node, way, i, size, out, scale, crop)
+        at = _position(node, way, i, line)
         if way == "tf_crop_and_resize" and not 0 <= at <= size - 1:
             if node.get("extrapolation_value", 0.0):
                 raise node.refuse("an extrapolation value other than 0 is not known")
@@ -212,12 +232,13 @@ def _resized(node: Node, size: int, out: int, scale: float, crop: tuple[float, f
         if mode == "nearest":
             rows[i, min(max(_nearest("floor" if old else node.get("nearest_mode", "round_prefer_floor"), at), 0), size - 1)] = 1
             continue
-        _interpolate(node, rows[i], at, min(scale, 1.0) if node.get("antialias", 0) else 1.0, mode)
+        _interpolate(node, rows[i], at, min(line.scale, 1.0) if node.get("antialias", 0) else 1.0, mode)
     return rows.float()
 
 
-def _position(node: Node, way: str, i: int, size: int, out: int, scale: float, crop: tuple[float, float]) -> float:
+def _position(node: Node, way: str, i: int, line: _Scaled) -> float:
     """Where output position i lies in the input."""
+    size, out, scale = line.size, line.out, line.scale
     if way == "asymmetric":
         return i / scale
     if way == "half_pixel" or (way == "pytorch_half_pixel" and scale * size > 1):
@@ -227,7 +248,7 @@ def _position(node: Node, way: str, i: int, size: int, out: int, scale: float, c
     if way == "align_corners":
         return i * (size - 1) / (out - 1) if out > 1 else 0.0
     if way == "tf_crop_and_resize":
-        start, end = crop
+        start, end = line.crop
         whole = size - 1
         return start * whole + i * (end - start) * whole / (out - 1) if out > 1 else 0.5 * (start + end) * whole
     if way == "pytorch_half_pixel":
