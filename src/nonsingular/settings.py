@@ -6,10 +6,21 @@ import json
 import reprlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+)
 
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
@@ -130,7 +141,11 @@ class Settings(BaseModel):
 
 
 class Recipe(Settings):
-    """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞."""
+    """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞.
+
+    steps: of inner maximisations.  warmup: the first part of the training, over which radii, alpha and beta grow from 0.
+    None: as the method has it (7; 0.6 for radii, 0.5 for alpha and beta).  momentum: of sgd.
+    """
 
     method: MethodName
     eps_x: Radius = 0.0
@@ -140,6 +155,20 @@ class Recipe(Settings):
     epochs: int = Field(default=12, ge=1)
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=128, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    warmup: float | None = Field(default=None, ge=0, le=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    schedule: Literal["cosine", "constant", "linear", "step"] = "cosine"
+    weight_decay: Radius = 0.0
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+    LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
+    """Younger than the first runs: left out where they say what those did, so that files and hashes of those are as they were."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in written(self).items() if k not in self.LATER or getattr(self, k) != fields[k].default}
 
 
 class Network(Settings):

@@ -20,7 +20,7 @@ from nonsingular.runs.engine import engine as start
 from nonsingular.runs.evaluate import AGAIN, assemble
 from nonsingular.runs.jobs import Attacked, Report, dataset
 from nonsingular.runs.presets import TITLES
-from nonsingular.runs.train import objective_of, train_run
+from nonsingular.runs.train import objective_in, train_run
 from nonsingular.settings import (
     EvaluateSettings,
     Recipe,
@@ -96,7 +96,7 @@ def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
     network = TrainSettings(data=settings.data, network=settings.network)
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():
-        objective_of(recipe, data)(model)
+        objective_in(recipe, data)(model)
     method = choose(attack=settings.attack, scope=settings.scope, domain=data.domain)
     rehearse(model, data.test.x, data.test.y, method, settings.eps_x[-1], settings.eps_w[-1])
 
