@@ -30,11 +30,9 @@ class Examples:
     val: Split | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.train) or (self.val is not None and not len(self.val)):
-            raise InvalidInput(
-                f"training needs examples: the training split has {len(self.train)}, the validation split "
-                f"{0 if self.val is None else len(self.val)}"
-            )
+        for name, split in (("training", self.train), ("validation", self.val)):
+            if split is not None and not len(split):
+                raise InvalidInput(f"training needs examples: the {name} split has 0; give one or more")
 
 
 def fit(
@@ -63,7 +61,7 @@ def fit(
         model.train()
         loss = _epoch(loss_of, optimiser, rates, examples.train, descent, epoch)
         model.eval()
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and all(bool(torch.isfinite(p).all()) for p in parameters)):
             raise InvalidInput(f"the loss is not finite in epoch {epoch + 1}; lower lr, alpha, beta or the radii")
         history.append(Epoch(epoch + 1, loss, None if examples.val is None else accuracy(model, examples.val)))
         if checkpoint:

@@ -74,7 +74,7 @@ def train(
     objective, examples = objective_of(method, numbers, limits), _examples(data, val, seed)
     with use_threads(threads):
         copy = duplicate(model.inner if isinstance(model, Network) else model)
-        seen = _checked(copy, examples, JointBall(0.0, 0.0, limits))
+        seen, examples = _checked(copy, examples, JointBall(0.0, 0.0, limits))
         checkpoint = None if directory is None else _checkpoint(Path(directory), copy, objective, examples.train, descent)
         return Trained(copy, fit(seen, objective, examples, descent, checkpoint=checkpoint, callbacks=callbacks))
 
@@ -151,8 +151,8 @@ def _held_out(data: Split, part: float, seed: int) -> Examples:
     return Examples(learnt, held)
 
 
-def _checked(copy: nn.Module, examples: Examples, ball: JointBall) -> nn.Module:
-    """The copy as a classifier, itself or an adapter around it, after a look at all examples.  Raises InvalidInput."""
+def _checked(copy: nn.Module, examples: Examples, ball: JointBall) -> tuple[nn.Module, Examples]:
+    """The copy as a classifier, itself or an adapter around it, and all examples after a look at them.  Raises InvalidInput."""
     parts = [("", examples.train)] + ([] if examples.val is None else [("val: ", examples.val)])
     with torch.random.fork_rng():  # a forward may be random
         copy.eval()
@@ -164,7 +164,8 @@ def _checked(copy: nn.Module, examples: Examples, ball: JointBall) -> nn.Module:
                 raise type(e)(f"{name}{e}") from e
     if {id(p) for p in seen.parameters()} != {id(p) for p in copy.parameters()}:
         raise InvalidInput("the model ends with a sigmoid; train the network without it, whose output is the logit")
-    return seen
+    learnt, val = examples.train, examples.val
+    return seen, Examples(Split(learnt.x, learnt.y.long()), None if val is None else Split(val.x, val.y.long()))
 
 
 def _checkpoint(folder: Path, model: nn.Module, objective: LossOf, data: Split, descent: Descent) -> Checkpoint:
