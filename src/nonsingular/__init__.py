@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.attacked import evaluate
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.faults.fault import Fault, InOrder
+    from nonsingular.faults.uniform import UniformRounding
     from nonsingular.models.architectures import Averaged, Normalized
     from nonsingular.models.loading import load_model
     from nonsingular.report.figure import contours
@@ -53,6 +55,7 @@ _HOME = {
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure",
     **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
+    **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
     **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
 }  # fmt: skip
 
@@ -65,7 +68,9 @@ __all__ = [
     "Averaged",
     "Certificate",
     "Comparison",
+    "Fault",
     "Front",
+    "InOrder",
     "InvalidInput",
     "JointBall",
     "JointlyAdversarial",
@@ -77,6 +82,7 @@ __all__ = [
     "Surface",
     "TheoremRegularised",
     "Trained",
+    "UniformRounding",
     "UnsupportedModel",
     "Verdicts",
     "alternating",

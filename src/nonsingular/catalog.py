@@ -135,6 +135,19 @@ class Objective(Entry):
         return self.load()(**used, **({"domain": domain} if "domain" in self.takes else {}))
 
 
+@dataclass(frozen=True)
+class FaultModel(Entry):
+    """A class of faults (faults/fault.py), whose settings are its fields: weights -> weights.
+
+    box: it says how far realisations are from the weights.  flips: it says which stored bits may flip.  random: it draws.
+    """
+
+    box: bool = False
+    flips: bool = False
+    random: bool = False
+    card: Card = field(kw_only=True, compare=False)
+
+
 def _named(entries: Iterable[Any]) -> dict[str, Any]:
     return {entry.name: entry for entry in entries}
 
@@ -242,6 +255,14 @@ OBJECTIVES: Mapping[str, Objective] = _named((
     Objective("joint", _LOSSES + "JointlyAdversarial", needs=("eps_x", "eps_w"), takes=_INNER, card=Card(
         "Adversarial training on inputs and weights together: the worst input and one number per neuron. Dense networks only.",
         "Nobody: each example has its own weights.", LOWERED, "This library.",
+    )),
+))  # fmt: skip
+FAULTS: Mapping[str, FaultModel] = _named((
+    FaultModel("uniform", "nonsingular.faults.uniform:UniformRounding", box=True, card=Card(
+        "Weights stored as whole numbers of 2 to 16 bits: symmetric, evenly spaced levels, rounded to nearest, with a step for "
+        "each tensor or each output channel.",
+        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
+        "Jacob et al., arXiv:1712.05877.",
     )),
 ))  # fmt: skip
 MODELS: Mapping[str, Entry] = _named(
