@@ -464,6 +464,18 @@ def test_a_recipe_that_cannot_be_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finished_run_of_before_opens_though_its_recipe_has_a_number_that_is_not_used(tmp_path):
+    settings = TrainSettings(network={"hidden": [8]}, recipe={"method": "standard", "epochs": 1})
+    summary = train_run(settings, tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("eps_w: 0.0", "eps_w: 0.5"))
+    older = load_run(tmp_path)[1]
+    assert older.recipe.eps_w == 0.5
+    assert train_run(older, tmp_path) == summary
+    with pytest.raises(ns.InvalidInput, match="does not use eps_w"):
+        train_run(older, tmp_path / "again")
+
+
 # ---------------------------------------------------------------- what is refused
 
 

@@ -32,10 +32,6 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     Returns the summary that is also written to train.json.
     """
     data = dataset(settings.data, settings.data_dir, classes=settings.classes)
-    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
-    objective = objective_in(settings.recipe, data)
-    objective(model)  # a network that the method has no rule for is an error before anything is written,
-    _ = descent_of(settings)  # and so are numbers that do not go together
     train_sha256 = data.train.sha256()
     check_free(out, settings)
     if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
@@ -43,6 +39,10 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
         if summary["train_sha256"] != train_sha256:
             raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
         return summary
+    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
+    objective = objective_in(settings.recipe, data)
+    objective(model)  # a network that the method has no rule for is an error before anything is written,
+    _ = descent_of(settings)  # and so are numbers that do not go together
     with claimed(out, settings):
         started = time.perf_counter()
         _fit(settings, model, data, objective, out, on_epoch)
