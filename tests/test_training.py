@@ -236,6 +236,11 @@ def test_a_domain_of_its_own():
     a = ns.train(network(), (wide, Y), method="at", eps_x=0.5, epochs=1, batch_size=16, domain=(-5, 5))
     b = ns.train(network(), (wide, Y), method=ns.Adversarial(0.5, domain=(-5, 5)), epochs=1, batch_size=16)
     c = ns.train(network(), (wide, Y), method="at", eps_x=0.5, epochs=1, batch_size=16, domain=None)
+    inner = ns.TheoremRegularised(ns.Adversarial(0.5, domain=(-5, 5)))  # adds nothing
+    same = ns.train(network(), (wide, Y), method=inner, epochs=1, batch_size=16)
+    assert torch.equal(weights(same.model), weights(a.model))
+    with pytest.raises(ns.InvalidInput, match="that of the objective is"):
+        ns.train(network(), (wide, Y), method=inner, epochs=1, domain=None)
     assert torch.equal(weights(a.model), weights(b.model)) and not torch.equal(weights(a.model), weights(c.model))
 
 

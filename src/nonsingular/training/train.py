@@ -106,7 +106,9 @@ def objective_of(
 
 def _domain(given: Domain, data: Any, method: Any) -> tuple[float, float] | None:
     """The range of the inputs.  Raises InvalidInput where an objective has another one than is given."""
-    own = getattr(method, "domain", "own") if not isinstance(method, str | Objective | type) else "own"
+    own: Any = "own"
+    while own == "own" and not isinstance(method, str | Objective | type | None):
+        own, method = getattr(method, "domain", "own"), getattr(method, "base", None)  # or that of what it is composed of
     if isinstance(given, str):
         of_data = data.domain if isinstance(data, Dataset) else (0.0, 1.0)
         return of_data if isinstance(own, str) else own
