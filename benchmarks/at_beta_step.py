@@ -13,11 +13,10 @@ from itertools import cycle
 import torch
 from timing import interleaved, machine, options, ratio, table, verdict
 
-from nonsingular.catalog import OBJECTIVES, lookup
 from nonsingular.data.datasets import load
 from nonsingular.models.architectures import mlp
 from nonsingular.runs.presets import reproduction
-from nonsingular.threat.ball import JointBall
+from nonsingular.training.train import objective_of
 
 TARGET = 1.25
 RECIPES = ("standard", "weight-perturb", "at", "at-beta-1", "joint")
@@ -30,8 +29,8 @@ def step_of(name: str, x: torch.Tensor, y: torch.Tensor, seed: int) -> Callable[
     recipe = reproduction("mnist").recipes[name]
     torch.manual_seed(seed)
     model = mlp((1, 28, 28), 10).train()
-    ball = JointBall(recipe.eps_x, recipe.eps_w)
-    loss_of = lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)(model)
+    numbers = {name: getattr(recipe, name) for name in ("eps_x", "eps_w", "alpha", "beta")}
+    loss_of = objective_of(recipe.method, numbers, (0.0, 1.0))(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(seed)
     batches = cycle(zip(x, y, strict=True))

@@ -37,8 +37,7 @@ from nonsingular.data.datasets import load
 from nonsingular.models.architectures import mlp
 from nonsingular.network.margins import margins
 from nonsingular.threat.ball import JointBall, Moves
-from nonsingular.training.loop import train
-from nonsingular.training.objectives import natural
+from nonsingular.training.train import train
 
 VERSION = "0.7.1"
 SPARSE = ("sparse_intermediate_bounds", "sparse_conv_intermediate_bounds", "sparse_intermediate_bounds_with_ibp")
@@ -133,7 +132,7 @@ def networks(data_dir: str | None, examples: int, seed: int) -> Iterator[tuple[s
         model = mlp(shape, 10, hidden=hidden, bias=True).float()
         title = "-".join(map(str, (shape.numel(), *hidden, 10)))
         yield f"{title} random", copy.deepcopy(model).double().eval(), x, y
-        model = train(model, data.train, data.val, natural, epochs=1 if name == "mnist" else 20, seed=seed)
+        model = train(model, data, epochs=1 if name == "mnist" else 20, seed=seed).model
         yield f"{title} trained", model.double().eval(), x, y
 
 
@@ -216,7 +215,7 @@ def saved(folder: str, data_dir: str | None, seed: int, hidden: tuple[int, ...])
     """A file with a network after one epoch on MNIST, and the first 1,000 test examples."""
     data, file = load("mnist", data_dir), str(Path(folder) / "case.pt")
     torch.manual_seed(seed)
-    model = train(mlp((1, 28, 28), 10, hidden=hidden, bias=True), data.train, data.val, natural, epochs=1, seed=seed)
+    model = train(mlp((1, 28, 28), 10, hidden=hidden, bias=True), data, epochs=1, seed=seed).model
     x, y = data.test.x[:1000].clone(), data.test.y[:1000].clone()
     torch.save({"hidden": hidden, "weights": model.state_dict(), "x": x, "y": y}, file)
     return file

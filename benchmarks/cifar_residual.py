@@ -25,10 +25,11 @@ from nonsingular.models.architectures import resnet
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, worst_margin
 from nonsingular.threat.ball import JointBall
-from nonsingular.training.loop import accuracy, train
-from nonsingular.training.objectives import adversarial
+from nonsingular.training.loop import accuracy
+from nonsingular.training.objectives import Adversarial
+from nonsingular.training.train import train
 
-TRAINED_AT = JointBall(4 / 255, 0.0)
+TRAINED_AT = 4 / 255
 
 
 def trained(data, epochs: int, seed: int) -> nn.Module:
@@ -37,12 +38,14 @@ def trained(data, epochs: int, seed: int) -> nn.Module:
     model = resnet((3, 32, 32), 10)
     started = time.perf_counter()
 
-    def show(epoch) -> None:
+    def show(epoch, network) -> None:
         seconds = time.perf_counter() - started
         print(f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, validation {epoch.val_accuracy:.3f}, {seconds:.0f} s", flush=True)
 
-    objective = adversarial(TRAINED_AT, steps=2)
-    return train(model, data.train, data.val, objective, epochs=epochs, seed=seed, lr=5e-3, on_epoch=show)
+    return train(
+        model, data, method=Adversarial(TRAINED_AT, steps=2), epochs=epochs, seed=seed, lr=5e-3, callbacks=[show],
+        threads=torch.get_num_threads(),
+    ).model  # fmt: skip
 
 
 def survives(model: nn.Module, x: torch.Tensor, y: torch.Tensor, ball: JointBall) -> torch.Tensor:

@@ -27,8 +27,7 @@ from nonsingular.models.architectures import mlp
 from nonsingular.models.loading import load_run
 from nonsingular.network.margins import is_correct
 from nonsingular.threat.ball import JointBall
-from nonsingular.training.loop import train
-from nonsingular.training.objectives import adversarial
+from nonsingular.training.train import train
 
 EPS, SLACK = 0.1, 0.002
 BUDGETS: dict[str, dict[str, int]] = {
@@ -103,7 +102,7 @@ def main() -> int:
         model = load_run(args.run)[0]
     else:
         torch.manual_seed(0)
-        model = train(mlp((1, 28, 28), 10), data.train, data.val, adversarial(JointBall(EPS, 0.0)), epochs=12, seed=0)
+        model = train(mlp((1, 28, 28), 10), data, method="at", eps_x=EPS).model
     model = model.eval().requires_grad_(False)
     x, y = data.test.x[: args.images], data.test.y[: args.images].long()
 

@@ -31,8 +31,7 @@ from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import margins, worst_margin
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.perturbation import Perturbation
-from nonsingular.training.loop import train
-from nonsingular.training.objectives import adversarial
+from nonsingular.training.train import train
 
 REACHED, SLOWER = 0.95, 5.0
 MNIST = JointBall(0.01, 0.001)
@@ -162,8 +161,7 @@ def main() -> int:
         model = load_run(args.run)[0]
     else:
         torch.manual_seed(0)
-        fit = adversarial(JointBall(0.1, 0.0))
-        model = train(mlp((1, 28, 28), 10), data.train, data.val, fit, epochs=12, seed=0)
+        model = train(mlp((1, 28, 28), 10), data, method="at", eps_x=0.1).model
     model = model.eval().requires_grad_(False)
     x, y = data.test.x, data.test.y.long()
 

@@ -26,8 +26,7 @@ from nonsingular.models.architectures import mlp
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
-from nonsingular.training.loop import train
-from nonsingular.training.objectives import natural
+from nonsingular.training.train import train
 
 TARGET, TOLERANCE = 0.75, 0.1
 EPS_X, EPS_W = 0.1, 0.005
@@ -81,7 +80,7 @@ def main() -> int:
 
     data = load("mnist", args.data_dir)
     torch.manual_seed(args.seed)
-    model = train(mlp((1, 28, 28), 10), data.train, data.val, natural, epochs=2, seed=args.seed)
+    model = train(mlp((1, 28, 28), 10), data, epochs=2, seed=args.seed).model
     x, y = data.test.x[: args.examples], data.test.y[: args.examples]
 
     moved: dict[str, tuple[Tensor, list[Tensor]]] = {}

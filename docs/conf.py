@@ -43,9 +43,9 @@ def method_cards(app: Any, docname: str, source: list[str]) -> None:
     """The page `methods`, from the cards that reports show."""
     if docname != "methods":
         return
-    from nonsingular.catalog import ATTACKS, BOUNDS
+    from nonsingular.catalog import ATTACKS, BOUNDS, FAULTS, OBJECTIVES
 
-    for title, table in (("Attacks", ATTACKS), ("Bounds", BOUNDS)):
+    for title, table in (("Attacks", ATTACKS), ("Bounds", BOUNDS), ("Training", OBJECTIVES), ("Faults", FAULTS)):
         source[0] += f"## {title}\n\n"
         for name, entry in table.items():
             card = entry.card

@@ -4,6 +4,7 @@ Run: python examples/cifar_conv.py [folder with CIFAR-10]          (a few minute
 """
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,26 +12,20 @@ from torch import nn
 import nonsingular as ns
 
 
-def trained(x: torch.Tensor, y: torch.Tensor, epochs: int = 3) -> nn.Module:
+def network(cifar: Any, epochs: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    network = nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(2048, 10),
     )  # fmt: skip
-    model = ns.Normalized(network, mean=[0.491, 0.482, 0.447], std=[0.247, 0.243, 0.262])
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(128):
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return model.eval()
+    model = ns.Normalized(layers, mean=[0.491, 0.482, 0.447], std=[0.247, 0.243, 0.262])
+    # the method is a value: another one, or a function of your own, goes in its place
+    return ns.train(model, cifar, method=ns.Adversarial(eps_x=1 / 255, steps=1), epochs=epochs, lr=2e-3).model
 
 
 def main(folder: str | None = None, examples: int = 200, epochs: int = 3) -> tuple[ns.Surface, ns.Surface]:
     cifar = ns.load("cifar10", folder)
-    model = trained(cifar.train.x, cifar.train.y, epochs)
+    model = network(cifar, epochs)
     test = cifar.test.take(examples)
     grid = {"eps_x": [0, 1 / 255, 2 / 255], "eps_w": [0, 0.001, 0.002]}
     surface = ns.evaluate(model, (test.x, test.y), **grid, scope="dataset")

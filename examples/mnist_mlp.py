@@ -4,6 +4,7 @@ Run: python examples/mnist_mlp.py [folder with MNIST's files]          (about a 
 """
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,23 +12,18 @@ from torch import nn
 import nonsingular as ns
 
 
-def trained(x: torch.Tensor, y: torch.Tensor, epochs: int = 2) -> nn.Module:
+def network(mnist: Any, epochs: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    model = ns.Normalized(network, mean=[0.1307], std=[0.3081])  # radii stay in units of the pixels
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(128):
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return model.eval()
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = ns.Normalized(layers, mean=[0.1307], std=[0.3081])  # radii stay in units of the pixels
+    trained = ns.train(model, mnist, epochs=epochs, lr=2e-3)
+    print(f"{100 * trained.history[-1].val_accuracy:.1f} % of the validation images are right")
+    return trained.model
 
 
 def main(folder: str | None = None, examples: int = 300) -> ns.Surface:
     mnist = ns.load("mnist", folder)
-    model = trained(mnist.train.x, mnist.train.y)
+    model = network(mnist)
     test = mnist.test.take(examples)
     # int8 rounds by up to 1 / 254 = 0.0039 of the largest weight of a tensor; ten steps up to it
     surface = ns.evaluate(

@@ -25,13 +25,9 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 def trained(x: torch.Tensor, y: torch.Tensor, decay: float) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 3))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=decay)
-    for _ in range(200):
-        loss = nn.functional.cross_entropy(model(x), y)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return model.eval()
+    return ns.train(
+        model, (x, y), epochs=200, batch_size=len(x), optimizer="adamw", lr=0.02, weight_decay=decay, schedule="constant"
+    ).model
 
 
 def main() -> dict[str, ns.Surface]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, FORMATS, MODELS, OBJECTIVES, SHARED, UNSOUND, lookup
+from nonsingular.catalog import ATTACKS, BOUNDS, DATASETS, FAULTS, FORMATS, MODELS, OBJECTIVES, SHARED, UNSOUND, lookup
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.network.calling import logits_at
@@ -221,7 +221,24 @@ def test_a_format_refuses_what_it_cannot_read_in_one_line(entry, tmp_path):
     assert not entry.reads(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("table", [ATTACKS, BOUNDS, OBJECTIVES, MODELS, DATASETS])
+@pytest.mark.parametrize("table", [ATTACKS, BOUNDS, OBJECTIVES, FAULTS, FORMATS, MODELS, DATASETS])
 def test_every_name_of_the_catalog_stands_for_a_function(table):
     for name in table:
         assert callable(lookup(table, name, "entry"))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_declares_numbers_of_a_recipe_and_is_a_loss_of_a_network(name):
+    from nonsingular.settings import Recipe
+
+    entry = OBJECTIVES[name]
+    assert set(entry.settings) <= set(Recipe.model_fields)
+    assert not set(entry.needs) & set(entry.takes)
+    assert entry.card.does and entry.card.source
+    model, (x, y) = tiny(1, bias=False), examples()
+    objective = entry.of(dict.fromkeys(entry.needs, 0.01), (0.0, 1.0))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    loss = objective(model)(x, y, 1.0, torch.Generator().manual_seed(0))
+    assert loss.numel() == 1 and torch.isfinite(loss)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, list(model.parameters())))
+    assert all(v.equal(before[k]) for k, v in model.state_dict().items())

@@ -17,8 +17,7 @@ from nonsingular.evaluation.masking import Masking, _promises, differs, masking
 from nonsingular.models.architectures import conv, mlp
 from nonsingular.threat.ball import SCOPES, JointBall
 from nonsingular.threat.perturbation import Perturbation
-from nonsingular.training.loop import train
-from nonsingular.training.objectives import natural
+from nonsingular.training.train import train
 
 SEEDS = range(3)
 BALLS = {"sample": JointBall(0.1, 0.002), "batch": JointBall(0.1, 0.005), "dataset": JointBall(0.1, 0.005)}
@@ -67,9 +66,7 @@ class Winners(nn.Module):
 
 
 def trained(model, seed, epochs=60):
-    data = load("digits")
-    train(model, data.train, data.val, natural, epochs=epochs, seed=seed).zero_grad()
-    return model
+    return train(model, load("digits"), epochs=epochs, seed=seed).model
 
 
 @functools.cache

@@ -296,12 +296,11 @@ def test_one_shared_w_beats_the_paper_on_digits(scope, radii, digits_model):
 def digits_model():
     from nonsingular.data.datasets import load
     from nonsingular.models.architectures import mlp
-    from nonsingular.training.loop import train
-    from nonsingular.training.objectives import natural
+    from nonsingular.training.train import train
 
     data = load("digits")
     torch.manual_seed(0)
-    model = train(mlp((1, 8, 8), 10, hidden=(32, 16)), data.train, data.val, natural, epochs=15, seed=0)
+    model = train(mlp((1, 8, 8), 10, hidden=(32, 16)), data, epochs=15).model
     return model, data.test.x, data.test.y
 
 

@@ -14,7 +14,7 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.calling import logits_at
 from nonsingular.network.row_lemma import shifts
 from nonsingular.threat.ball import JointBall
-from nonsingular.training.objectives import jointly_adversarial, natural, theorem_regularised
+from nonsingular.training.objectives import JointlyAdversarial, TheoremRegularised, natural
 from sampling import first
 from test_apgd import dense
 
@@ -357,7 +357,7 @@ def test_shifted_layers_are_differentiable_in_the_weights():
 
 @pytest.mark.parametrize(
     "objective",
-    [jointly_adversarial, lambda ball: theorem_regularised(natural, ball, alpha=0.01, beta=0.1)],
+    [JointlyAdversarial, lambda eps_x, eps_w: TheoremRegularised(natural, eps_x, eps_w, alpha=0.01, beta=0.1)],
     ids=["joint", "theorem"],
 )
 def test_training_takes_any_radii(objective):
@@ -365,7 +365,7 @@ def test_training_takes_any_radii(objective):
     x, y, losses = batch(5, 3), torch.tensor([0, 1, 2, 0, 1]), []
     for form in (lambda p: 0.05, lambda p: torch.full_like(p, 0.05), lambda p: (0.0, torch.rand_like(p) / 20)):
         model = dense(3, 4, 3, bias=True)
-        loss = objective(JointBall(0.1, any_radii(model, 1.0, only=form)))(model)(x, y, 1.0, torch.Generator().manual_seed(0))
+        loss = objective(0.1, any_radii(model, 1.0, only=form))(model)(x, y, 1.0, torch.Generator().manual_seed(0))
         loss.backward()
         assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         losses.append(loss.item())

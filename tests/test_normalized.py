@@ -255,12 +255,12 @@ def test_the_repaired_theorem_is_that_of_the_folded_network_for_one_std():
 
 
 def test_an_objective_of_the_paper_trains_it():
-    from nonsingular.training.objectives import joint
+    from nonsingular.training.objectives import JointlyAdversarial
 
     torch.manual_seed(0)
     model, x = Normalized(mlp(SHAPE, CLASSES, hidden=(8,)), [0.4, 0.5, 0.6], 0.25), data(32)
     y = torch.arange(32) % CLASSES
-    loss_of = joint(ns.JointBall(0.02, 0.005), 0.0, 0.0)(model)
+    loss_of = JointlyAdversarial(0.02, 0.005)(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for step in range(30):

@@ -9,14 +9,19 @@ from torch import nn
 
 import oracle
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.catalog import OBJECTIVES, lookup
+from nonsingular.catalog import OBJECTIVES
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.threat.ball import JointBall
-from nonsingular.training import objectives
-from nonsingular.training.objectives import adversarial, jointly_adversarial, natural, ramp, theorem_regularised
+from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural, ramp
+from nonsingular.training.train import objective_of
 
-BALL = JointBall(0.1, 0.05)
 ALPHA, BETA = 0.01, 0.02
+NUMBERS = {"eps_x": 0.1, "eps_w": 0.05, "alpha": ALPHA, "beta": BETA}
+
+
+def named(name, **others):
+    """The objective of this name, with those of these numbers that it needs."""
+    return objective_of(name, {n: v for n, v in (NUMBERS | others).items() if n in OBJECTIVES[name].settings}, (0.0, 1.0))
 
 
 def dense(*dims, bias=False, seed=0):
@@ -74,9 +79,8 @@ def ce(model, x, y):
 # ---------------------------------------------------------------- the six methods
 
 
-def value(name, model, data, progress, seed=0):
-    objective = lookup(OBJECTIVES, name, "method")(BALL, ALPHA, BETA)
-    return objective(model)(*data, progress, generator(seed)).item()
+def value(name, model, data, progress, seed=0, **others):
+    return named(name, **others)(model)(*data, progress, generator(seed)).item()
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 1.0])
@@ -135,7 +139,7 @@ def test_joint_with_one_pixel_by_hand():
     model = dense(1, 2)
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
-    loss = jointly_adversarial(JointBall(0.1, 0.1))(model)
+    loss = JointlyAdversarial(0.1, 0.1)(model)
     got = loss(torch.tensor([[0.5]]).double(), torch.tensor([0]), 1.0, generator())
     assert got.item() == pytest.approx(torch.tensor(-0.72).exp().log1p().item(), rel=1e-6)
 
@@ -149,23 +153,20 @@ def test_the_ramp_by_hand():
 
 
 def test_without_radii_every_objective_is_standard(model, data):
-    still = JointBall(0.0, 0.0)
-    for objective in (
-        adversarial(still),
-        jointly_adversarial(still),
-        theorem_regularised(natural, still, alpha=ALPHA, beta=BETA),
-    ):
+    for objective in (Adversarial(0.0), JointlyAdversarial(0.0, 0.0), TheoremRegularised(alpha=ALPHA, beta=BETA)):
         assert objective(model)(*data, 1.0, generator()).item() == pytest.approx(ce(model, *data))
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "standard"])
 def test_a_method_without_its_radii_is_refused_and_not_trained_as_another(name):
-    with pytest.raises(InvalidInput, match=f"'{name}'"):
-        lookup(OBJECTIVES, name, "method")(JointBall(0.0, 0.0), ALPHA, BETA)
+    for needed in OBJECTIVES[name].needs:
+        for none in (0.0, None):
+            with pytest.raises(InvalidInput, match=f"'{name}' with {needed} = 0 is another method"):
+                named(name, **{needed: none})
 
 
 def test_without_weights_the_regularised_loss_is_its_base(model, data):
-    loss = theorem_regularised(natural, BALL, alpha=0.0, beta=0.0)(model)
+    loss = TheoremRegularised(natural, 0.1, 0.05, alpha=0.0, beta=0.0)(model)
     assert loss(*data, 1.0, generator()).item() == pytest.approx(ce(model, *data))
 
 
@@ -199,7 +200,7 @@ def test_computing_a_loss_touches_nothing(model, data, name, training):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gradient_is_the_slope_of_the_loss(model, data, name):
     """Along a random direction; the inner maximisation holds its point fixed, so only losses without one must agree."""
-    loss = lookup(OBJECTIVES, name, "method")(BALL, ALPHA, BETA)(model)
+    loss = named(name)(model)
     loss(*data, 1.0, generator()).backward()
     grads = [p.grad for p in model.parameters()]
     assert all(g is not None and torch.isfinite(g).all() and g.abs().sum() > 0 for g in grads)
@@ -224,7 +225,7 @@ def test_every_method_lowers_its_loss(name):
     y = torch.arange(60) % 3
     x = (0.15 * torch.rand(60, 6, generator=g, dtype=torch.float64) + 0.8 * F.one_hot(y, 6)).clamp(0, 1)
     model = dense(6, 16, 8, 3, seed=2)
-    loss = lookup(OBJECTIVES, name, "method")(JointBall(0.05, 0.01), 1e-3, 1e-2)(model)
+    loss = named(name, eps_x=0.05, eps_w=0.01, alpha=1e-3, beta=1e-2)(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     first = loss(x, y, 1.0, generator()).item()
     for i in range(60):
@@ -238,7 +239,7 @@ def test_every_method_lowers_its_loss(name):
 def test_a_loss_follows_the_weights(model, data):
     """Bound once, the objective must read the weights anew at every call."""
     for name in OBJECTIVES:
-        loss = lookup(OBJECTIVES, name, "method")(BALL, ALPHA, BETA)(model)
+        loss = named(name)(model)
         a = loss(*data, 1.0, generator()).item()
         with torch.no_grad():
             model[1].weight.mul_(2.0)
@@ -252,16 +253,108 @@ def test_a_loss_follows_the_weights(model, data):
 def test_a_convolution_is_refused_where_a_dense_network_is_needed(name):
     conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
     with pytest.raises(UnsupportedModel, match="conv2d"):
-        lookup(OBJECTIVES, name, "method")(BALL, ALPHA, BETA)(conv)
+        named(name)(conv)
 
 
-@pytest.mark.parametrize("objective", [natural, adversarial(BALL)])
+@pytest.mark.parametrize("objective", [natural, Adversarial(0.1)])
 def test_the_others_take_any_network(objective, data):
     conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3)).double()
     objective(conv)(*data, 1.0, generator()).backward()
     assert all(p.grad is not None for p in conv.parameters())
 
 
-def test_the_catalog_names_the_six_methods():
-    assert set(OBJECTIVES) == {"standard", "weight-perturb", "at", "at-beta", "jiwp", "joint"}
-    assert all(getattr(objectives, path.what.split(":")[1]) for path in OBJECTIVES.values())
+def test_the_catalog_declares_what_each_method_uses():
+    """Twice a number is another loss where it is declared to be used; what is not declared is refused."""
+    g = torch.Generator().manual_seed(1)
+    model, data = dense(4, 5, 4, 3), (torch.rand(6, 4, generator=g, dtype=torch.float64), torch.randint(3, (6,), generator=g))
+    defaults = {"steps": 7, "warmup": 0.6}
+    for name, entry in OBJECTIVES.items():
+        before = value(name, model, data, 0.3)
+        for number in (*NUMBERS, *defaults):
+            other = {number: (NUMBERS | defaults)[number] * 2 if number != "warmup" else 0.3}
+            if number in entry.settings:
+                assert value(name, model, data, 0.3, **other) != before, (name, number)
+            else:
+                with pytest.raises(InvalidInput, match=f"method '{name}' does not use {number}"):
+                    objective_of(name, {n: (NUMBERS | other)[n] for n in (*entry.needs, number)}, (0.0, 1.0))
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("steps", [1, 3, 11])
+def test_steps_are_passes(model, data, steps):
+    """Counted in the network itself: steps to the worst inputs, and one for the loss."""
+    passes = []
+    objective = Adversarial(0.1, steps=steps)(Counting(model, passes))
+    before = len(passes)
+    objective(*data, 1.0, generator())
+    want, few = len(passes) - before, []
+    Adversarial(0.1, steps=1)(Counting(model, few))(*data, 1.0, generator())
+    assert want - len(few) == steps - 1
+
+
+class Counting(nn.Module):
+    def __init__(self, inner, passes):
+        super().__init__()
+        self.inner, self.note = inner, Note(passes)
+
+    def forward(self, x):
+        self.note.passes.append(len(x))
+        return self.inner(x)
+
+
+class Note:
+    """A list that copies share."""
+
+    def __init__(self, passes):
+        self.passes = passes
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("progress, part", [(0.1, 0.25), (0.2, 0.5), (0.4, 1.0)])
+def test_one_warmup_of_a_method_is_that_of_all_its_terms(model, data, progress, part):
+    x_adv = at_point(model, *data, 0.1 * part)
+    want = ce(model, x_adv, data[1]) + part * BETA * mean_worst_zeta(model, *data, 0.05)
+    assert value("at-beta", model, data, progress, warmup=0.4) == pytest.approx(want)
+
+
+def test_objectives_are_values():
+    assert Adversarial(0.1) == Adversarial(0.1, steps=7, warmup=0.6, domain=(0.0, 1.0))
+    assert len({Adversarial(0.1), Adversarial(0.1), Adversarial(0.1, steps=3), JointlyAdversarial(0.1, 0.1)}) == 3
+    assert named("at") == Adversarial(0.1)
+    assert named("at-beta") == TheoremRegularised(Adversarial(0.1), eps_w=0.05, beta=BETA)
+    assert named("jiwp") == TheoremRegularised(natural, 0.1, 0.05, ALPHA, BETA)
+    assert named("weight-perturb", warmup=0.0) == TheoremRegularised(eps_w=0.05, beta=BETA, warmup=0.0)
+    assert named("joint", steps=2) == JointlyAdversarial(0.1, 0.05, steps=2)
+    assert named("standard") is natural
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: Adversarial(-0.1), "eps_x is -0.1"),
+        (lambda: Adversarial(float("nan")), "eps_x is nan"),
+        (lambda: Adversarial(torch.ones(4)), "training knows one input radius"),
+        (lambda: Adversarial(0.1, steps=0), "steps is 0; give a whole number"),
+        (lambda: Adversarial(0.1, steps=2.5), "steps is 2.5"),
+        (lambda: Adversarial(0.1, warmup=1.5), "warmup is 1.5"),
+        (lambda: Adversarial(0.1, domain=(1, 0)), "domain is"),
+        (lambda: JointlyAdversarial(0.1, -1.0), "eps_w is -1"),
+        (lambda: JointlyAdversarial(0.1, 0.1, steps=True), "steps is True"),
+        (lambda: TheoremRegularised(natural, 0.1, 0.1, alpha=-1.0), "alpha is -1"),
+        (lambda: TheoremRegularised(natural, 0.1, 0.1, beta=float("inf")), "beta is inf"),
+        (lambda: TheoremRegularised("at"), "base is 'at'; give an objective"),
+        (lambda: objective_of("at", {"eps_x": torch.ones(4)}, None), "one eps_x for all elements"),
+        (lambda: objective_of("att", {"eps_x": 0.1}, None), "did you mean 'at'"),
+        (lambda: objective_of(Adversarial, {}, None), "the class Adversarial; give a value of it"),
+        (lambda: objective_of(Adversarial(0.1), {"eps_x": 0.2}, None), "eps_x is 0.2, and method is an objective"),
+        (lambda: objective_of(3, {}, None), "method is 3; choose one of standard"),
+        (lambda: objective_of("standard", {"eps_w": 0.1, "beta": 1.0}, None), "choose weight-perturb or at-beta or jiwp"),
+    ],
+)
+def test_settings_that_are_none_are_refused(make, said):
+    with pytest.raises(InvalidInput, match=said):
+        make()

@@ -205,10 +205,8 @@ def test_masking_and_training_with_radii_by_column() -> None:
     model, x = net(), rows(20)
     y = model(x).argmax(1)
     assert masking(model, (x, y), JointBall(RADII * 0.3, 0.01, None), attack="apgd", limit=10).numbers
-    from nonsingular.training.objectives import at
-
     with pytest.raises(ns.InvalidInput, match="one eps_x for all elements"):
-        at(JointBall(RADII, 0.0, None), 0, 0)
+        ns.train(model, (x, y), method="at", eps_x=RADII, domain=None)  # type: ignore[arg-type]
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------------

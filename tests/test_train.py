@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from nonsingular.catalog import OBJECTIVES, lookup
+from nonsingular.catalog import OBJECTIVES
 from nonsingular.data.datasets import Split
 from nonsingular.errors import InvalidInput
 from nonsingular.models.weights import read_tensors
-from nonsingular.threat.ball import JointBall
-from nonsingular.training.loop import CHECKPOINT, accuracy, train
-from nonsingular.training.objectives import adversarial, jointly_adversarial, natural, theorem_regularised
+from nonsingular.training.checkpoint import CHECKPOINT, Checkpoint
+from nonsingular.training.descent import Descent
+from nonsingular.training.loop import Examples, accuracy, fit
+from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural
+from nonsingular.training.train import objective_of
 
-BALL = JointBall(0.1, 0.02)
+NUMBERS = {"eps_x": 0.1, "eps_w": 0.02, "alpha": 1e-3, "beta": 1e-3}
 
 
 def blobs(n, seed=0, classes=3):
@@ -36,8 +38,19 @@ def network(seed=0, norm=False):
         return nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3))
 
 
-def run(objective=natural, seed=0, epochs=4, norm=False, data=DATA, val=VAL, **more):
-    return train(network(norm=norm), data, val, objective, epochs=epochs, seed=seed, lr=1e-2, batch_size=16, **more)
+def named(name):
+    return objective_of(name, {n: v for n, v in NUMBERS.items() if n in OBJECTIVES[name].settings}, (0.0, 1.0))
+
+
+def run(
+    objective=natural, seed=0, epochs=4, norm=False, data=DATA, val=VAL, directory=None, tag="", on_epoch=None, model=None, **more
+):
+    model = model or network(norm=norm)
+    descent = Descent(**{"epochs": epochs, "seed": seed, "lr": 1e-2, "batch_size": 16} | more)
+    checkpoint = None if directory is None else Checkpoint(directory / CHECKPOINT, tag)
+    callbacks = () if on_epoch is None else (lambda epoch, network: on_epoch(epoch),)
+    fit(model, objective, Examples(data, val), descent, checkpoint=checkpoint, callbacks=callbacks)
+    return model
 
 
 def same(a, b):
@@ -61,7 +74,7 @@ def kill_after(n):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_seed_decides_every_bit(name):
-    objective = lookup(OBJECTIVES, name, "method")(BALL, 1e-3, 1e-3)
+    objective = named(name)
     torch.manual_seed(1)
     a = run(objective)
     torch.manual_seed(2)
@@ -73,7 +86,7 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
-    run(adversarial(BALL))
+    run(Adversarial(0.1))
     assert torch.rand(3).equal(want)
 
 
@@ -121,8 +134,8 @@ def test_every_epoch_sees_every_example_once_and_progress_runs_from_0_to_1():
 @pytest.mark.parametrize(
     "objective, norm",
     [
-        (natural, False), (natural, True), (adversarial(BALL), True), (jointly_adversarial(BALL), False),
-        (theorem_regularised(adversarial(BALL), BALL, alpha=1e-3, beta=1e-3), False),
+        (natural, False), (natural, True), (Adversarial(0.1), True), (JointlyAdversarial(0.1, 0.02), False),
+        (TheoremRegularised(Adversarial(0.1), 0.1, 0.02, alpha=1e-3, beta=1e-3), False),
     ],
     ids=["natural", "BatchNorm", "adversarial, BatchNorm", "joint", "regularised"],
 )  # fmt: skip
@@ -201,7 +214,7 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path):
     """With the default tag only the tensors tell the runs apart."""
     run(directory=tmp_path, epochs=1)
     with pytest.raises(InvalidInput):
-        train(nn.Linear(6, 3), DATA, VAL, natural, epochs=2, seed=0, directory=tmp_path)
+        run(model=nn.Linear(6, 3), epochs=2, directory=tmp_path)
 
 
 # ---------------------------------------------------------------- what cannot be trained
@@ -256,11 +269,9 @@ def test_one_step_of_adam_by_hand():
     with torch.no_grad():
         model.weight.zero_()
     one = Split(torch.ones(1, 1), torch.zeros(1, dtype=torch.long))
-    train(model, one, one, natural, epochs=1, seed=0, lr=0.01, batch_size=1)
+    run(model=model, data=one, val=one, epochs=1, lr=0.01, batch_size=1)
     assert model.weight.flatten().tolist() == pytest.approx([0.01, -0.01], rel=1e-4)
 
 
-def test_returns_the_model_it_was_given_in_eval_mode():
-    model = network()
-    assert train(model, DATA, VAL, natural, epochs=1, seed=0) is model
-    assert not model.training
+def test_leaves_the_model_that_it_was_given_in_eval_mode():
+    assert not run(epochs=1).training

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.verdicts import Verdicts
-    from nonsingular.catalog import Attack
+    from nonsingular.catalog import Attack, Objective
     from nonsingular.certificates.certify import Certificate, certify, decide
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.data.datasets import load
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.attacked import evaluate
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.faults.fault import Fault, InOrder
+    from nonsingular.faults.uniform import UniformRounding
     from nonsingular.models.architectures import Averaged, Normalized
     from nonsingular.models.loading import load_model
     from nonsingular.report.figure import contours
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from nonsingular.results.surface import Surface
     from nonsingular.threat.ball import JointBall
     from nonsingular.threat.perturbation import Perturbation
+    from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised
+    from nonsingular.training.train import Trained, train
 
 __version__ = "0.1.0"
 
@@ -49,25 +53,36 @@ _HOME = {
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
-    "Surface": "results.surface", "contours": "report.figure", "Attack": "catalog",
+    "Surface": "results.surface", "contours": "report.figure",
+    **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
+    **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
+    **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
 }  # fmt: skip
 
 _RENAMED = {"verify": "decide"}
 """Old names, which work for a release: `verify` is what `nonsingular verify RUN` does with a run."""
 
 __all__ = [
+    "Adversarial",
     "Attack",
     "Averaged",
     "Certificate",
     "Comparison",
+    "Fault",
     "Front",
+    "InOrder",
     "InvalidInput",
     "JointBall",
+    "JointlyAdversarial",
     "Masking",
     "Normalized",
+    "Objective",
     "Perturbation",
     "SoundnessError",
     "Surface",
+    "TheoremRegularised",
+    "Trained",
+    "UniformRounding",
     "UnsupportedModel",
     "Verdicts",
     "alternating",
@@ -87,6 +102,7 @@ __all__ = [
     "masking",
     "neuron_pgd",
     "strongest",
+    "train",
 ]
 
 

@@ -1,8 +1,9 @@
-"""catalog.py - what every name stands for: the only tables of attacks, bounds, objectives, models and data sets.
+"""catalog.py - what every name stands for: the only tables of attacks, bounds, objectives, faults, models and data sets.
 
 An entry is a declared value: a reference to a function, resolved when it is used, so that naming an attack in a config file or in
 `--help` does not import torch; and what must be known of it, with its card for the page and for `nonsingular list`.
-A new attack, bound or model is one function in its folder and one entry here; the contract tests run over these tables.
+A new attack, bound, objective, fault or model is one file in its folder and one entry here; the contract tests run over these
+tables.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ LOWER = "Lower bound of robust accuracy in every scope: what is certified cannot
 ANY = "Whoever the scope says: each example alone (sample), a batch, or all examples (dataset)."
 ALONE = "Nobody: each example is proven against the worst weights for it alone, which covers every scope."
 NO_WEIGHTS = "It does not move weights."
+ALL = "All examples: the weights of the network itself, and how far they may move."
+LOWERED = "A loss, no bound: what it buys is for an evaluation to say."
 OTHER = Card(
     "An attack of your own, or of a library plugged in. Each result is checked against its ball before it counts.",
     ANY, UPPER, "Its name in the records.",
@@ -109,6 +113,64 @@ class Format(Entry):
         if path.is_dir():
             return self.folders and any(f.suffix.lower() in self.suffixes for f in path.iterdir() if not f.name.startswith("."))
         return path.suffix.lower() in self.suffixes
+
+
+OWN = Card("An objective of your own.", ANY, "What training lowers.", "Its name in the records.")
+
+
+@dataclass(frozen=True)
+class Objective(Entry):
+    """(numbers, by name) -> an objective: a function model -> loss, what training lowers (training/objectives.py).
+
+    needs: the numbers of a recipe that it is nothing without; each must be above 0.  takes: others that it uses, with defaults of
+    its own; "domain" among them is the range of the inputs, which the data say.
+    """
+
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    card: Card = field(default=OWN, compare=False)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The numbers of a recipe that it uses."""
+        return tuple(name for name in (*self.needs, *self.takes) if name != "domain")
+
+    def of(self, numbers: Mapping[str, Any], domain: tuple[float, float] | None) -> Callable[[Any], Any]:
+        """The objective with these numbers; None, and 0 where it is not used, is not given.
+
+        Raises InvalidInput for a number that it needs and that is missing or 0, for one that it does not use, and for what is no
+        number.
+        """
+        given = {name: value for name, value in numbers.items() if value is not None}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InvalidInput(
+                    f"method '{self.name}' trains with one {name} for all elements; give a number, not a {type(value).__name__}"
+                )
+        for name in self.needs:
+            if not given.get(name):
+                raise InvalidInput(f"method '{self.name}' with {name} = 0 is another method; give {name} a value above 0")
+        if unused := [name for name, value in given.items() if value and name not in self.settings]:
+            fits = [name for name, entry in OBJECTIVES.items() if {*unused} <= {*entry.settings}]
+            raise InvalidInput(
+                f"method '{self.name}' does not use {', '.join(unused)}; leave out what it does not use"
+                + (f", or choose {' or '.join(fits)}" if fits else "")
+            )
+        used = {name: given[name] for name in self.settings if name in given}
+        return self.load()(**used, **({"domain": domain} if "domain" in self.takes else {}))
+
+
+@dataclass(frozen=True)
+class FaultModel(Entry):
+    """A class of faults (faults/fault.py), whose settings are its fields: weights -> weights.
+
+    box: it says how far realisations are from the weights.  flips: it says which stored bits may flip.  random: it draws.
+    """
+
+    box: bool = False
+    flips: bool = False
+    random: bool = False
+    card: Card = field(kw_only=True, compare=False)
 
 
 def _named(entries: Iterable[Any]) -> dict[str, Any]:
@@ -191,16 +253,43 @@ BOUNDS: Mapping[str, Bound] = _named((
 ))  # fmt: skip
 UNSOUND = frozenset(name for name, bound in BOUNDS.items() if not bound.sound)
 """Bounds that are offered for reproduction and may not certify."""
-OBJECTIVES: Mapping[str, Entry] = _named(
-    (
-        Entry("standard", "nonsingular.training.objectives:standard"),
-        Entry("weight-perturb", "nonsingular.training.objectives:weight_perturb"),
-        Entry("at", "nonsingular.training.objectives:at"),
-        Entry("at-beta", "nonsingular.training.objectives:at_beta"),
-        Entry("jiwp", "nonsingular.training.objectives:jiwp"),
-        Entry("joint", "nonsingular.training.objectives:joint"),
-    )
-)
+_LOSSES = "nonsingular.training.objectives:"
+_INNER = ("steps", "warmup", "domain")
+OBJECTIVES: Mapping[str, Objective] = _named((
+    Objective("standard", _LOSSES + "standard", card=Card(
+        "Plain training: mean cross-entropy on the inputs as they are.",
+        NO_WEIGHTS, LOWERED, "Goodfellow et al., Deep Learning, section 6.2.",
+    )),
+    Objective("weight-perturb", _LOSSES + "TheoremRegularised", needs=("eps_w", "beta"), takes=("warmup",), card=Card(
+        "Plain training and beta times zeta, what moved weights cost the margins by Theorem 1 as printed. Dense networks only.",
+        ALL, LOWERED, "arXiv:2102.11935, loss (4) with alpha = 0.",
+    )),
+    Objective("at", _LOSSES + "Adversarial", needs=("eps_x",), takes=_INNER, card=Card(
+        "Adversarial training: cross-entropy at the worst inputs that projected gradient descent finds.",
+        NO_WEIGHTS, LOWERED, "Madry et al., arXiv:1706.06083.",
+    )),
+    Objective("at-beta", _LOSSES + "at_beta", needs=("eps_x", "eps_w", "beta"), takes=_INNER, card=Card(
+        "Adversarial training on the inputs and beta times zeta. Dense networks only.",
+        ALL, LOWERED, "arXiv:2102.11935, section 4.",
+    )),
+    Objective("jiwp", _LOSSES + "TheoremRegularised", needs=("eps_x", "eps_w", "alpha", "beta"), takes=("warmup",), card=Card(
+        "Joint input-weight perturbation: plain training, alpha times tau and beta times zeta, without an inner search. Dense "
+        "networks only.",
+        ALL, LOWERED, "arXiv:2102.11935, loss (4).",
+    )),
+    Objective("joint", _LOSSES + "JointlyAdversarial", needs=("eps_x", "eps_w"), takes=_INNER, card=Card(
+        "Adversarial training on inputs and weights together: the worst input and one number per neuron. Dense networks only.",
+        "Nobody: each example has its own weights.", LOWERED, "This library.",
+    )),
+))  # fmt: skip
+FAULTS: Mapping[str, FaultModel] = _named((
+    FaultModel("uniform", "nonsingular.faults.uniform:UniformRounding", box=True, card=Card(
+        "Weights stored as whole numbers of 2 to 16 bits: symmetric, evenly spaced levels, rounded to nearest, with a step for "
+        "each tensor or each output channel.",
+        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
+        "Jacob et al., arXiv:1712.05877.",
+    )),
+))  # fmt: skip
 MODELS: Mapping[str, Entry] = _named(
     (
         Entry("mlp", "nonsingular.models.architectures:mlp"),
@@ -249,7 +338,9 @@ def sound(name: str) -> Bound:
 
 
 def described(table: Mapping[str, Entry], name: str) -> str:
-    """The first paragraph of the docstring behind `name`, read from its file: nothing is imported."""
+    """What the card of `name` says; without one, the start of its docstring, read from its file: nothing is imported."""
+    if (card := getattr(table[name], "card", None)) is not None:
+        return f"{card.does} Source: {card.source}"
     module, function = str(table[name].what).split(":")
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     body = ast.parse(path.read_text(encoding="utf-8")).body

@@ -6,7 +6,7 @@ import json
 import reprlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -16,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -153,7 +155,11 @@ PRESET = "Default: that of the method's preset on the data; without one"
 
 
 class Recipe(Settings):
-    """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞."""
+    """How one model is trained: the method and its numbers.  Radii are training radii, ℓ∞.
+
+    steps: of inner maximisations.  warmup: the first part of the training, over which radii, alpha and beta grow from 0.
+    None: as the method has it (7; 0.6 for radii, 0.5 for alpha and beta).  momentum: of sgd.
+    """
 
     method: MethodName = _said(
         "standard, weight-perturb, at, at-beta, jiwp or joint ('nonsingular list objectives'). Default: standard."
@@ -163,8 +169,28 @@ class Recipe(Settings):
     alpha: Radius = _said(f"Weight of tau in the loss (4). {PRESET}, 0.", 0.0)
     beta: Radius = _said(f"Weight of zeta in the loss (4). {PRESET}, 0.", 0.0)
     epochs: int = _said(f"Passes over the training data. {PRESET}, 12.", 12, ge=1)
-    lr: float = _said(f"Learning rate of Adam. {PRESET}, 0.001.", 1e-3, gt=0, allow_inf_nan=False)
+    lr: float = _said(f"Learning rate at the start. {PRESET}, 0.001.", 1e-3, gt=0, allow_inf_nan=False)
     batch_size: int = _said(f"Examples of a step. {PRESET}, 128.", 128, ge=1)
+    steps: int | None = _said("Steps of inner maximisations. Default: 7.", None, ge=1)
+    warmup: float | None = _said(
+        "First part of the training, 0 to 1, over which radii, alpha and beta grow from 0. Default: 0.6 for radii, 0.5 for alpha "
+        "and beta.",
+        None, ge=0, le=1,
+    )  # fmt: skip
+    optimizer: Literal["adam", "adamw", "sgd"] = _said("adam (default), adamw or sgd.", "adam")
+    schedule: Literal["cosine", "constant", "linear", "step"] = _said(
+        "How the learning rate falls: cosine (default), constant, linear or step.", "cosine"
+    )
+    weight_decay: Radius = _said("Default: 0.", 0.0)
+    momentum: float = _said("Of sgd. Default: 0.", 0.0, ge=0, lt=1)
+
+    LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
+    """Younger than the first runs: left out where they say what those did, so that files and hashes of those are as they were."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in written(self).items() if k not in self.LATER or getattr(self, k) != fields[k].default}
 
 
 class Network(Settings):

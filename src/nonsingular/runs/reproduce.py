@@ -21,7 +21,7 @@ from nonsingular.runs.engine import Workplace
 from nonsingular.runs.evaluate import AGAIN, Circumstances, assemble
 from nonsingular.runs.jobs import Attacked, Report, dataset
 from nonsingular.runs.presets import TITLES
-from nonsingular.runs.train import objective_of, train_run
+from nonsingular.runs.train import objective_in, train_run
 from nonsingular.settings import (
     EvaluateSettings,
     Recipe,
@@ -98,7 +98,7 @@ def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
     network = TrainSettings(data=settings.data, network=settings.network)
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():
-        objective_of(recipe, data)(model)
+        objective_in(recipe, data)(model)
     first, ball = data.test.take(1), JointBall(settings.eps_x[-1], settings.eps_w[-1], data.domain)
     rehearse(Case.of(model, first.x, first.y), Method.of(settings.attack, settings.scope), ball)
 

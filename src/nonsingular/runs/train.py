@@ -11,7 +11,6 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from nonsingular.catalog import OBJECTIVES, lookup
 from nonsingular.data.datasets import Dataset, hash_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.models.loading import build
@@ -19,13 +18,12 @@ from nonsingular.results.files import write_atomic, write_json
 from nonsingular.results.surface import FORMAT, SUMMARY, WEIGHTS
 from nonsingular.runs.directory import check_free, claimed, environment
 from nonsingular.runs.jobs import dataset
-from nonsingular.settings import (
-    Recipe,
-    TrainSettings,
-)  # fmt: skip
-from nonsingular.threat.ball import JointBall
-from nonsingular.training.loop import CHECKPOINT, Epoch, accuracy, train
-from nonsingular.training.objectives import Objective
+from nonsingular.settings import Recipe, TrainSettings
+from nonsingular.training.checkpoint import CHECKPOINT, Checkpoint, Epoch
+from nonsingular.training.descent import Descent
+from nonsingular.training.loop import Examples, accuracy, fit
+from nonsingular.training.objectives import LossOf
+from nonsingular.training.train import objective_of
 
 
 def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> dict[str, Any]:
@@ -34,9 +32,6 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     Returns the summary that is also written to train.json.
     """
     data = dataset(settings.data, settings.data_dir, classes=settings.classes)
-    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
-    objective = objective_of(settings.recipe, data)
-    objective(model)  # a network that the method has no rule for is an error before anything is written
     train_sha256 = data.train.sha256()
     check_free(out, settings)
     if (out / SUMMARY).exists() and (out / WEIGHTS).exists():
@@ -44,33 +39,45 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
         if summary["train_sha256"] != train_sha256:
             raise InvalidInput(f"{out} holds a model that was trained on other data; choose another folder with --out")
         return summary
+    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
+    objective = objective_in(settings.recipe, data)
+    objective(model)  # a network that the method has no rule for is an error before anything is written,
+    _ = descent_of(settings)  # and so are numbers that do not go together
     with claimed(out, settings):
-        return _train(settings, model, data, objective, out, train_sha256, on_epoch)
+        started = time.perf_counter()
+        _fit(settings, model, data, objective, out, on_epoch)
+        about = {"built_for": json.dumps({"input_shape": tuple(data.train.x.shape[1:]), "classes": len(data.classes)})}
+        # one key in what is said about the weights: the same bytes every time
+        write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
+        summary = {
+            "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
+            "val_accuracy": accuracy(model, data.val), "seconds": time.perf_counter() - started, "environment": environment(),
+        }  # fmt: skip
+        write_json(out / SUMMARY, summary)
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return summary
 
 
-def _train(
-    settings: TrainSettings, model: nn.Module, data: Dataset, objective: Objective, out: Path, train_sha256: str,
-    on_epoch: Callable[[Epoch], None],
-) -> dict[str, Any]:  # fmt: skip
-    recipe, started = settings.recipe, time.perf_counter()
-    train(
-        model, data.train, data.val, objective, epochs=recipe.epochs, seed=settings.seed, lr=recipe.lr,
-        batch_size=recipe.batch_size, directory=out, on_epoch=on_epoch,
-        tag=train_sha256[:16] + settings.model_dump_json(exclude={"data_dir"}),
+def _fit(
+    settings: TrainSettings, model: nn.Module, data: Dataset, objective: LossOf, out: Path, on_epoch: Callable[[Epoch], None]
+) -> None:  # fmt: skip
+    tag = data.train.sha256()[:16] + settings.model_dump_json(exclude={"data_dir"})
+    fit(
+        model, objective, Examples(data.train, data.val), descent_of(settings), checkpoint=Checkpoint(out / CHECKPOINT, tag),
+        callbacks=(lambda epoch, network: on_epoch(epoch),),
     )  # fmt: skip
-    built_for = {"input_shape": tuple(data.train.x.shape[1:]), "classes": len(data.classes)}
-    about = {"built_for": json.dumps(built_for)}  # one key: the same bytes every time
-    write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
-    summary = {
-        "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
-        "val_accuracy": accuracy(model, data.val), "seconds": time.perf_counter() - started, "environment": environment(),
-    }  # fmt: skip
-    write_json(out / SUMMARY, summary)
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return summary
 
 
-def objective_of(recipe: Recipe, data: Dataset) -> Objective:
-    """What a recipe minimises, in the domain of the data."""
-    ball = JointBall(recipe.eps_x, recipe.eps_w, data.domain)
-    return lookup(OBJECTIVES, recipe.method, "method")(ball, recipe.alpha, recipe.beta)
+def objective_in(recipe: Recipe, data: Dataset) -> LossOf:
+    """What a recipe lowers, in the domain of the data."""
+    numbers = {name: getattr(recipe, name) for name in ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup")}
+    return objective_of(recipe.method, numbers, data.domain)
+
+
+def descent_of(settings: TrainSettings) -> Descent:
+    """How it is lowered."""
+    recipe = settings.recipe
+    return Descent(
+        recipe.epochs, settings.seed, recipe.batch_size, recipe.lr, recipe.optimizer, recipe.schedule, recipe.weight_decay,
+        recipe.momentum,
+    )  # fmt: skip

@@ -3,86 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from nonsingular.data.datasets import Split
 from nonsingular.errors import InvalidInput
-from nonsingular.models.checkpoints import fit_weights
-from nonsingular.models.weights import read_tensors
 from nonsingular.network.margins import is_correct
-from nonsingular.results.files import write_atomic
-from nonsingular.training.objectives import Objective
+from nonsingular.training.checkpoint import Checkpoint, Epoch
+from nonsingular.training.descent import Descent
+from nonsingular.training.objectives import Loss, LossOf
 
-CHECKPOINT = "checkpoint.safetensors"
+Callback = Callable[[Epoch, nn.Module], object]
+"""Called after every epoch, with what it left and the network as it is then, in eval mode: to be looked at, not to be changed."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch left: mean loss, and accuracy on the validation split."""
+class Examples:
+    """What is learnt from, and what is only measured, never used to choose; None: nothing is."""
 
-    epoch: int
-    loss: float
-    val_accuracy: float
+    train: Split
+    val: Split | None = None
+
+    def __post_init__(self) -> None:
+        for name, split in (("training", self.train), ("validation", self.val)):
+            if split is not None and not len(split):
+                raise InvalidInput(f"training needs examples: the {name} split has 0; give one or more")
 
 
-def train(
-    model: nn.Module,
-    data: Split,
-    val: Split,
-    objective: Objective,
-    *,
-    epochs: int,
-    seed: int,
-    lr: float = 1e-3,
-    batch_size: int = 128,
-    directory: Path | None = None,
-    tag: str = "",
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> nn.Module:
-    """Minimise `objective` over `data` with Adam, lr falling to 0 along a cosine.  Returns `model`, trained, in eval mode.
+def fit(
+    model: nn.Module, objective: LossOf, examples: Examples, descent: Descent, *, checkpoint: Checkpoint | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Epoch, ...]:  # fmt: skip
+    """Lowers `objective` over the examples, in the parameters of `model` that ask for a gradient; it is left in eval mode.
 
-    data, val: training and validation examples; `val` is only measured, never used to choose.
-    directory: where the checkpoint is kept after every epoch (safetensors: weights, optimiser, epoch number, `tag`).
-    tag: names everything that the run depends on; a checkpoint with another tag is refused.
+    checkpoint: written after every epoch, before the callbacks; where it has one already, training goes on from there.
     Each epoch draws its order and its attacks from a generator seeded by (seed, epoch), so a resumed run gives the same bits.
-    Raises InvalidInput for an empty split, a damaged or foreign checkpoint, and a loss that is not finite.
+    Returns what each epoch left, also those from before an interruption.
+    Raises InvalidInput for a damaged or foreign checkpoint, a loss that is not finite, and what is no loss.
     """
-    if not len(data) or not len(val):
-        raise InvalidInput(f"training needs examples: the training split has {len(data)}, the validation split {len(val)}")
     loss_of = objective(model)
-    params = list(model.parameters())
-    optimiser = torch.optim.Adam(params, lr=lr)
-    path = directory / CHECKPOINT if directory else None
-    first = _restore(path, model, optimiser, tag) if path and path.exists() else 0
-    batches = math.ceil(len(data) / batch_size)
-    for epoch in range(first, epochs):
-        generator = torch.Generator(data.x.device).manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(data), generator=generator, device=data.x.device)
+    if not callable(loss_of):  # what a user's function gives
+        raise InvalidInput(
+            f"the objective returns a {type(loss_of).__name__} for a network; return (x, y, progress, generator) -> loss"
+        )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InvalidInput("no parameter of the model asks for a gradient (requires_grad), so there is nothing to train")
+    optimiser = descent.optimiser(parameters)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    done, history = checkpoint.restore(model, optimiser) if checkpoint else (0, [])
+    for epoch in range(done, descent.epochs):
         model.train()
-        total = 0.0
-        with torch.random.fork_rng():  # what the model itself draws, e.g. for dropout
-            torch.manual_seed(seed * 1_000_003 + epoch)
-            for i, rows in enumerate(order.split(batch_size)):
-                progress = (epoch * batches + i) / (epochs * batches)
-                optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * progress))
-                loss = loss_of(data.x[rows], data.y[rows], progress, generator)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                total += loss.item() * len(rows)
-        if not math.isfinite(total):
-            raise InvalidInput(f"the loss is not finite in epoch {epoch + 1}; lower lr, alpha, beta or the radii")
+        loss = _epoch(loss_of, optimiser, rates, examples.train, descent, epoch)
         model.eval()
-        if path:
-            write_atomic(path, _checkpoint(model, optimiser, epoch + 1, tag))
-        on_epoch(Epoch(epoch + 1, total / len(data), accuracy(model, val)))
-    return model.eval()
+        if not (math.isfinite(loss) and all(bool(torch.isfinite(p).all()) for p in parameters)):
+            raise InvalidInput(f"the loss is not finite in epoch {epoch + 1}; lower lr, alpha, beta or the radii")
+        history.append(Epoch(epoch + 1, loss, None if examples.val is None else accuracy(model, examples.val)))
+        if checkpoint:
+            checkpoint.save(model, optimiser, history)
+        for callback in callbacks:
+            callback(history[-1], model)
+    model.eval()
+    return tuple(history)
+
+
+def _epoch(loss_of: Loss, optimiser: Optimizer, rates: list[Any], data: Split, descent: Descent, epoch: int) -> float:
+    """The mean loss of one pass over the data, a step after every batch."""
+    seed = descent.seed * 1_000_003 + epoch
+    generator = Generator(data.x.device).manual_seed(seed)
+    batches = torch.randperm(len(data), generator=generator, device=data.x.device).split(descent.batch_size)
+    total = 0.0
+    with torch.random.fork_rng():  # what the model itself draws, e.g. for dropout
+        torch.manual_seed(seed)
+        for i, rows in enumerate(batches):
+            progress = (epoch * len(batches) + i) / (descent.epochs * len(batches))
+            factor = descent.factor(progress)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            loss = _checked(loss_of(data.x[rows], data.y[rows], progress, generator))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.item() * len(rows)
+    return total / len(data)
+
+
+def _checked(loss: Any) -> Tensor:
+    """The loss of a batch.  Raises InvalidInput for what no step can be taken on."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+        raise InvalidInput(f"the loss has {what}; return a tensor of one number, the mean over the batch")
+    if not loss.requires_grad:
+        raise InvalidInput("the loss does not depend on the parameters (no gradient); compute it from the network that was given")
+    return loss
 
 
 def accuracy(model: nn.Module, data: Split, chunk: int = 4096) -> float:
@@ -90,26 +108,3 @@ def accuracy(model: nn.Module, data: Split, chunk: int = 4096) -> float:
     with torch.no_grad():
         pieces = zip(data.x.split(chunk), data.y.split(chunk), strict=True)
         return sum(is_correct(model(x.clone()), y).sum().item() for x, y in pieces) / len(data)
-
-
-def _checkpoint(model: nn.Module, optimiser: torch.optim.Adam, epoch: int, tag: str) -> bytes:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
-    return save({k: v.clone() for k, v in tensors.items()}, {"epoch": str(epoch), "tag": tag})
-
-
-def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Adam, tag: str) -> int:
-    tensors, about = read_tensors(path)
-    if about.get("tag") != tag:
-        raise InvalidInput(
-            f"{path} is the checkpoint of another run ({about.get('tag')}, not {tag}); choose another output folder"
-        )
-    fit_weights(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, path)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(about["epoch"])

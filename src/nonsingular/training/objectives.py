@@ -1,19 +1,22 @@
-"""objectives.py - what training minimises, as compositions of attacks and bounds.
+"""objectives.py - what training lowers, as values that compose attacks and bounds.
 
-An Objective binds a model once (a dense network is traced once) and gives a Loss of (x, y, progress, generator), where `progress`
-in [0, 1] is the part of the training that is done.  Everything that needs a warm-up derives it from `progress`.
+An objective is a function model -> Loss: it binds a network once (a dense network is traced once) and gives a Loss of
+(x, y, progress, generator), where `progress` in [0, 1] is the part of the training that is done.  Everything that needs a warm-up
+derives it from `progress`.  The values here carry all their settings; any other function model -> Loss trains as well.
 
     standard        natural
-    weight perturb  theorem_regularised(natural, ball, alpha=0, beta=b)
-    AT              adversarial(ball)
-    AT + beta       theorem_regularised(adversarial(ball), ball, alpha=0, beta=b)
-    JIWP            theorem_regularised(natural, ball, alpha=a, beta=b)
-    joint           jointly_adversarial(ball)
+    weight perturb  TheoremRegularised(natural, eps_w=e, beta=b)
+    AT              Adversarial(eps)
+    AT + beta       TheoremRegularised(Adversarial(eps), eps_w=e, beta=b)
+    JIWP            TheoremRegularised(natural, eps_x=eps, eps_w=e, alpha=a, beta=b)
+    joint           JointlyAdversarial(eps, e)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +34,13 @@ from nonsingular.threat.radius import Radius
 
 Loss = Callable[[Tensor, Tensor, float, Generator], Tensor]
 """(x (B, *input), y (B,), progress in [0, 1], generator) -> scalar."""
-Objective = Callable[[nn.Module], Loss]
+LossOf = Callable[[nn.Module], Loss]
+"""An objective: a network -> its loss."""
+Domain = tuple[float, float] | None
+STEPS = 7
+"""Steps of the inner maximisations."""
+RADII, TERMS = 0.6, 0.5
+"""The first part of the training, over which radii, and over which alpha and beta, grow from 0."""
 
 
 def ramp(progress: float, over: float) -> float:
@@ -48,39 +57,83 @@ def natural(model: nn.Module) -> Loss:
     return loss
 
 
-def adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6) -> Objective:
+@dataclass(frozen=True)
+class Adversarial:
     """Mean cross-entropy at the worst inputs that PGD finds from a random start.  Madry et al., arXiv:1706.06083.
 
-    Only ball.eps_x counts; it warms up linearly from zero over the first part `warmup` of the training: without that, a radius
-    of 0.2 leaves the default MNIST network near chance.  Each step moves 2.5 eps_x / steps.
-    Cost: `steps` + 1 passes forward and backward.
+    eps_x: one radius of all inputs, in the units of the data.  domain: as in JointBall.
+    steps: of PGD; each moves 2.5 eps_x / steps.
+    warmup: the radius grows linearly from zero over this first part of the training: without that, a radius of 0.2 leaves the
+        default MNIST network near chance.
+    Cost: `steps` + 1 passes forward and backward.  Raises InvalidInput for settings that are none.
     """
 
-    def bind(model: nn.Module) -> Loss:
+    eps_x: float
+    steps: int = STEPS
+    warmup: float = RADII
+    domain: Domain = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        _check_warmup(self.warmup)
+        self.ball.eps_x_number("training")
+
+    @property
+    def ball(self) -> JointBall:
+        """At its full size."""
+        return JointBall(self.eps_x, 0.0, self.domain)
+
+    def __call__(self, model: nn.Module) -> Loss:
+        ball, steps, warmup = self.ball, self.steps, self.warmup
+
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             now = ball.scaled(ramp(progress, warmup), 0.0)
+            step = 2.5 * now.eps_x_number("training") / steps
             training = model.training
             model.eval()
-            x_adv = joint_pgd(
-                model, x, y, now, steps=steps, step_x=2.5 * now.eps_x_number("training") / steps, generator=generator
-            ).x
+            x_adv = joint_pgd(model, x, y, now, steps=steps, step_x=step, generator=generator).x
             model.train(training)
             return F.cross_entropy(model(x_adv), y)
 
         return loss
 
-    return bind
 
-
-def theorem_regularised(base: Objective, ball: JointBall, *, alpha: float, beta: float, warmup: float = 0.5) -> Objective:
+@dataclass(frozen=True)
+class TheoremRegularised:
     """`base` + alpha max_{j != y} tau_jy + beta mean max_{j != y} zeta_jy(x): the loss (4) of arXiv:2102.11935.
 
-    zeta is the printed one at the natural x.  alpha and beta warm up linearly: from the first step on, beta >= 1e-3 collapses
-    the default network to chance.  Cost beyond `base`: one forward and backward pass of a dense network and O(B K^2).
+    base: an objective.  eps_x, eps_w: radii as in JointBall; tau is of both, zeta of eps_w alone.
+    zeta is the printed one at the natural x.
+    warmup: alpha and beta grow linearly from zero over this first part of the training: from the first step on, beta >= 1e-3
+        collapses the default network to chance.
+    Cost beyond `base`: one forward and backward pass of a dense network and O(B K^2).  Dense networks only (UnsupportedModel).
+    Raises InvalidInput for settings that are none.
     """
 
-    def bind(model: nn.Module) -> Loss:
-        inner, net = base(model), dense_chain(model)
+    base: LossOf = natural
+    eps_x: Radius = 0.0
+    eps_w: float | Mapping[str, Radius] = 0.0
+    alpha: float = 0.0
+    beta: float = 0.0
+    warmup: float = TERMS
+
+    def __post_init__(self) -> None:
+        if not callable(self.base):  # what a user gives
+            raise InvalidInput(f"base is {self.base!r}; give an objective, e.g. Adversarial(eps_x=0.1)")
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidInput(f"{name} is {value}; give a finite number that is 0 or larger")
+        _check_warmup(self.warmup)
+        _ = self.ball  # its radii are checked
+
+    @property
+    def ball(self) -> JointBall:
+        """tau and zeta are of a ball of any domain."""
+        return JointBall(self.eps_x, self.eps_w, None)
+
+    def __call__(self, model: nn.Module) -> Loss:
+        inner, net, ball = self.base(model), dense_chain(model), self.ball
+        alpha, beta, warmup = self.alpha, self.beta, self.warmup
 
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             rows = torch.arange(len(y), device=y.device)
@@ -94,18 +147,35 @@ def theorem_regularised(base: Objective, ball: JointBall, *, alpha: float, beta:
 
         return loss
 
-    return bind
 
-
-def jointly_adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6) -> Objective:
+@dataclass(frozen=True)
+class JointlyAdversarial:
     """Mean cross-entropy at the worst (x, W) of each example, found over (x, s) with one scalar s per neuron (neuron_pgd.py).
 
-    Both radii warm up linearly from zero over the first part `warmup` of the training; without that it collapses to chance.
-    Cost: `steps` + 1 passes forward and backward, like adversarial training on the inputs alone.  Dense networks only.
+    eps_x, eps_w, domain: as in JointBall.  steps: of the inner ascent; each moves 2.5 / steps of each radius.
+    warmup: both radii grow linearly from zero over this first part of the training; without that it collapses to chance.
+    Cost: `steps` + 1 passes forward and backward, like adversarial training on the inputs alone.  Dense networks only
+    (UnsupportedModel).  Raises InvalidInput for settings that are none.
     """
 
-    def bind(model: nn.Module) -> Loss:
-        net = dense_chain(model)
+    eps_x: Radius
+    eps_w: float | Mapping[str, Radius]
+    steps: int = STEPS
+    warmup: float = RADII
+    domain: Domain = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+        _check_warmup(self.warmup)
+        _ = self.ball  # its radii are checked
+
+    @property
+    def ball(self) -> JointBall:
+        """At its full size."""
+        return JointBall(self.eps_x, self.eps_w, self.domain)
+
+    def __call__(self, model: nn.Module) -> Loss:
+        net, ball, steps, warmup = dense_chain(model), self.ball, self.steps, self.warmup
 
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             part = ramp(progress, warmup)
@@ -116,50 +186,28 @@ def jointly_adversarial(ball: JointBall, *, steps: int = 7, warmup: float = 0.6)
 
         return loss
 
-    return bind
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"steps is {steps!r}; give a whole number of 1 or more")
 
 
-# --- the methods of the paper, and the joint one, each as (ball, alpha, beta) -> Objective ---------------------------------
+def _check_warmup(warmup: float) -> None:
+    if not 0 <= warmup <= 1:
+        raise InvalidInput(f"warmup is {warmup}; give the part of the training that it lasts, from 0 (none) to 1")
 
 
-def _need(method: str, **numbers: Radius | Mapping[str, Radius]) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, tuple | Tensor):
-            raise InvalidInput(f"method '{method}' trains with one {name} for all elements; give a number")
-        if not value:
-            raise InvalidInput(f"method '{method}' with {name} = 0 is another method; give {name} a value above 0")
+# --- by name: what the entries of the catalog stand for beside the values themselves -----------------------------------------
 
 
-def standard(ball: JointBall, alpha: float, beta: float) -> Objective:
+def standard() -> LossOf:
     """Plain training."""
     return natural
 
 
-def weight_perturb(ball: JointBall, alpha: float, beta: float) -> Objective:
-    """The beta term alone on plain training."""
-    _need("weight-perturb", eps_w=ball.eps_w, beta=beta)
-    return theorem_regularised(natural, ball, alpha=0, beta=beta)
-
-
-def at(ball: JointBall, alpha: float, beta: float) -> Objective:
-    """Adversarial training on the inputs."""
-    _need("at", eps_x=ball.eps_x)
-    return adversarial(ball)
-
-
-def at_beta(ball: JointBall, alpha: float, beta: float) -> Objective:
-    """Adversarial training on the inputs with the beta term."""
-    _need("at-beta", eps_x=ball.eps_x, eps_w=ball.eps_w, beta=beta)
-    return theorem_regularised(adversarial(ball), ball, alpha=0, beta=beta)
-
-
-def jiwp(ball: JointBall, alpha: float, beta: float) -> Objective:
-    """Joint input-weight perturbation: both terms, no inner maximisation."""
-    _need("jiwp", eps_x=ball.eps_x, eps_w=ball.eps_w, alpha=alpha, beta=beta)
-    return theorem_regularised(natural, ball, alpha=alpha, beta=beta)
-
-
-def joint(ball: JointBall, alpha: float, beta: float) -> Objective:
-    """Adversarial training on inputs and neurons together."""
-    _need("joint", eps_x=ball.eps_x, eps_w=ball.eps_w)
-    return jointly_adversarial(ball)
+def at_beta(
+    *, eps_x: float, eps_w: float, beta: float, steps: int = STEPS, warmup: float | None = None, domain: Domain = (0.0, 1.0)
+) -> TheoremRegularised:
+    """Adversarial training on the inputs with the beta term.  warmup: of both; by default that of each."""
+    base = Adversarial(eps_x, steps, RADII if warmup is None else warmup, domain)
+    return TheoremRegularised(base, eps_w=eps_w, beta=beta, warmup=TERMS if warmup is None else warmup)

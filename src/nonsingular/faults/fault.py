@@ -1,0 +1,152 @@
+"""fault.py - what a fault is: weights -> weights, and weights -> a box, or a set of flips, that holds whatever may come of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from nonsingular.errors import InvalidInput
+from nonsingular.faults.words import Flips
+from nonsingular.threat.ball import JointBall, Moves
+from nonsingular.threat.interval import Interval, box_around
+from nonsingular.threat.radius import Radius, Side, ends, largest
+
+Weights = Mapping[str, Tensor]
+"""Name -> tensor, such as dict(model.named_parameters())."""
+Radii = Mapping[str, Radius]
+
+
+@dataclass(frozen=True)
+class Fault(ABC):
+    """Something that a device does to its weights: a frozen value, whose fields are its settings.
+
+    A fault of your own says how one realisation comes about (`__call__`).  Where it can, it also says how far any realisation is
+    from the weights (`radii`, from which `box` and `ball` follow), or which stored bits may flip (`flips`).
+    name: what records call it.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, weights: Weights, generator: Generator | None = None) -> dict[str, Tensor]:
+        """One realisation: the new values of those tensors that it acts on, in their shapes, dtypes and devices.
+
+        generator: what it draws from; a fault that draws raises InvalidInput without one.  One state gives the same bits.
+        Never changes `weights`.  The model runs with `torch.func.functional_call(model, fault(weights), x)`.
+        """
+
+    def radii(self, weights: Weights, within: Radii | None = None) -> dict[str, Radius] | None:
+        """How far, at most, any realisation is from the weights, by name; None if nothing finite can be said.
+
+        within: how far the weights themselves may be from `weights`, where other faults came first.  The answer is then how far
+        any realisation of any such weights is from these.
+        """
+        return None
+
+    def flips(self, weights: Weights) -> Flips | None:
+        """The stored words and how many of their bits may flip; None of a fault that flips no bits."""
+        return None
+
+    def box(self, weights: Weights) -> dict[str, Interval] | None:
+        """A box around each tensor that holds every realisation, rounded outward in its dtype; None without radii."""
+        radii = self.radii(weights)
+        if radii is None:
+            return None
+        return {n: box_around(weights[n].detach(), *ends(radius), outward=True) for n, radius in radii.items()}
+
+    def ball(self, weights: Weights, eps_x: Radius = 0.0, domain: tuple[float, float] | None = (0.0, 1.0)) -> JointBall:
+        """What `certify` and `evaluate` are asked of: every realisation, with every input within eps_x.
+
+        Raises InvalidInput for a fault that no box holds.
+        """
+        radii = self.radii(weights)
+        if radii is None:
+            raise InvalidInput(f"no box holds every realisation of the fault '{self.name}'; attack it, or draw realisations")
+        return JointBall(eps_x, radii, domain)
+
+    def describe(self) -> dict[str, Any]:
+        """Its name and settings for records: JSON."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"fault": self.name, **json.loads(json.dumps(settings))}
+
+
+@dataclass(frozen=True)
+class InOrder(Fault):
+    """Several faults, one after the other: each acts on what the ones before it have left."""
+
+    faults: tuple[Fault, ...]
+    name: ClassVar[str] = "in-order"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "faults", tuple(self.faults))
+        if not self.faults or not all(isinstance(fault, Fault) for fault in self.faults):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"faults is {self.faults!r}; give one fault or more, in the order in which they happen")
+
+    def __call__(self, weights: Weights, generator: Generator | None = None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for fault in self.faults:
+            found |= fault({**weights, **found}, generator)
+        return found
+
+    def radii(self, weights: Weights, within: Radii | None = None) -> dict[str, Radius] | None:
+        found: dict[str, Radius] = {}
+        for fault in self.faults:
+            found = {name: _stored(weights[name], radius) for name, radius in found.items()}
+            more = fault.radii(weights, added(within or {}, found))
+            if more is None:
+                return None
+            found = added(found, more)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return {"fault": self.name, "faults": [fault.describe() for fault in self.faults]}
+
+
+# --- what faults share ------------------------------------------------------------------------------------------------------
+
+
+def chosen(weights: Weights, moves: Moves) -> dict[str, Tensor]:
+    """The tensors that a fault acts on: those of two or more dimensions, or all.
+
+    Raises InvalidInput as JointBall does, and for a tensor with a value that is no number or beyond 2^1000.
+    """
+    if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives
+        raise InvalidInput(f"weights is a {type(weights).__name__}; give name -> tensor, e.g. dict(model.named_parameters())")
+    found = {name: weights[name].detach() for name in JointBall(0.0, 1.0, None, moves).radii(weights)}
+    for name, w in found.items():
+        if w.numel() and not bool((w.double().abs() < 2.0**1000).all()):  # NaN is not
+            raise InvalidInput(f"'{name}' holds NaN, infinite or immense values, which no device stores; give finite ones")
+    return found
+
+
+def _stored(w: Tensor, radius: Radius) -> Radius:
+    """The radius of what a fault leaves, as it is stored in the dtype of `w`: the next fault begins from there."""
+    if not (away := largest(radius)):
+        return radius
+    kind = torch.finfo(w.dtype)
+    size = w.detach().double().abs().max().item() + away
+    return _sum(radius, kind.eps * size + kind.smallest_normal * kind.eps)  # a rounding is half of either, at most
+
+
+def added(a: Radii, b: Radii) -> dict[str, Radius]:
+    """Radii of two faults together, rounded upward."""
+    return {name: _sum(a.get(name, 0.0), b.get(name, 0.0)) for name in {**a, **b}}
+
+
+def _sum(a: Radius, b: Radius) -> Radius:
+    if not largest(a) or not largest(b):
+        return a if largest(a) else b
+    below, above = (_upward(s, t) for s, t in zip(ends(a), ends(b), strict=True))
+    return (below, above) if isinstance(a, tuple) or isinstance(b, tuple) else below
+
+
+def _upward(a: Side, b: Side) -> Side:
+    total = a + b
+    return torch.nextafter(total, total.new_tensor(math.inf)) if isinstance(total, Tensor) else math.nextafter(total, math.inf)
