@@ -196,7 +196,7 @@ def test_an_attack_works_under_no_grad_and_inference_mode(name):
 
 
 def test_names_that_stand_twice_are_the_same():
-    """config.py says the scopes again, and catalog.py the data sets, because neither may import torch."""
+    """The settings say the scopes again, and the catalog the data sets, because neither may import torch."""
     from typing import get_args
 
     from nonsingular.data.datasets import NAMES

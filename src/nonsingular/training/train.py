@@ -89,7 +89,7 @@ def objective_of(
     if isinstance(method, str):
         method = OBJECTIVES[known(OBJECTIVES, method, "method")]
     if isinstance(method, Objective):
-        return method.of(numbers, domain)
+        return method.of(numbers, domain, OBJECTIVES.values())
     if isinstance(method, type):
         raise InvalidInput(f"method is the class {method.__name__}; give a value of it, e.g. {method.__name__}(...)")
     if not callable(method):  # pyright: ignore[reportUnnecessaryComparison]  # what a user gives

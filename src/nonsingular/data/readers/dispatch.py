@@ -1,4 +1,4 @@
-"""dispatch.py - a path -> what the first format that knows it reads there.  The formats are in catalog.py."""
+"""dispatch.py - a path -> what the first format that knows it reads there.  The formats are in the catalog."""
 
 from __future__ import annotations
 
