@@ -1,4 +1,4 @@
-"""What the README says is run, and its numbers are those of the committed results."""
+"""What the README and the pages say is run, and their numbers are those of the committed results."""
 
 import json
 import re
@@ -26,13 +26,17 @@ CERTIFICATES = (ROOT / "docs" / "certificates" / "README.md").read_text(encoding
 RESULTS = ROOT / "docs" / "reproduction" / "results.json"
 
 
+def test_the_readme_is_short():
+    assert 600 <= len(README.split()) <= 900
+
+
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 
-PAGES = ("reading", "radii", "tables", "extending")
+PAGES = ("reading", "radii", "inputs", "tables", "attacks", "extending")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -148,14 +152,27 @@ def test_numbers_in_the_page_on_certificates_are_those_of_the_code():
     assert SLACK == 100
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("nonsingular")])
-def test_commands_in_the_readme_are_understood(command, capsys):
+def printed() -> list[tuple[str, str]]:
+    """Every command of the README and of the pages whose commands are not run."""
+    pages = ["README.md", *(f"docs/{name}.md" for name in ("attacks", "commands", "reliability", "results/README"))]
+    pages += ["docs/tables.md", "docs/report/README.md", "docs/reproduction/README.md"]
+    return [(page, c) for page in pages for c in commands((ROOT / page).read_text(encoding="utf-8")) if c.startswith("nonsingular")]
+
+
+@pytest.mark.parametrize(("page", "command"), printed())
+def test_commands_in_the_pages_are_understood(page, command, capsys):
     args = shlex.split(command)[1:]
-    if args[0] in ("report", "verify", "sign", "compare", "check"):  # they need runs, and have no settings
+    if args[0] in ("report", "verify", "sign", "compare", "check", "list", "demo"):  # they need runs, or have no settings
         app.parse_args(args, exit_on_error=False, print_error=False)
         return
     assert main([*args, "--print-config"]) == 0
     assert capsys.readouterr().out
+
+
+def test_the_page_on_commands_names_every_command():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = {shlex.split(c)[1] for c in commands(page)}
+    assert named == {name for name in app if not name.startswith("-")}
 
 
 def test_make_targets_in_the_readme_exist():
@@ -172,8 +189,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("page", [README, REPRODUCTION], ids=["README", "docs/reproduction"])
-def test_numbers_of_the_reproduction_are_those_of_its_results(page):
+def test_numbers_of_the_reproduction_are_those_of_its_results():
     results = json.loads(RESULTS.read_text())
     assert "uncommitted" not in results["environment"]["git"]
     expected = []
@@ -183,7 +199,7 @@ def test_numbers_of_the_reproduction_are_those_of_its_results(page):
         middle = mean([s["accuracy"][5][5] for s in m["surfaces"]])
         numbers = [f"{auc:.3f} ± {sd:.3f}", f"{mean(m['auc_x']):.3f}", f"{mean(m['auc_w']):.3f}", f"{100 * middle:.1f}"]
         expected.append(" | ".join([f"| {m['title']}", f"{100 * mean(m['clean']):.1f}", *numbers]) + " |")
-    assert "\n".join(expected) in page
+    assert "\n".join(expected) in REPRODUCTION
 
 
 def test_what_is_said_of_the_reproduction_is_in_its_results():
@@ -199,14 +215,30 @@ def test_what_is_said_of_the_reproduction_is_in_its_results():
         assert f"| {m['title']} | {len(rises)} | {largest:.1f} | {one_class} |" in REPRODUCTION
 
 
-def test_links_within_the_pages_resolve():
-    pages = ((ROOT, README), (ROOT / "docs" / "reproduction", REPRODUCTION), (ROOT / "docs" / "certificates", CERTIFICATES))
-    for folder, page in pages:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
-            assert target.startswith("https://") or (folder / target).exists(), target
-    assert "](#" not in README + REPRODUCTION
-    headings = [re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", CERTIFICATES, re.M)]
-    assert set(re.findall(r"\]\(#([^)]+)\)", CERTIFICATES)) <= set(headings)
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+LINKED = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_within_the_pages_resolve(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_in_the_index():
+    listed = re.findall(r"^([a-z/A-Z]+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.M)
+    pages = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in LINKED if p.is_relative_to(ROOT / "docs")}
+    assert pages == {*listed, "index"}
 
 
 def test_presets_are_what_the_search_chose():
