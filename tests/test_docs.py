@@ -18,6 +18,7 @@ from nonsingular.cli.main import main
 from nonsingular.evaluation.certified import SLACK
 from nonsingular.network.margins import margins
 from nonsingular.network.operators import RULES
+from nonsingular.runs.presets import REPRODUCTIONS, TITLES
 from nonsingular.threat.ball import JointBall
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,10 @@ def test_python_in_the_page_on_certificates_runs(tmp_path, monkeypatch):
     assert space["front"].eps_w.shape == (3, 20)
 
 
+def mean(values):
+    return sum(values) / len(values)
+
+
 def commands(page: str) -> list[str]:
     return [
         line[2:].split(" #")[0].strip()
@@ -152,11 +157,31 @@ def test_numbers_in_the_page_on_certificates_are_those_of_the_code():
     assert SLACK == 100
 
 
+def test_tables_in_the_page_on_certificates_are_those_of_the_measurement():
+    """Seven networks, three seeds: means of mnist.json, and the generated tables of mnist.md."""
+    found = json.loads((ROOT / "docs" / "certificates" / "mnist.json").read_text())
+    tables = (ROOT / "docs" / "certificates" / "mnist.md").read_text(encoding="utf-8")
+    by_bound = tables.split("At (ε_x, ε_w) = (0.02, 0.001):\n\n")[1].split("\n\n")[0]
+    assert by_bound in CERTIFICATES
+    for model, title in TITLES.items():
+        seeds = [rows for name, rows in found["verdicts"].items() if name.rpartition("-seed")[0] == model]
+        assert len(seeds) == 3
+        shares, seconds = [], []
+        for cell in ([0.01, 0.001], [0.02, 0.001]):
+            rows = [row for s in seeds for row in s if row["cell"] == cell]
+            n, verified, late = (sum(row[key] for row in rows) for key in ("n", "verified", "timeout"))
+            shares += [f"{100 * verified / n:.1f}", f"{100 * (verified + late) / n:.1f}"]
+            seconds.append(f"{mean([row['seconds'] for row in rows]):.3f}")
+        assert f"| {title} | {' | '.join(shares)} | {', '.join(seconds)} |" in CERTIFICATES
+
+
 def printed() -> list[tuple[str, str]]:
     """Every command of the README and of the pages whose commands are not run."""
     pages = ["README.md", *(f"docs/{name}.md" for name in ("attacks", "commands", "reliability", "results/README"))]
     pages += ["docs/tables.md", "docs/report/README.md", "docs/reproduction/README.md"]
-    return [(page, c) for page in pages for c in commands((ROOT / page).read_text(encoding="utf-8")) if c.startswith("nonsingular")]
+    return [
+        (page, c) for page in pages for c in commands((ROOT / page).read_text(encoding="utf-8")) if c.startswith("nonsingular")
+    ]
 
 
 @pytest.mark.parametrize(("page", "command"), printed())
@@ -183,10 +208,6 @@ def test_make_targets_in_the_readme_exist():
 
 
 REPRODUCTION = (ROOT / "docs" / "reproduction" / "README.md").read_text(encoding="utf-8")
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 def test_numbers_of_the_reproduction_are_those_of_its_results():
@@ -243,8 +264,6 @@ def test_every_page_is_in_the_index():
 
 def test_presets_are_what_the_search_chose():
     """search.md ranks the candidates; the recipes of presets.py are the chosen ones."""
-    from nonsingular.runs.presets import REPRODUCTIONS
-
     page = (ROOT / "docs" / "reproduction" / "search.md").read_text(encoding="utf-8")
     for data in ("mnist", "digits"):
         section = page.split(f"## {data}\n")[1].split("\n## ")[0]
