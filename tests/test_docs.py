@@ -184,7 +184,7 @@ def printed() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("page", "command"), printed())
+@pytest.mark.parametrize("page, command", printed())
 def test_commands_in_the_pages_are_understood(page, command, capsys):
     args = shlex.split(command)[1:]
     if args[0] in ("report", "verify", "sign", "compare", "check", "list", "demo"):  # they need runs, or have no settings
