@@ -175,6 +175,18 @@ def test_tables_in_the_page_on_certificates_are_those_of_the_measurement():
         assert f"| {title} | {' | '.join(shares)} | {', '.join(seconds)} |" in CERTIFICATES
 
 
+def test_the_table_in_the_page_on_attacks_is_that_of_the_benchmark():
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split("## contour.py")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (Standard|AT) \| ([\d,]+) \| (.*) \|$", page, re.M)
+    assert len(rows) == 4
+    for model, images, numbers in rows:
+        (row,) = re.findall(rf"^\| {model.lower()}, {images} \| (.*) \|$", measured, re.M)
+        _, _, time, theirs, ours, above, *_ = map(float, row.replace(",", "").split(" | "))
+        for said, places, true in zip(numbers.split(" | "), (3, 3, 2, 2), (theirs, ours, above, time), strict=True):
+            assert abs(float(said) - true) <= 0.501 * 10**-places
+
+
 def printed() -> list[tuple[str, str]]:
     """Every command of the README and of the pages whose commands are not run."""
     pages = ["README.md", *(f"docs/{name}.md" for name in ("attacks", "commands", "reliability", "results/README"))]
