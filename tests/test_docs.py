@@ -1,4 +1,4 @@
-"""What the README says is run, and its numbers are those of the committed results."""
+"""What the README and the pages say is run, and their numbers are those of the committed results."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from nonsingular.cli.main import main
 from nonsingular.evaluation.certified import SLACK
 from nonsingular.network.margins import margins
 from nonsingular.network.operators import RULES
+from nonsingular.runs.presets import REPRODUCTIONS, TITLES
 from nonsingular.threat.ball import JointBall
 
 ROOT = Path(__file__).parents[1]
@@ -26,13 +27,17 @@ CERTIFICATES = (ROOT / "docs" / "certificates" / "README.md").read_text(encoding
 RESULTS = ROOT / "docs" / "reproduction" / "results.json"
 
 
+def test_the_readme_is_short():
+    assert 600 <= len(README.split()) <= 900
+
+
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 
-PAGES = ("reading", "radii", "tables", "extending")
+PAGES = ("reading", "radii", "inputs", "tables", "attacks", "extending")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -81,6 +86,10 @@ def test_python_in_the_page_on_certificates_runs(tmp_path, monkeypatch):
     assert set(space["verdicts"].status) >= {"verified", "falsified"}  # both kinds of verdicts were seen
     assert 0.1 < space["surface"].auc < 0.99
     assert space["front"].eps_w.shape == (3, 20)
+
+
+def mean(values):
+    return sum(values) / len(values)
 
 
 def commands(page: str) -> list[str]:
@@ -148,14 +157,59 @@ def test_numbers_in_the_page_on_certificates_are_those_of_the_code():
     assert SLACK == 100
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("nonsingular")])
-def test_commands_in_the_readme_are_understood(command, capsys):
+def test_tables_in_the_page_on_certificates_are_those_of_the_measurement():
+    """Seven networks, three seeds: means of mnist.json, and the generated tables of mnist.md."""
+    found = json.loads((ROOT / "docs" / "certificates" / "mnist.json").read_text())
+    tables = (ROOT / "docs" / "certificates" / "mnist.md").read_text(encoding="utf-8")
+    by_bound = tables.split("At (ε_x, ε_w) = (0.02, 0.001):\n\n")[1].split("\n\n")[0]
+    assert by_bound in CERTIFICATES
+    for model, title in TITLES.items():
+        seeds = [rows for name, rows in found["verdicts"].items() if name.rpartition("-seed")[0] == model]
+        assert len(seeds) == 3
+        shares, seconds = [], []
+        for cell in ([0.01, 0.001], [0.02, 0.001]):
+            rows = [row for s in seeds for row in s if row["cell"] == cell]
+            n, verified, late = (sum(row[key] for row in rows) for key in ("n", "verified", "timeout"))
+            shares += [f"{100 * verified / n:.1f}", f"{100 * (verified + late) / n:.1f}"]
+            seconds.append(f"{mean([row['seconds'] for row in rows]):.3f}")
+        assert f"| {title} | {' | '.join(shares)} | {', '.join(seconds)} |" in CERTIFICATES
+
+
+def test_the_table_in_the_page_on_attacks_is_that_of_the_benchmark():
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split("## contour.py")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (Standard|AT) \| ([\d,]+) \| (.*) \|$", page, re.M)
+    assert len(rows) == 4
+    for model, images, numbers in rows:
+        (row,) = re.findall(rf"^\| {model.lower()}, {images} \| (.*) \|$", measured, re.M)
+        _, _, time, theirs, ours, above, *_ = map(float, row.replace(",", "").split(" | "))
+        for said, places, true in zip(numbers.split(" | "), (3, 3, 2, 2), (theirs, ours, above, time), strict=True):
+            assert abs(float(said) - true) <= 0.501 * 10**-places
+
+
+def printed() -> list[tuple[str, str]]:
+    """Every command of the README and of the pages whose commands are not run."""
+    pages = ["README.md", *(f"docs/{name}.md" for name in ("attacks", "commands", "reliability", "results/README"))]
+    pages += ["docs/tables.md", "docs/report/README.md", "docs/reproduction/README.md"]
+    return [
+        (page, c) for page in pages for c in commands((ROOT / page).read_text(encoding="utf-8")) if c.startswith("nonsingular")
+    ]
+
+
+@pytest.mark.parametrize("page, command", printed())
+def test_commands_in_the_pages_are_understood(page, command, capsys):
     args = shlex.split(command)[1:]
-    if args[0] in ("report", "verify", "sign", "compare", "check"):  # they need runs, and have no settings
+    if args[0] in ("report", "verify", "sign", "compare", "check", "list", "demo"):  # they need runs, or have no settings
         app.parse_args(args, exit_on_error=False, print_error=False)
         return
     assert main([*args, "--print-config"]) == 0
     assert capsys.readouterr().out
+
+
+def test_the_page_on_commands_names_every_command():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = {shlex.split(c)[1] for c in commands(page)}
+    assert named == {name for name in app if not name.startswith("-")}
 
 
 def test_make_targets_in_the_readme_exist():
@@ -168,12 +222,7 @@ def test_make_targets_in_the_readme_exist():
 REPRODUCTION = (ROOT / "docs" / "reproduction" / "README.md").read_text(encoding="utf-8")
 
 
-def mean(values):
-    return sum(values) / len(values)
-
-
-@pytest.mark.parametrize("page", [README, REPRODUCTION], ids=["README", "docs/reproduction"])
-def test_numbers_of_the_reproduction_are_those_of_its_results(page):
+def test_numbers_of_the_reproduction_are_those_of_its_results():
     results = json.loads(RESULTS.read_text())
     assert "uncommitted" not in results["environment"]["git"]
     expected = []
@@ -183,7 +232,7 @@ def test_numbers_of_the_reproduction_are_those_of_its_results(page):
         middle = mean([s["accuracy"][5][5] for s in m["surfaces"]])
         numbers = [f"{auc:.3f} ± {sd:.3f}", f"{mean(m['auc_x']):.3f}", f"{mean(m['auc_w']):.3f}", f"{100 * middle:.1f}"]
         expected.append(" | ".join([f"| {m['title']}", f"{100 * mean(m['clean']):.1f}", *numbers]) + " |")
-    assert "\n".join(expected) in page
+    assert "\n".join(expected) in REPRODUCTION
 
 
 def test_what_is_said_of_the_reproduction_is_in_its_results():
@@ -199,20 +248,34 @@ def test_what_is_said_of_the_reproduction_is_in_its_results():
         assert f"| {m['title']} | {len(rises)} | {largest:.1f} | {one_class} |" in REPRODUCTION
 
 
-def test_links_within_the_pages_resolve():
-    pages = ((ROOT, README), (ROOT / "docs" / "reproduction", REPRODUCTION), (ROOT / "docs" / "certificates", CERTIFICATES))
-    for folder, page in pages:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
-            assert target.startswith("https://") or (folder / target).exists(), target
-    assert "](#" not in README + REPRODUCTION
-    headings = [re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", CERTIFICATES, re.M)]
-    assert set(re.findall(r"\]\(#([^)]+)\)", CERTIFICATES)) <= set(headings)
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+LINKED = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_within_the_pages_resolve(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_in_the_index():
+    listed = re.findall(r"^([a-z/A-Z]+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.M)
+    pages = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in LINKED if p.is_relative_to(ROOT / "docs")}
+    assert pages == {*listed, "index"}
 
 
 def test_presets_are_what_the_search_chose():
     """search.md ranks the candidates; the recipes of presets.py are the chosen ones."""
-    from nonsingular.runs.presets import REPRODUCTIONS
-
     page = (ROOT / "docs" / "reproduction" / "search.md").read_text(encoding="utf-8")
     for data in ("mnist", "digits"):
         section = page.split(f"## {data}\n")[1].split("\n## ")[0]
