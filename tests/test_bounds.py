@@ -21,6 +21,7 @@ from nonsingular.bounds.interval import Region, interval, interval_bounds, propa
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import mlp
+from nonsingular.network import memory
 from nonsingular.network.calling import logits_at
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins, worst_margin
@@ -341,7 +342,7 @@ def test_best_certifies_what_any_bound_certifies(seed):
     for bound in CHEAPEST_FIRST:
         one = bound(model, x, y, ball)
         undecided = (worst_margin(low, y) <= 0) & (worst_margin(margins(model(x), y), y) > 0)
-        assert (low[undecided] >= one[undecided]).all()
+        assert (low[undecided] >= one[undecided] - 1e-12).all()  # products of fewer examples may round otherwise
         assert (worst_margin(low, y) > 0)[worst_margin(one, y) > 0].all()
 
 
@@ -366,8 +367,6 @@ def test_alpha_crown_is_never_below_crown():
 
 @pytest.mark.slow
 def test_work_in_pieces_gives_the_same_bounds(monkeypatch):
-    from nonsingular.bounds import interval as of_interval
-
     for seed in range(8):
         torch.manual_seed(seed)
         model, shape = network(random.Random(seed))
@@ -375,7 +374,7 @@ def test_work_in_pieces_gives_the_same_bounds(monkeypatch):
         x, y, ball = torch.randn(3, *shape).double(), torch.tensor([0, 1, 2]), JointBall(0.1, 0.05, None, moves="all")
         whole = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
         with monkeypatch.context() as m:
-            m.setattr(of_interval, "MEMORY", 320)
+            m.setattr(memory, "BUDGET", 320)
             pieces = [bound(model, x, y, ball) for bound in (interval, crown_ibp, crown)]
             shallow = alpha_crown(model, x, y, ball, steps=2)
         for one, other in zip(whole, pieces, strict=True):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import nonsingular as ns
+from nonsingular.bounds.theorem import theorem1
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network import copies, dense, graph, network
+from nonsingular.network import copies, dense, graph, memory, network
 from nonsingular.network.calling import held_at, logits_at, logits_of_each
 from nonsingular.network.dense import dense_chain
 from nonsingular.network.graph import precise, trace_graph
@@ -170,3 +171,57 @@ def test_a_buffer_that_is_no_state_and_the_mode_come_back_too():
         moving(X)
     with seen.lent() as again:
         assert again is moving and again.calls == 0 and all(part.training for part in again.modules())
+
+
+def test_boxes_of_weights_are_kept_as_long_as_they_fit_into_an_eighth_of_the_budget(monkeypatch: pytest.MonkeyPatch):
+    seen, params = network_of(plain()), dict(plain().named_parameters())
+    balls = [ns.JointBall(0.1, eps) for eps in (0.01, 0.02, 0.03)]
+    one = 2 * 4 * (6 * 8 + 8 * 3)  # bytes: two ends of two float32 matrices
+    monkeypatch.setattr(memory, "BUDGET", 8 * 2 * one)
+    first, second = (seen.weight_boxes(ball) for ball in balls[:2])
+    assert seen.weight_boxes(ns.JointBall(0.7, 0.01)) is first  # whatever moves the inputs
+    seen.weight_boxes(balls[2])  # in the place of the one that was not asked for the longest
+    assert seen.weight_boxes(balls[0]) is first and seen.weight_boxes(balls[1]) is not second
+    monkeypatch.setattr(memory, "BUDGET", 8 * one - 1)
+    assert seen.weight_boxes(balls[0]) is not seen.weight_boxes(balls[0])
+    for name, box in seen.weight_boxes(balls[1]).items():
+        wide = balls[1].weight_boxes(params, outward=True)[name]
+        assert torch.equal(box.lo, wide.lo) and torch.equal(box.hi, wide.hi)
+
+
+class Jumps(nn.Sequential):
+    """Does something else where a weight has gone far, which torch.fx does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        far = not isinstance(x, torch.fx.Proxy) and bool((self[0].weight - plain()[0].weight).abs().max() > 0.02)
+        return y + torch.arange(3.0) if far else y
+
+
+def test_a_ball_of_weights_is_checked_again_unless_a_wider_one_was():
+    seen, y = network_of(Jumps(*plain()).eval()), torch.zeros(7, dtype=torch.long)
+    for eps, differs in ((0.01, False), (0.05, True), (0.05, True), (0.005, False)):
+        ball = ns.JointBall(0.1, {"0.weight": eps, "2.weight": 0.01})
+        if differs:
+            with pytest.raises(UnsupportedModel, match="do not give the model's outputs"):
+                theorem1(seen, X, y, ball)
+        else:
+            assert theorem1(seen, X, y, ball).shape == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "radii, wider, inside",
+    [
+        ({"w": 0.1}, {"w": 0.1}, True),
+        ({"w": 0.1}, {"w": 0.2, "b": 0.1}, True),
+        ({"w": 0.1, "b": 0.1}, {"w": 0.2}, False),
+        ({"w": 0.3}, {"w": 0.2}, False),
+        ({"w": (0.1, 0.3)}, {"w": 0.2}, False),
+        ({"w": (0.1, 0.2)}, {"w": 0.2}, True),
+        ({"w": torch.tensor([0.1, 0.2])}, {"w": 0.2}, True),
+        ({"w": torch.tensor([0.1, 0.3])}, {"w": torch.tensor([0.2, 0.2])}, False),
+        ({}, {}, True),
+    ],
+)
+def test_which_boxes_of_weights_lie_in_others(radii: Any, wider: Any, inside: bool):
+    assert graph._lies_in(radii, wider) is inside

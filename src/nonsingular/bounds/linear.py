@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import Region, interval_bounds, propagate, region, room
+from nonsingular.bounds.interval import Region, interval_bounds, propagate, region
 from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval

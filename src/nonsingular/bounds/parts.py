@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import Region, propagate, room
+from nonsingular.bounds.interval import Region, propagate
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.bounds.verdicts import STATUSES, Verdicts
 from nonsingular.network.calling import per_sample_logits
 from nonsingular.network.margins import attained, worst_margin
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
