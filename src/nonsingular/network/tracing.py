@@ -1,4 +1,4 @@
-"""tracing.py - what a module does to a batch of inputs, operation by operation, as nodes (network/operators.py).
+"""tracing.py - what a module does to a batch of inputs, operation by operation, as nodes (network/nodes.py).
 
 The module's own Python runs once, on real tensors of a known shape, and every torch function that it calls passes through a
 `TorchFunctionMode`: shapes, asserts and branches on shapes are what they are, hooks and parametrisations run, names of parameters
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import nonsingular.network.contractions  # noqa: F401  # pyright: ignore[reportUnusedImport]  # its rules
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calls import COMPUTED, HEADS, Call, Head, Name, Signal, gathered, rows_alike
 from nonsingular.network.nodes import Input, Map, Node, Sum

@@ -33,15 +33,15 @@ class Interval:
 
 def box_around(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
     """[p - below, p + above] in the dtype of `p`, each end rounded away from `p` or, by default, towards it."""
-    sides = [torch.as_tensor(side, dtype=torch.float64, device=p.device) for side in (below, above)]
-    ends = _cut_ends if p.dtype in _CUT and p.numel() and all(map(_usual, sides)) else _ends
+    down, up = (torch.as_tensor(side, dtype=torch.float64, device=p.device) for side in (below, above))
+    ends = _cut_ends if p.dtype in _CUT and p.numel() and _usual(down) and _usual(up) else _ends
     size = max(1, PIECE * len(p) // p.numel()) if p.dim() and p.numel() else 0
     if not 0 < size < len(p):
-        return Interval(*ends(p, *sides, outward))
-    found = [torch.empty_like(p, memory_format=torch.contiguous_format) for _ in sides]
+        return Interval(*ends(p, down, up, outward))
+    found = [torch.empty_like(p, memory_format=torch.contiguous_format) for _ in range(2)]
     for at in (slice(i, i + size) for i in range(0, len(p), size)):
-        own = (r[at] if r.dim() == p.dim() and len(r) > 1 else r for r in sides)
-        for end, piece in zip(found, ends(p[at], *own, outward), strict=True):
+        below_here, above_here = (r[at] if r.dim() == p.dim() and len(r) > 1 else r for r in (down, up))
+        for end, piece in zip(found, ends(p[at], below_here, above_here, outward), strict=True):
             end[at] = piece
     return Interval(*found)
 
