@@ -47,6 +47,14 @@ class Region:
         return Region(self.graph, Interval(self.x.lo[at], self.x.hi[at]), self.boxes)
 
 
+@dataclass(frozen=True, eq=False)
+class Boxed:
+    """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs."""
+
+    where: Region
+    boxes: Sequence[Interval]
+
+
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     """The network and its ball.
 
