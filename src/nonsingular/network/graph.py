@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import held_at
 from nonsingular.network.calls import Head
+from nonsingular.network.casts import enter_casts, leave_casts
 from nonsingular.network.dense import Dense
 from nonsingular.network.network import Network, network_of, twin
 from nonsingular.network.nodes import Node, Product
 from nonsingular.network.one_logit import unwrapped
-from nonsingular.network.tracing import PROBES, Recorded, enter_casts, leave_casts, record
+from nonsingular.network.tracing import PROBES, Recorded, record
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.radius import Radius, Side, ends
