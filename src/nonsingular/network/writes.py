@@ -20,8 +20,7 @@ def write(ledger: Ledger, c: Called, changed: list[Tensor], written: Any, before
     if not isinstance(written, Tensor) or {memory_of(t) for t in changed} != {memory_of(written)}:
         raise c.refuse("it works in place on an argument where that is not expected")
     old = c.values[id(written)]
-    if isinstance(old, Name) or old is COMPUTED:
-        raise c.refuse("it changes a parameter, or a value computed from one, in place")
+    assert isinstance(old, Signal | Tensor), "a parameter, or what is computed from one, is not written to: tracing.py refused"
     store = ledger.memory(written)
     if isinstance(old, Tensor) and store.before is None:
         assert before is not None
@@ -59,9 +58,7 @@ def _filled(ledger: Ledger, c: Called, written: Tensor, value: Any) -> int:
     if isinstance(value, Signal):
         if value.shape == shape:
             return value.number
-        if len(value.shape) > len(shape):
-            raise c.refuse("it changes the number of dimensions")
-        if len(value.shape) < len(shape):  # torch aligns the last dimensions, so that its batch would meet another one
+        if len(value.shape) != len(shape):  # torch aligns the last dimensions, so that its batch would meet another one
             raise c.refuse("a signal of fewer dimensions would be spread across the batch")
         numbers = torch.arange(torch.Size(value.shape).numel(), device=written.device).view(value.shape)
         return ledger.append(Map(c.name, (value.number,), shape, gathered(numbers.expand(shape).flatten(), shape)))
