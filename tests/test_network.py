@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import nonsingular as ns
 from nonsingular.bounds.theorem import theorem1
-from nonsingular.errors import UnsupportedModel
+from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network import copies, dense, graph, memory, network
 from nonsingular.network.calling import held_at, logits_at, logits_of_each
 from nonsingular.network.dense import dense_chain
 from nonsingular.network.graph import precise, trace_graph
+from nonsingular.network.heads import classifier
 from nonsingular.network.network import Network, network_of
 from nonsingular.threat.perturbation import Perturbation
 
@@ -225,3 +226,40 @@ def test_a_ball_of_weights_is_checked_again_unless_a_wider_one_was():
 )
 def test_which_boxes_of_weights_lie_in_others(radii: Any, wider: Any, inside: bool):
     assert graph._lies_in(radii, wider) is inside
+
+
+def test_outputs_of_a_reading_are_compared_where_both_are_finite():
+    inf, one = torch.tensor([[torch.inf, 0.0]]), torch.tensor([[1.0, 0.0]])
+    graph._compare(inf, one)  # what overflows is no bound
+    graph._compare(torch.cat([inf, one]), torch.cat([one, one]))
+    with pytest.raises(UnsupportedModel, match=r"differ by 0\.048 of"):
+        graph._compare(torch.cat([inf, one]), torch.cat([one, one + torch.tensor([[0.1, 0.0]])]))
+    with pytest.raises(UnsupportedModel, match="differ by inf of"):
+        graph._compare(one, one[:, :1])
+
+
+def test_margins_of_a_model_without_a_graph_are_those_of_its_logits():
+    lower = torch.tensor([[0.0, -1.0, 2.0]])
+    assert graph.lower_outputs(nn.Sequential(plain(), nn.LayerNorm(3)).eval(), X[:1], lower) is lower
+    ahead = graph.lower_outputs(nn.Sequential(plain(), nn.Softmax(1)).eval(), X[:1], lower)
+    assert ahead[0, 0] == 0 and -1 < ahead[0, 1] < 0 < ahead[0, 2] < 1
+
+
+def test_a_probability_of_a_model_that_refuses_far_inputs_is_told_by_those_at_hand():
+    class Near(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.abs().max() < 5, "outside of the domain"
+            return super().forward(x).sigmoid()
+
+    with pytest.raises(InvalidInput, match="a probability of class 1"):  # its sigmoid is not to be seen: it depends on values
+        classifier(Near(nn.Linear(6, 1)).eval(), X)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_moved_as_a_copy():
+    model = plain()
+    weights = {"0.weight": torch.rand(8, 6)}
+    want = held_at(model, weights)(X)
+    scripted = torch.jit.trace(model, X[:2])
+    torch.testing.assert_close(held_at(scripted, weights)(X), want)
+    assert torch.equal(scripted(X), model(X))

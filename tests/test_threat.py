@@ -5,6 +5,7 @@ import math
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -509,3 +510,13 @@ def test_what_is_outside_by_rounding_alone_is_put_onto_the_box():
     assert ball.input_box(x).contains(rounded.check(model, x, ball).x)
     with pytest.raises(AssertionError, match="left the input ball"):
         Perturbation(x + 0.1001).check(model, x, ball)
+
+
+def test_who_knows_one_radius_for_all_elements_says_so():
+    assert JointBall(0.1, 0.0).eps_x_number("square") == 0.1
+    with pytest.raises(InvalidInput, match="square knows one input radius"):
+        JointBall(torch.tensor([0.1, 0.2]), 0.0).eps_x_number("square")
+    with pytest.raises(InvalidInput, match="an array of <U1"):
+        JointBall(np.array(["a", "b"]), 0.0)
+    described = JointBall((0.1, torch.tensor([0.2, 0.3], dtype=torch.float64)), 0.0).describe()["eps_x_per_element"]
+    assert described["below"] == 0.1 and described["above"]["largest"] == 0.3
