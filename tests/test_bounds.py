@@ -341,7 +341,7 @@ def test_best_certifies_what_any_bound_certifies(seed):
     for bound in CHEAPEST_FIRST:
         one = bound(model, x, y, ball)
         undecided = (worst_margin(low, y) <= 0) & (worst_margin(margins(model(x), y), y) > 0)
-        assert (low[undecided] >= one[undecided] - 1e-12).all()  # of other examples with them: the last bits may differ
+        assert (low[undecided] >= one[undecided] - 1e-12).all()  # products of fewer examples may round otherwise
         assert (worst_margin(low, y) > 0)[worst_margin(one, y) > 0].all()
 
 

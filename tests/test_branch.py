@@ -156,3 +156,13 @@ def test_what_has_no_rule_is_refused():
 
     with pytest.raises(UnsupportedModel, match="fft"):
         search(Odd().eval(), torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, 0.1))
+
+
+def test_what_linear_bounds_verify_takes_no_part():
+    model, x, _ = tiny(0)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    ball = JointBall(1e-4, 1e-4)
+    margin = worst_margin(crown(model, x, y, ball), y)
+    assert ((margin > 0) & (margin < 1)).any()
+    assert (search(model, x, y, ball).parts[margin > 0] == 0).all()

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nonsingular.attacks.joint_pgd import joint_pgd
-from nonsingular.bounds import interval as of_interval
 from nonsingular.bounds import linear as of_linear
 from nonsingular.bounds import products
 from nonsingular.bounds.alpha import alpha_crown
@@ -17,6 +16,7 @@ from nonsingular.bounds.interval import interval, interval_bounds, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.errors import InvalidInput
 from nonsingular.models.architectures import conv, mlp, resnet
+from nonsingular.network import memory
 from nonsingular.network.calling import logits_at
 from nonsingular.network.derivatives import by_differentiation
 from nonsingular.network.graph import trace_graph
@@ -187,7 +187,7 @@ def test_no_temporary_outgrows_the_budget(kind, bound, monkeypatch):
     ball = JointBall(0.02, 0.02, moves="all")
     whole = bound(model, x, y, ball)
     with monkeypatch.context() as m, Largest() as seen:
-        m.setattr(of_interval, "MEMORY", 2**20)
+        m.setattr(memory, "BUDGET", 2**20)
         pieces = bound(model, x, y, ball)
     torch.testing.assert_close(pieces, whole)
     if bound is interval:  # one pass over all examples: its boxes are not cut into pieces

@@ -461,9 +461,10 @@ def test_a_known_point_does_not_lead_the_solver_astray():
     assert found.lower[0, 2].item() == pytest.approx(-0.4388613164, abs=CLOSE)
 
 
-def test_decide_finds_the_signs_that_solve_finds():
+@pytest.mark.parametrize("seeds", [range(200, 206), range(206, 230)], ids=["few", "many"])
+def test_decide_finds_the_signs_that_solve_finds(seeds):
     verified = falsified = 0
-    for seed in range(200, 230):
+    for seed in seeds:
         model, x, _, ball = random_case(seed)
         y = model(x).argmax(1)
         whole, short = module.solve(model, x, y, ball), module.decide(model, x, y, ball)
@@ -473,7 +474,7 @@ def test_decide_finds_the_signs_that_solve_finds():
         assert (short.lower <= whole.upper + 1e-9).all() and (short.upper >= whole.lower).all()
         replays(model, x, y, ball, short)
         verified, falsified = verified + int(truth > 0), falsified + int(truth < 0)
-    assert verified > 5 and falsified > 5
+    assert min(verified, falsified) >= len(seeds) // 6
 
 
 def test_certify_takes_it_by_name():

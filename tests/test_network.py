@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import nonsingular as ns
-from nonsingular.errors import UnsupportedModel
-from nonsingular.network import copies, dense, graph, network
+from nonsingular.bounds.theorem import theorem1
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network import copies, dense, graph, memory, network
 from nonsingular.network.calling import held_at, logits_at, logits_of_each
 from nonsingular.network.dense import dense_chain
 from nonsingular.network.graph import precise, trace_graph
+from nonsingular.network.heads import classifier
 from nonsingular.network.network import Network, network_of
 from nonsingular.threat.perturbation import Perturbation
 
@@ -170,3 +172,94 @@ def test_a_buffer_that_is_no_state_and_the_mode_come_back_too():
         moving(X)
     with seen.lent() as again:
         assert again is moving and again.calls == 0 and all(part.training for part in again.modules())
+
+
+def test_boxes_of_weights_are_kept_as_long_as_they_fit_into_an_eighth_of_the_budget(monkeypatch: pytest.MonkeyPatch):
+    seen, params = network_of(plain()), dict(plain().named_parameters())
+    balls = [ns.JointBall(0.1, eps) for eps in (0.01, 0.02, 0.03)]
+    one = 2 * 4 * (6 * 8 + 8 * 3)  # bytes: two ends of two float32 matrices
+    monkeypatch.setattr(memory, "BUDGET", 8 * 2 * one)
+    first, second = (seen.weight_boxes(ball) for ball in balls[:2])
+    assert seen.weight_boxes(ns.JointBall(0.7, 0.01)) is first  # whatever moves the inputs
+    seen.weight_boxes(balls[2])  # in the place of the one that was not asked for the longest
+    assert seen.weight_boxes(balls[0]) is first and seen.weight_boxes(balls[1]) is not second
+    monkeypatch.setattr(memory, "BUDGET", 8 * one - 1)
+    assert seen.weight_boxes(balls[0]) is not seen.weight_boxes(balls[0])
+    for name, box in seen.weight_boxes(balls[1]).items():
+        wide = balls[1].weight_boxes(params, outward=True)[name]
+        assert torch.equal(box.lo, wide.lo) and torch.equal(box.hi, wide.hi)
+
+
+class Jumps(nn.Sequential):
+    """Does something else where a weight has gone far, which torch.fx does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        far = not isinstance(x, torch.fx.Proxy) and bool((self[0].weight - plain()[0].weight).abs().max() > 0.02)
+        return y + torch.arange(3.0) if far else y
+
+
+def test_a_ball_of_weights_is_checked_again_unless_a_wider_one_was():
+    seen, y = network_of(Jumps(*plain()).eval()), torch.zeros(7, dtype=torch.long)
+    for eps, differs in ((0.01, False), (0.05, True), (0.05, True), (0.005, False)):
+        ball = ns.JointBall(0.1, {"0.weight": eps, "2.weight": 0.01})
+        if differs:
+            with pytest.raises(UnsupportedModel, match="do not give the model's outputs"):
+                theorem1(seen, X, y, ball)
+        else:
+            assert theorem1(seen, X, y, ball).shape == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "radii, wider, inside",
+    [
+        ({"w": 0.1}, {"w": 0.1}, True),
+        ({"w": 0.1}, {"w": 0.2, "b": 0.1}, True),
+        ({"w": 0.1, "b": 0.1}, {"w": 0.2}, False),
+        ({"w": 0.3}, {"w": 0.2}, False),
+        ({"w": (0.1, 0.3)}, {"w": 0.2}, False),
+        ({"w": (0.1, 0.2)}, {"w": 0.2}, True),
+        ({"w": torch.tensor([0.1, 0.2])}, {"w": 0.2}, True),
+        ({"w": torch.tensor([0.1, 0.3])}, {"w": torch.tensor([0.2, 0.2])}, False),
+        ({}, {}, True),
+    ],
+)
+def test_which_boxes_of_weights_lie_in_others(radii: Any, wider: Any, inside: bool):
+    assert graph._lies_in(radii, wider) is inside
+
+
+def test_outputs_of_a_reading_are_compared_where_both_are_finite():
+    inf, one = torch.tensor([[torch.inf, 0.0]]), torch.tensor([[1.0, 0.0]])
+    graph._compare(inf, one)  # what overflows is no bound
+    graph._compare(torch.cat([inf, one]), torch.cat([one, one]))
+    with pytest.raises(UnsupportedModel, match=r"differ by 0\.048 of"):
+        graph._compare(torch.cat([inf, one]), torch.cat([one, one + torch.tensor([[0.1, 0.0]])]))
+    with pytest.raises(UnsupportedModel, match="differ by inf of"):
+        graph._compare(one, one[:, :1])
+
+
+def test_margins_of_a_model_without_a_graph_are_those_of_its_logits():
+    lower = torch.tensor([[0.0, -1.0, 2.0]])
+    assert graph.lower_outputs(nn.Sequential(plain(), nn.LayerNorm(3)).eval(), X[:1], lower) is lower
+    ahead = graph.lower_outputs(nn.Sequential(plain(), nn.Softmax(1)).eval(), X[:1], lower)
+    assert ahead[0, 0] == 0 and -1 < ahead[0, 1] < 0 < ahead[0, 2] < 1
+
+
+def test_a_probability_of_a_model_that_refuses_far_inputs_is_told_by_those_at_hand():
+    class Near(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.abs().max() < 5, "outside of the domain"
+            return super().forward(x).sigmoid()
+
+    with pytest.raises(InvalidInput, match="a probability of class 1"):  # its sigmoid is not to be seen: it depends on values
+        classifier(Near(nn.Linear(6, 1)).eval(), X)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_moved_as_a_copy():
+    model = plain()
+    weights = {"0.weight": torch.rand(8, 6)}
+    want = held_at(model, weights)(X)
+    scripted = torch.jit.trace(model, X[:2])
+    torch.testing.assert_close(held_at(scripted, weights)(X), want)
+    assert torch.equal(scripted(X), model(X))

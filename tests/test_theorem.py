@@ -649,3 +649,14 @@ def test_labels_that_do_not_fit_are_refused(labels):
     """One label for two inputs must not be spread over both: the second bound would be built from the first one's zeta."""
     with pytest.raises(InvalidInput):
         theorem1(mlp(nn.ReLU()).eval(), torch.full((2, 4), 0.5), torch.tensor(labels), JointBall(0.1, 0.1))
+
+
+def test_tau_of_one_layer_with_a_radius_for_each_element_by_hand():
+    # rows (1, -2) and (0, 3), radii (.1, .2), eps_W .01:  |1| .1 + |-5| .2 + 2 * .01 (.1 + .2) = 1.106
+    model = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+    found = tau(model, JointBall(torch.tensor([0.1, 0.2]), 0.01, None), (2,))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 1.106], [1.106, 0.0]]).double())
+    with pytest.raises(InvalidInput, match="give the shape of one input"):
+        tau(model, JointBall(torch.tensor([0.1, 0.2]), 0.01, None))

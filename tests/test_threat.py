@@ -5,6 +5,7 @@ import math
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nonsingular.errors import InvalidInput
+from nonsingular.threat import interval as of_boxes
 from nonsingular.threat.ball import SCOPES, JointBall, check_scope
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
@@ -467,6 +469,29 @@ def test_ends_of_boxes_are_the_nearest_numbers_on_their_side(dtype, radius):
             assert high < steps[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-12, 1e-3, 1.0, 1e30])
+def test_ends_of_boxes_that_are_cut_are_those_that_are_found_step_by_step(dtype, scale):
+    """Two ways to round: by cutting bits off, and by looking at the neighbours of the nearest number."""
+    generator = torch.Generator().manual_seed(0)
+    largest, tiny = torch.finfo(dtype).max, torch.finfo(dtype).tiny
+    p = (torch.randn(8, 30, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    p[0, :10] = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, 2.0**-24, largest, -largest, tiny, -tiny], dtype=torch.float64).to(dtype)
+    own = torch.rand(8, 1, generator=generator, dtype=torch.float64) + 1e-9
+    onto = p.double().abs().clamp(2.0**-70, 2.0**100)  # sums of 0, and sums that the dtype has
+    for radius in (2.0**-70, 1e-12, 5e-4, 2.0**-11, 0.5, 3.0, 2.0**100, own, onto, (onto * (1 + 2.0**-52)).clamp(max=2.0**100)):
+        r = torch.as_tensor(radius, dtype=torch.float64)
+        assert of_boxes._usual(r)
+        for outward in (True, False):
+            cut, stepped = (ends(p, r, r, outward) for ends in (of_boxes._cut_ends, of_boxes._ends))
+            assert all(map(torch.equal, cut, stepped))
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-30, 1e35])
+def test_radii_that_would_leave_the_normal_numbers_are_not_cut(radius):
+    assert not of_boxes._usual(torch.tensor(radius, dtype=torch.float64))
+
+
 def test_a_box_smaller_than_the_numbers_leave_room_for_is_a_point_for_attacks_and_covered_by_bounds():
     p = torch.full((3,), 1e6)  # its neighbours are 0.0625 away
     ball = JointBall(0.0, {"p": 0.03})
@@ -485,3 +510,13 @@ def test_what_is_outside_by_rounding_alone_is_put_onto_the_box():
     assert ball.input_box(x).contains(rounded.check(model, x, ball).x)
     with pytest.raises(AssertionError, match="left the input ball"):
         Perturbation(x + 0.1001).check(model, x, ball)
+
+
+def test_who_knows_one_radius_for_all_elements_says_so():
+    assert JointBall(0.1, 0.0).eps_x_number("square") == 0.1
+    with pytest.raises(InvalidInput, match="square knows one input radius"):
+        JointBall(torch.tensor([0.1, 0.2]), 0.0).eps_x_number("square")
+    with pytest.raises(InvalidInput, match="an array of <U1"):
+        JointBall(np.array(["a", "b"]), 0.0)
+    described = JointBall((0.1, torch.tensor([0.2, 0.3], dtype=torch.float64)), 0.0).describe()["eps_x_per_element"]
+    assert described["below"] == 0.1 and described["above"]["largest"] == 0.3

@@ -165,6 +165,14 @@ COMMON = [
     "print(h.shape, end=''); h = h.requires_grad_(False) if h.requires_grad else h",
     "with torch.no_grad(): h = F.relu(h)",
     "h = h[:, torch.arange(6) % 2 == 0].repeat(1, 2)",
+    "h = h[:, :1] * self.v",
+    "h = torch.einsum('...i,ij', x, self.W)",
+    "h = torch.einsum('...,i->...i', h[:, 0], self.v)",
+    "h = F.interpolate(h[:, None], scale_factor=2, mode='linear')[:, 0, ::2]",
+    "h = torch.addmm(self.v, x, self.W, beta=0)",
+    "h = torch.baddbmm(h.new_ones(1, 2, 3), batch1=h.view(-1, 2, 3), batch2=self.T[1].expand(len(h), 3, 3)).flatten(1)",
+    "h = torch.concat([h[:, :3], h[:, 3:]], axis=1)",
+    "h = F.avg_pool1d(h[:, None], 2, 1, 1)[:, 0, :6]",
 ]
 
 
@@ -228,6 +236,64 @@ def test_what_is_not_followed_is_refused_by_name(message):
     model.f.__globals__.update(OTHER=nn.Parameter(torch.ones(9)), KEPT=torch.zeros(6))
     with pytest.raises(UnsupportedModel, match=message):
         trace_graph(model.eval(), (4,))
+
+
+REFUSED_ARGUMENTS = [  # of operations that are known
+    ("use eval mode", "h = F.rrelu(h, training=True)"),
+    ("the negative slope is nan", "h = F.leaky_relu(h, float('nan'))"),
+    ("alpha is -1", "h = F.elu(h, -1.0)"),
+    ("alpha is -1", "h = F.celu(h, -1.0)"),
+    ("the threshold 5", "h = F.softplus(h, 1.0, 5.0)"),
+    ("the wrong way round", "h = torch.clamp(h, 1.0, 0.0)"),
+    ("its limits must be numbers", "h = h.clamp(torch.zeros(6))"),
+    ("only two plain operands", "h = torch.div(h, 2, rounding_mode='floor')"),
+    ("different numbers of dimensions", "t = h.view(-1, 2, 3)[:, :1].expand(-1, 5, 3); h = (h[:, :3] + t).flatten(1)[:, :6]"),
+    ("its factor is 0", "h = torch.add(h, self.v, alpha=0)"),
+    ("different for each example", "h = h + self.W[[0, 1, 2, 3, 0]]"),
+    ("different for each example", "h = torch.cat([h[:, :5], torch.arange(5.0)[:, None]], 1)"),
+    ("different for each example", "h = torch.cat([h[:, :5], self.W[[0, 1, 2, 3, 0], :1]], 1)"),
+    ("different for each example", "h = torch.bmm(h[:, None, :5], self.W[[0, 1, 2, 3, 0], :5, None].expand(5, 5, 6))[:, 0]"),
+    ("only numbers, buffers and signals", "h = torch.where(self.mask, h, self.v)"),
+    ("works across the batch", "h = torch.matmul(torch.ones(5, 5, dtype=x.dtype), h)"),
+    ("works across the batch", "h = torch.einsum('bj,mb->mj', h, torch.ones(5, 5, dtype=x.dtype))"),
+    ("works across the batch", "h = torch.einsum('...bi,ij->...bj', x, self.W)"),
+    ("works across the batch", "h = torch.tril(h)"),
+    ("its product is none of the signal", "h = torch.addmm(h, torch.ones(5, 4, dtype=x.dtype), self.W)"),
+    ("it adds another signal", "h = torch.addmm(h, x, self.W)"),
+    ("only a signal and one parameter", "h = torch.einsum('bi,bi->bi', h, h)"),
+    ("does not keep the batch", "h = h.view(3, -1)[:, :6]"),
+    ("only named dimensions", "h = h - h.amax()"),
+    ("only named dimensions", "h = h - h.amax(0)"),
+    ("mode 'bicubic'", "h = F.interpolate(h.view(-1, 1, 2, 3), scale_factor=2, mode='bicubic').flatten(1)[:, :6]"),
+    ("the divisor is -1", "h = F.avg_pool2d(h.view(-1, 1, 2, 3), 1, divisor_override=-1).flatten(1)"),
+    ("it needs a batch dimension", "h = F.adaptive_avg_pool1d(h, 6)"),
+    ("indices and inputs", "h = F.max_pool1d(h, 1)"),
+    ("it joins along the batch", "h = torch.cat([h, h])[:5]"),
+    ("only signals, constants and parameters", "h = torch.cat([h[:, :5], (2 * self.v).expand(5, 6)[:, :1]], 1)"),
+    ("it pads the batch", "h = F.pad(h, (0, 0, 0, 1))[:5]"),
+    ("an argument besides the first", "h = h.index_select(1, self.v.argsort())"),
+    ("its argument is a softmax", "h = h + torch.softmax(h, 1)"),
+    ("no rule for log at node", "h = h.exp().log() if False else h.log()"),
+    ("it is only known over the classes", "h = torch.softmax(h.view(-1, 2, 3), 1).flatten(1)"),
+    ("it works in place on an argument", "p, q = torch.zeros(2, 5); torch.aminmax(h, dim=1, out=(p, q)); h = h + p[:, None]"),
+    ("use eval mode and running statistics", "h = F.batch_norm(h, torch.zeros(6), torch.ones(6), training=True)"),
+    ("outlives the forward", "w = 2 * self.W; w.add_(1); h = x @ w"),
+    ("it writes a parameter into the signal", "h.copy_(self.v)"),
+    ("different constants for each example", "h.copy_(torch.arange(30.0).view(5, 6))"),
+    ("fewer dimensions", "t = h.view(-1, 2, 3)[:, :1].repeat(1, 5, 1); t.copy_(x[:, :3]); h = t.flatten(1)[:, :6]"),
+    ("not know it in place", "h.sqrt_()"),
+    ("where it writes depends", "h[:, self.v.argmax()] = 0"),
+    ("across the batch", "h[:2] = 0.0"),
+    ("not example by example", "p = torch.zeros(2, 5, 6, dtype=x.dtype); p[0] = h; h = p.sum(0)"),
+    ("writes into the result of softmax", "h = torch.softmax(h, 1); h[:, 0] = 0"),
+    ("writes across the batch", "p = torch.zeros(5, 6, dtype=x.dtype); p.view(-1)[:5] = x[:, 0]; h = h + p"),
+]
+
+
+@pytest.mark.parametrize("message, text", REFUSED_ARGUMENTS)
+def test_arguments_that_no_rule_covers_are_refused_by_name(message, text):
+    with pytest.raises(UnsupportedModel, match=message):
+        trace_graph(Net(statement(text)).eval(), (4,))
 
 
 class Stateful(nn.Module):

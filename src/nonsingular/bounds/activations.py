@@ -71,8 +71,8 @@ def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines
     across = wide & ~inside
     if bool(across.any()):
         at = across.nonzero(as_tuple=True)
-        ends = lo[at], hi[at]
-        (s, b), (t, c) = _best_line(rho, curve, *ends, 1.0), _best_line(rho, curve, *ends, -1.0)
+        part = Interval(lo[at], hi[at])
+        (s, b), (t, c) = _best_line(rho, curve, part, 1.0), _best_line(rho, curve, part, -1.0)
         lower, below, upper, above = (old.index_put(at, new) for old, new in ((lower, s), (below, b), (upper, t), (above, c)))
     return Lines(lower, below - curve.error(hi), upper, above + curve.error(hi))
 
@@ -84,27 +84,24 @@ def _steepness(curve: Curve, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
     return slopes.amin(0), slopes.amax(0)
 
 
-def _best_line(
-    rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, sign: float, slopes: int = 8
-) -> tuple[Tensor, Tensor]:
-    """(slope, offset) of a line below rho (sign 1) or above it (sign -1) on [lo, hi], (n,): of several the best in the middle."""
+def _best_line(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval, sign: float, slopes: int = 8) -> tuple[Tensor, Tensor]:
+    """(slope, offset) of a line below rho (sign 1) or above it (sign -1) on the box z (n,): of several the best in the middle."""
+    lo, hi = z.lo, z.hi
     middle = (lo + hi) / 2
     with torch.no_grad():
         least, most = _steepness(curve, lo, hi)
         grid = torch.linspace(0, 1, slopes, dtype=lo.dtype, device=lo.device)[:, None]
         extra = torch.stack([(rho(hi) - rho(lo)) / (hi - lo), curve.slope_at(middle)])
         s = torch.cat([torch.lerp(least, most, grid), extra])
-        best = (sign * s * middle + _offset(rho, curve, lo, hi, s, sign, halvings=8)).argmax(0)
+        best = (sign * s * middle + _offset(rho, curve, z, s, sign, halvings=8)).argmax(0)
         s = s.gather(0, best[None])[0]
-    return s, sign * _offset(rho, curve, lo, hi, s, sign)
+    return s, sign * _offset(rho, curve, z, s, sign)
 
 
-def _offset(
-    rho: Callable[[Tensor], Tensor], curve: Curve, lo: Tensor, hi: Tensor, s: Tensor, sign: float, halvings: int = 20
-) -> Tensor:
-    """A lower bound of min over [lo, hi] of h(z) = sign (rho(z) - s z), close to it after enough halvings.
+def _offset(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval, s: Tensor, sign: float, halvings: int = 20) -> Tensor:
+    """A lower bound of min over the box z of h(z) = sign (rho(z) - s z), close to it after enough halvings.
 
-    Where h is concave, its minimum is at an end of the piece: lo, hi, or a turn, which ends a convex piece too.
+    Where h is concave, its minimum is at an end of the piece: one of the box, or a turn, which ends a convex piece too.
     Where h is convex on [a, b], bisection keeps h' <= 0 at a (or a in place) and h' >= 0 at b (or b in place), so the minimum
     lies between, and there h(z) >= h(a) + h'(a) (z - a) >= h(a) + min(h'(a), 0) (b - a).
     """
@@ -112,12 +109,12 @@ def _offset(
     def h(z: Tensor) -> Tensor:
         return sign * (rho(z) - s * z)
 
-    found = torch.minimum(h(lo), h(hi))
+    found = torch.minimum(h(z.lo), h(z.hi))
     for i, (start, end) in enumerate(itertools.pairwise((-math.inf, *curve.turns, math.inf))):
         if (curve.convex ^ (i % 2 == 1)) != (sign > 0):
             continue
         with torch.no_grad():
-            a, b = (torch.clamp(t, start, end).expand_as(s) for t in (lo, hi))
+            a, b = (torch.clamp(t, start, end).expand_as(s) for t in (z.lo, z.hi))
             meets = a < b
             for _ in range(halvings):
                 middle = (a + b) / 2

@@ -7,9 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.interval import Region, region, room
+from nonsingular.bounds.interval import Region, region
 from nonsingular.bounds.linear import Choose, hidden_bounds, margin_bounds, pieces
 from nonsingular.network.calling import recording
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Maximum, Product
 from nonsingular.threat.ball import JointBall
 

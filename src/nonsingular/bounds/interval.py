@@ -15,21 +15,10 @@ from nonsingular.network.dense import Dense
 from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
-
-MEMORY = 2**28
-"""Bytes that a bound may take beside the model and the examples, about; larger work is done in pieces.
-
-Set it here (`nonsingular.bounds.interval.MEMORY = 2**32`); it is read at every call.  The bounds stay the same, up to rounding.
-One function of one example is the smallest piece: a few times the largest activation, or the largest kernel.
-"""
-
-
-def room(like: Tensor) -> int:
-    """Numbers of the dtype of `like` that fit into MEMORY."""
-    return MEMORY // like.element_size()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +47,14 @@ class Region:
         return Region(self.graph, Interval(self.x.lo[at], self.x.hi[at]), self.boxes)
 
 
+@dataclass(frozen=True, eq=False)
+class Boxed:
+    """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs."""
+
+    where: Region
+    boxes: Sequence[Interval]
+
+
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     """The network and its ball.
 
@@ -65,9 +62,9 @@ def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     """
     model = classifier(model, x, ball)
     graph = trace_graph(model, x.shape[1:])
-    box, boxes = ball.input_box(x.detach(), outward=True), ball.weight_boxes(graph.params, outward=True)
+    box, boxes = ball.input_box(x.detach(), outward=True), model.weight_boxes(ball)
     check_labels(y, len(x), graph.nodes[-1].shape[0])
-    check_graph(graph, model, box, boxes, x.detach())
+    check_graph(graph, model, x, box, ball)
     return Region(graph, box, boxes)
 
 
@@ -99,12 +96,7 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
         case Product():
             y = z[0]
             if node.weight is not None:
-                w = where.box(node.weight)
-                minus = _negative(w)
-                y = Interval(
-                    lowest_product(node.apply, w, y, node.dense),
-                    -lowest_product(node.apply, minus, y, node.dense),  # max w z = - min (-w) z
-                )
+                y = product(node.apply, where.box(node.weight), y, node.dense)
             if node.bias is not None:
                 b = where.box(node.bias)
                 y = Interval(y.lo + node.spread(b.lo), y.hi + node.spread(b.hi))
@@ -134,20 +126,29 @@ def _range(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Interv
     return Interval(lo - curve.error(z.hi), hi + curve.error(z.hi))
 
 
-def _negative(box: Interval) -> Interval:
-    low = -box.hi
-    return Interval(low, low if box.lo is box.hi else -box.lo)
-
-
 def _scaled(c: Tensor | float, z: Interval) -> Interval:
     a, b = c * z.lo, c * z.hi
     return Interval(torch.minimum(a, b), torch.maximum(a, b))
 
 
-def lowest_product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: Interval, dense: bool = False) -> Tensor:
-    """A lower bound of apply(z, w) over both boxes, each product of one element of z and one of w at its own worst corner.
+def product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: Interval, dense: bool) -> Interval:
+    """The box of apply(z, w) over both boxes, each product of one element of z and one of w at its own worst corner.
 
-    With w in [a, b] and z in [l, u], and t+ = max(t, 0), t- = min(t, 0):
+    With w in [a, b] and z in [l, u], and t+ = max(t, 0), t- = min(t, 0), where a = b or l >= 0:
+
+        a+ l + a- u  <=  w z  <=  b+ u + b- l             exact
+    """
+    if w.lo is w.hi or bool((z.lo >= 0).all()):
+        return Interval(
+            apply(z.lo, w.lo.clamp(min=0)) + apply(z.hi, w.lo.clamp(max=0)),
+            apply(z.hi, w.hi.clamp(min=0)) + apply(z.lo, w.hi.clamp(max=0)),
+        )
+    low = _lowest_product(apply, w, z, dense)
+    return Interval(low, -_lowest_product(apply, Interval(-w.hi, -w.lo), z, dense))  # max w z = - min (-w) z
+
+
+def _lowest_product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: Interval, dense: bool) -> Tensor:
+    """The lower ends.  With w in [a, b] and z in [l, u]:
 
         w z  >=  a+ l+ + b+ l- + a- u+ + b- u-            exact, except where both w and z may have either sign:
         there the sum counts b l + a u, the exact minimum is min(b l, a u) = b l + a u + min(b |l|, |a| u)
@@ -155,8 +156,6 @@ def lowest_product(apply: Callable[[Tensor, Tensor], Tensor], w: Interval, z: In
     `dense` (apply is F.linear) uses the exact one.
     """
     a, b, lo, hi = w.lo, w.hi, z.lo, z.hi
-    if w.lo is w.hi or bool((lo >= 0).all()):
-        return apply(lo, a.clamp(min=0)) + apply(hi, a.clamp(max=0))
     b_up, a_down, hi_up, lo_down = b.clamp(min=0), a.clamp(max=0), hi.clamp(min=0), lo.clamp(max=0)
     low = (
         apply(lo.clamp(min=0), a.clamp(min=0))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import Region, interval_bounds, propagate, region, room
+from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
@@ -166,7 +167,7 @@ def alive(where: Region, number: int) -> int:
 
 def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes) -> Tensor:
     """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
-    return lowest_over(where.x, *pull_back(where, boxes, number, A, choose))
+    return lowest_over(where.x, *pull_back(Boxed(where, boxes), number, A, choose))
 
 
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
 
 
 def pull_back(
-    where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes,
+    inside: Boxed, number: int, A: Tensor, choose: Choose = default_slopes,
     penalties: Mapping[int, Tensor] | None = None, heard: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(coefficients (S, B or 1, *input), offset (S, B)) of a linear function of the input below A times node `number`.
@@ -183,6 +184,7 @@ def pull_back(
     penalties: node -> coefficients m (S or 1, B, *shape) with m z <= 0 wherever the bound has to hold: adding m z keeps it below.
     heard: filled with the coefficients that reach each node.
     """
+    where, boxes = inside.where, inside.boxes
     nodes = where.graph.nodes
     found: dict[int, Tensor] = {number: A}
     total = A.new_zeros(len(A), len(where.x.lo))

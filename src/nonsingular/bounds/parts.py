@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.activations import lines
-from nonsingular.bounds.interval import Region, propagate, room
+from nonsingular.bounds.interval import Boxed, Region, propagate
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.bounds.verdicts import STATUSES, Verdicts
 from nonsingular.network.calling import per_sample_logits
 from nonsingular.network.margins import attained, worst_margin
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
@@ -73,10 +74,6 @@ class _Parts:
     @staticmethod
     def join(parts: Sequence[_Parts]) -> _Parts:
         return _Parts(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Parts)))
-
-
-_Relaxed = tuple[Region, list[Interval]]
-"""The region of each part, and the boxes of all nodes there."""
 
 
 class Search:
@@ -254,15 +251,15 @@ class Search:
         self._try(best)
         return best
 
-    def _lowest(self, parts: _Parts, relaxed: _Relaxed, slope: Tensor, multiplier: Tensor) -> Tensor:
+    def _lowest(self, parts: _Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor) -> Tensor:
         """(N,) bounds of the parts."""
-        return lowest_over(relaxed[0].x, *self._pull(parts, relaxed, slope, multiplier))[0]
+        return lowest_over(relaxed.where.x, *self._pull(parts, relaxed, slope, multiplier))[0]
 
     def _pull(
-        self, parts: _Parts, relaxed: _Relaxed, slope: Tensor, multiplier: Tensor, heard: dict[int, Tensor] | None = None
+        self, parts: _Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor, heard: dict[int, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """A linear function of the input below the margin of each part."""
-        where, boxes = relaxed
+        where = relaxed.where
         last = len(where.graph.nodes) - 1
         one = torch.eye(self.lower.shape[1], dtype=slope.dtype, device=slope.device)
         A = (one[self.y[parts.example]] - one[parts.other])[None]
@@ -273,13 +270,13 @@ class Search:
             node = cast(Activation, where.graph.nodes[at])
             return slopes[node.inputs[0]].clamp(min=node.slope)[None]
 
-        return pull_back(where, boxes, last, A, choose, {i: p[None] for i, p in penalties.items()}, heard)
+        return pull_back(relaxed, last, A, choose, {i: p[None] for i, p in penalties.items()}, heard)
 
     def _unflatten(self, values: Tensor) -> list[Tensor]:
         sizes = [self._flat(i).shape[1] for i in self.split]
         return [v.view(-1, *self.boxes[i].lo.shape[1:]) for i, v in zip(self.split, values.split(sizes, 1), strict=True)]
 
-    def _relaxed(self, parts: _Parts) -> _Relaxed:
+    def _relaxed(self, parts: _Parts) -> Boxed:
         """The region of each part, its boxes cut to the signs."""
         at = parts.example
         where = Region(self.where.graph, Interval(self.where.x.lo[at], self.where.x.hi[at]), self.where.boxes)
@@ -289,13 +286,13 @@ class Search:
             boxes[i] = Interval(torch.where(sign > 0, lo.clamp(min=0), lo), torch.where(sign < 0, hi.clamp(max=0), hi))
         for i, node in self.hinges.items():
             boxes[i] = propagate(node, where, boxes)
-        return where, boxes
+        return Boxed(where, boxes)
 
     def _losses(self, parts: _Parts) -> Tensor:
         """(N, neurons) how far the two lines of each hinge may be off, weighted by the coefficient that reaches it."""
         heard: dict[int, Tensor] = {}
         relaxed = self._relaxed(parts)
-        boxes = relaxed[1]
+        boxes = relaxed.boxes
         self._pull(parts, relaxed, parts.slope, parts.multiplier, heard)
         slopes = dict(zip(self.split, self._unflatten(parts.slope), strict=True))
         losses = {i: torch.zeros_like(boxes[i].lo) for i in self.split}
@@ -340,7 +337,8 @@ class Search:
     def _relaxed_point(self, parts: _Parts) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs (N, *input) and weights (N, *shape) at the ends that the coefficients of the relaxation point to."""
         heard: dict[int, Tensor] = {}
-        where, boxes = relaxed = self._relaxed(parts)
+        relaxed = self._relaxed(parts)
+        where, boxes = relaxed.where, relaxed.boxes
         A, _ = self._pull(parts, relaxed, parts.slope, parts.multiplier, heard)
         slopes = {
             n: torch.zeros(len(parts), *p.shape, dtype=A.dtype, device=A.device)

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.bounds.interval import Region, room
+from nonsingular.bounds.interval import Region
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.interval import Interval
 

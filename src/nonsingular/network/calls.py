@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network.nodes import Parameter
+from nonsingular.network.nodes import Node, Parameter
 
 Head = Literal["softmax", "log_softmax"]
 HEADS = ("softmax", "log_softmax", "log")
@@ -55,6 +55,10 @@ class Call:
         return UnsupportedModel(
             f"no rule for {called.strip('_') if called.startswith('__') else called} at node '{self.name}': {why}"
         )
+
+
+Rules = dict[Any, Callable[[Call], list[Node]]]
+"""Operation, by function or name -> the nodes of a call: its arguments are values already, except signals and parameters."""
 
 
 def entire(w: Tensor) -> Tensor:

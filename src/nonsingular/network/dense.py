@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import UnsupportedModel
+from nonsingular.network.casts import enter_casts, leave_casts
 from nonsingular.network.copies import duplicate
 from nonsingular.network.network import Network
 from nonsingular.network.one_logit import HEAD, OneLogit
-from nonsingular.network.tracing import enter_casts, leave_casts
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.radius import Radius
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -13,16 +13,20 @@ from torch import Tensor, nn
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.calling import held_at
 from nonsingular.network.calls import Head
+from nonsingular.network.casts import enter_casts, leave_casts
 from nonsingular.network.dense import Dense
 from nonsingular.network.network import Network, network_of, twin
 from nonsingular.network.nodes import Node, Product
 from nonsingular.network.one_logit import unwrapped
-from nonsingular.network.tracing import PROBES, Recorded, enter_casts, leave_casts, record
+from nonsingular.network.tracing import PROBES, Recorded, record
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
+from nonsingular.threat.radius import Radius, Side, ends
 
 POINTS = 16
 """Examples at which a graph and its module are compared with moved inputs and weights."""
+KEPT = 16
+"""Balls of weights that are known to have been checked, of those of which none lies in another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,21 +163,26 @@ def lower_outputs(model: nn.Module, x: Tensor, lower: Tensor) -> Tensor:
         return lower
 
 
-def check_graph(graph: Graph, model: nn.Module, x: Interval, boxes: Mapping[str, Interval], at: Tensor) -> None:
-    """Compares a graph with its module at the examples `at` (B, *input) and, for POINTS of these, at points of their ball.
+Ours = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""(weights that moved, by name, inputs (B, *input)) -> (B, K) outputs, as they were read off the module."""
 
-    x: their input boxes.  boxes: of the parameters that move.  The points: corners of all boxes, and points within.
-    Raises UnsupportedModel where they differ by more than rounding.  Cost: two forward passes of the examples, four of POINTS.
+
+def check_graph(graph: Graph, model: nn.Module, x: Tensor, box: Interval, ball: JointBall) -> None:
+    """Compares a graph with its module at the examples x (B, *input) and, for POINTS of these, at a point of the ball.
+
+    box: of the examples in the ball.  The weights stay where they are if they moved before, for a ball around this network in
+    which this one lies.
+    Raises UnsupportedModel where the two differ by more than rounding.  Cost: two forward passes of the examples, two of POINTS.
     """
 
     def ours(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return replace(graph, params={**graph.params, **weights}).outputs(x)
 
-    _check(ours, model, x, boxes, at)
+    _check(ours, check_graph, network_of(model), x.detach(), box, ball)
 
 
 def check_chain(net: Dense, model: nn.Module | Dense, x: Tensor, ball: JointBall) -> None:
-    """As `check_graph`, for the chain of a dense network and the examples x (B, *input) of a ball."""
+    """As `check_graph`, for the chain of a dense network."""
     if isinstance(model, Dense):
         return
 
@@ -182,37 +191,51 @@ def check_chain(net: Dense, model: nn.Module | Dense, x: Tensor, ball: JointBall
         shifted = tuple(b if n is None else weights.get(n, b) for n, b in zip(net.bias_names, net.biases, strict=True))
         return replace(net, weights=moved, biases=shifted)(x)
 
-    _check(ours, model, ball.input_box(x.detach()), ball.weight_boxes(net.params), x.detach())
+    _check(ours, check_chain, network_of(model), x.detach(), ball.input_box(x.detach()), ball)
 
 
-def _check(
-    ours: Callable[[Mapping[str, Tensor], Tensor], Tensor],
-    model: nn.Module,
-    x: Interval,
-    boxes: Mapping[str, Interval],
-    at: Tensor,
-) -> None:
+def _check(ours: Ours, kind: Hashable, still: Network, at: Tensor, box: Interval, ball: JointBall) -> None:
+    """kind: of reading.  What was checked of one says nothing of another."""
     if not len(at):
         return
-    still = network_of(model)
     generator = torch.Generator(at.device).manual_seed(len(at))
     few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # of few examples each several times
+    radii = ball.radii(dict(still.named_parameters()))
+    before = still.once((kind, at.shape[1:], type(ball)), list[dict[str, Radius]])
+    boxes = {} if any(_lies_in(radii, wider) for wider in before) else still.weight_boxes(ball)
 
-    def some(box: Interval, corner: bool) -> Tensor:
-        u = torch.rand(box.lo.shape, generator=generator, dtype=box.lo.dtype, device=box.lo.device)
-        return torch.where(u < 0.5, box.lo, box.hi) if corner else torch.lerp(box.lo, box.hi, u)
+    def some(box: Interval) -> Tensor:
+        """A point of the box: a quarter of its elements at each end, the others between."""
+        first, *others = box.lo.shape or (1,)
+        a, b = (
+            torch.rand(shape, generator=generator, dtype=box.lo.dtype, device=box.lo.device)
+            for shape in ((first, *[1] * len(others)), others)
+        )
+        u = (a + b).frac_().view_as(box.lo)  # each uniform in [0, 1), from few draws
+        return torch.lerp(box.lo, box.hi, u.mul_(2).sub_(0.5).clamp_(0, 1))
 
     with torch.inference_mode(False), torch.no_grad():
         _compare(ours({}, at), still(at.clone()))
         if isinstance(still, _Cast):  # where its forward depends on the type of its inputs
             theirs = still.original(at[few].to(still.own))
             _compare(ours({}, at[few]), theirs.to(at.dtype), torch.finfo(still.own).eps ** 0.25)
-        for corner in (True, False):
-            point = some(Interval(x.lo[few], x.hi[few]), corner)
-            if corner:
-                point[0], point[-1] = x.lo[few[0]], x.hi[few[-1]]
-            weights = {n: some(box, corner) for n, box in boxes.items()}
-            _compare(ours(weights, point), held_at(still, weights)(point.clone()))
+        point, weights = some(Interval(box.lo[few], box.hi[few])), {n: some(moving) for n, moving in boxes.items()}
+        point[0], point[-1] = box.lo[few[0]], box.hi[few[-1]]
+        _compare(ours(weights, point), held_at(still, weights)(point.clone()))
+    if boxes:
+        before[:] = [*(narrower for narrower in before if not _lies_in(narrower, radii)), radii][-KEPT:]
+
+
+def _lies_in(radii: Mapping[str, Radius], wider: Mapping[str, Radius]) -> bool:
+    """Whether a box of weights lies in another one around the same weights."""
+
+    def no_larger(a: Side, b: Side) -> bool:
+        return a <= b if isinstance(a, float) and isinstance(b, float) else bool((torch.as_tensor(a) <= torch.as_tensor(b)).all())
+
+    return all(
+        name in wider and all(no_larger(a, b) for a, b in zip(ends(radius), ends(wider[name]), strict=True))
+        for name, radius in radii.items()
+    )
 
 
 def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""memory.py - what to do when memory runs out: half as many examples at a time."""
+"""memory.py - how much memory work may take, and what to do when it runs out: half as many examples at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger("nonsingular")
 
 T = TypeVar("T")
+
+BUDGET = 2**28
+"""Bytes that work may take beside the model and the examples, about; larger work is done in pieces.
+
+Set it here (`nonsingular.network.memory.BUDGET = 2**32`); it is read at every call.  Results stay the same, up to rounding.
+One function of one example is the smallest piece of a bound: a few times the largest activation, or the largest kernel.
+"""
+
+
+def room(like: Tensor) -> int:
+    """Numbers of the dtype of `like` that fit into BUDGET."""
+    return BUDGET // like.element_size()
 
 
 def halving(run: Callable[[int], T], size: int) -> T:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network import memory
 from nonsingular.network.copies import duplicate
 from nonsingular.network.one_logit import Adapter, OneLogit
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 T = TypeVar("T")
 
@@ -28,12 +31,13 @@ class Network(Adapter):
 
     told: tuple[str, ...]
     _found: dict[Hashable, Any]
+    _boxes: dict[Hashable, Mapping[str, Interval]]
     _spare: list[nn.Module]
 
     def __init__(self, inner: nn.Module, told: tuple[str, ...] = ()) -> None:
         """inner: a copy that nobody else has (`twin`)."""
         super().__init__(inner)
-        self.keep(told=told, _found={}, _spare=[])
+        self.keep(told=told, _found={}, _boxes={}, _spare=[])
 
     def __repr__(self) -> str:
         return repr(self.inner)
@@ -54,6 +58,21 @@ class Network(Adapter):
             raise type(found)(*found.args) from found.__cause__
         return cast(T, found)
 
+    def weight_boxes(self, ball: JointBall) -> Mapping[str, Interval]:
+        """The boxes that cover a ball of weights, as of `JointBall.weight_boxes`, not to be written to.
+
+        They are asked for at every batch of examples; those asked for last are kept, in an eighth of the budget of memory.
+        """
+        key = type(ball), ball.of_weights
+        boxes = self._boxes.pop(key, None)
+        if boxes is None:
+            with torch.inference_mode(False):
+                boxes = ball.weight_boxes(dict(self.named_parameters()), outward=True)
+        self._boxes[key] = boxes  # as the youngest
+        while self._boxes and sum(map(_bytes, self._boxes.values())) > memory.BUDGET // 8:
+            del self._boxes[next(iter(self._boxes))]
+        return boxes
+
     @contextmanager
     def lent(self, weights: Mapping[str, Tensor] | None = None) -> Generator[nn.Module]:
         """A copy whose parameters may be moved in place meanwhile, by name at `weights` to begin with.  Returned as it was."""
@@ -70,6 +89,10 @@ class Network(Adapter):
             for name, part in moving.named_modules():
                 part.training = own[name].training if name in own else part.training
             self._spare.append(moving)
+
+
+def _bytes(boxes: Mapping[str, Interval]) -> int:
+    return sum(2 * box.lo.nbytes for box in boxes.values())
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ and every W' with |W' - W| <= eps_w, element by element, together; here any box 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -95,9 +95,14 @@ class JointBall:
 
     def _key(self) -> tuple[Any, ...]:
         """What makes two balls the same, without tensors."""
+        return tuple(map(comparable, ends(self.eps_x))), self.domain, self.of_weights
+
+    @property
+    def of_weights(self) -> Hashable:
+        """A value that is equal for balls with the same boxes of weights."""
         eps_w = self.eps_w
         named = frozenset((n, *map(comparable, ends(r))) for n, r in eps_w.items()) if isinstance(eps_w, Mapping) else eps_w
-        return tuple(map(comparable, ends(self.eps_x))), named, self.domain, self.moves, self.relative
+        return named, self.moves, self.relative
 
     def __reduce__(self) -> tuple[Any, ...]:
         eps_w = dict(self.eps_w) if isinstance(self.eps_w, Mapping) else self.eps_w

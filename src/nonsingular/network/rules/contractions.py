@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonsingular.network.calls import Call, Name, Signal, View, parameter, rows_alike
+from nonsingular.network.calls import Call, Name, Rules, Signal, View, parameter, rows_alike
 from nonsingular.network.derivatives import of_matmul
 from nonsingular.network.nodes import Node, Product, Sum
-from nonsingular.network.operators import RULES, linear, plus
+from nonsingular.network.rules.affine import linear
+from nonsingular.network.rules.arithmetic import plus
 
 
 def _matmul(call: Call) -> list[Node]:
@@ -107,11 +108,9 @@ def _einsum(call: Call) -> list[Node]:
     return [Product(call.name, (z.number,), call.out, apply, weight, None, lambda b: b)]
 
 
-RULES.update(
-    {
-        **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
-        "rmatmul": lambda call: _product(call, call.args[1], call.args[0]),
-        **dict.fromkeys(("addmm", "baddbmm"), _added),
-        "einsum": _einsum,
-    }
-)
+RULES: Rules = {
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
+    "rmatmul": lambda call: _product(call, call.args[1], call.args[0]),
+    **dict.fromkeys(("addmm", "baddbmm"), _added),
+    "einsum": _einsum,
+}

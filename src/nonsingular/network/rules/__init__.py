@@ -1,0 +1,1 @@
+"""How calls of torch become nodes, a table for each family; network/operators.py joins them."""
