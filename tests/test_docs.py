@@ -48,6 +48,8 @@ def test_python_in_the_pages_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), re.S)
     assert blocks
     for number, code in enumerate(blocks):
+        if code.startswith(("# src/", "# an entry of ")):  # tests/test_extending.py puts these where they say
+            continue
         exec(compile(code, f"docs/{page}.md, block {number}", "exec"), space)
 
 

@@ -47,6 +47,10 @@ class UnsupportedModel(InvalidInput):
     """The model contains something that a method has no rule for; the message names the node and the operation."""
 
 
+class NotInBall(InvalidInput, AssertionError):
+    """What an attack returned has another shape, or lies outside its ball: the attack is wrong."""
+
+
 class SoundnessError(AssertionError):
     """An attack reached a margin below a certified lower bound: one of the two is wrong, and no number of the run can be trusted.
 

@@ -71,6 +71,14 @@ class Attack(Entry):
     dense: bool = False
     card: Card = field(default=OTHER, compare=False)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        point = super().__call__(*args, **kwargs)
+        if not hasattr(point, "check"):
+            raise InvalidInput(
+                f"the attack '{self.name}' returned a {type(point).__name__}; return nonsingular.Perturbation(x, weights, scope)"
+            )
+        return point
+
 
 @dataclass(frozen=True)
 class Bound(Entry):

@@ -12,7 +12,7 @@ from nonsingular.errors import InvalidInput
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, models or data.")], /) -> None:
+def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, faults, models or data.")], /) -> None:
     """The names that settings take, one a line, with what each is, who shares W' or what it is a bound of, and its source."""
     from nonsingular import catalog
 
@@ -20,6 +20,7 @@ def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, mode
         "attacks": lambda: {name: _card(catalog.ATTACKS[name].card) for name in catalog.ATTACKS},
         "bounds": lambda: {name: _card(catalog.BOUNDS[name].card) for name in catalog.BOUNDS},
         "objectives": lambda: {name: catalog.described(catalog.OBJECTIVES, name) for name in catalog.OBJECTIVES},
+        "faults": lambda: {name: catalog.described(catalog.FAULTS, name) for name in catalog.FAULTS},
         "models": lambda: {name: catalog.described(catalog.MODELS, name) for name in catalog.MODELS},
         "data": _data_sets,
     }

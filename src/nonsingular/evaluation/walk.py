@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nonsingular.errors import NotInBall
 from nonsingular.evaluation.certified import margins_of
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.network.calling import logits_at
@@ -130,7 +131,7 @@ def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | N
 
     point = halving(run, len(case)) if method.scope == "sample" else run(len(case))
     if point.weights and point.scope != method.scope:
-        raise AssertionError(f"the attack returned W' of scope {point.scope}, not {method.scope}")
+        raise NotInBall(f"the attack '{method.attack.name}' returned W' of scope {point.scope}; it was asked for {method.scope}")
     return point, logits_at(case.network, point)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from nonsingular.errors import NotInBall
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
 
@@ -46,22 +47,30 @@ class Perturbation:
         """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
 
         What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
-        Raises AssertionError if a tensor has another shape or has left its box: a fault of the attack, never of the user.
+        Raises NotInBall if a tensor has another shape or has left its box: a fault of the attack.
         """
         params = dict(model.named_parameters())
         boxes = ball.weight_boxes(params)
         own = (len(x),) if self.scope == "sample" else ()
-        inputs = None if self.x.shape != x.shape else _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
+        if self.x.shape != x.shape:
+            raise NotInBall(
+                f"the attack returned x' of shape {tuple(self.x.shape)}; give the shape of the inputs, {tuple(x.shape)}"
+            )
+        inputs = _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
         if inputs is None:
-            raise AssertionError(f"the attack left the input ball (x' has shape {tuple(self.x.shape)}, x {tuple(x.shape)})")
+            raise NotInBall("the attack left the input ball; clamp x' to ball.input_box(x)")
         if fixed := sorted(set(self.weights) - set(boxes)):
-            raise AssertionError(f"the attack moved {fixed}, which the ball holds fixed")
+            raise NotInBall(f"the attack moved {fixed}, which the ball holds fixed; it may move {sorted(boxes)}")
         found: dict[str, Tensor] = {}
         for name, w in self.weights.items():
-            shaped = w.shape == (*own, *params[name].shape)
-            inside = _within(w, boxes[name], partial(_wide, ball, params, name)) if shaped else None
+            if w.shape != (wanted := (*own, *params[name].shape)):
+                who = "each example has its own W'" if own else "all examples share one W'"
+                raise NotInBall(
+                    f"the attack returned '{name}' with shape {tuple(w.shape)}; in scope {self.scope} {who}: give {tuple(wanted)}"
+                )
+            inside = _within(w, boxes[name], partial(_wide, ball, params, name))
             if inside is None:
-                raise AssertionError(f"the attack left the weight ball at {name} (shape {tuple(w.shape)}, scope {self.scope})")
+                raise NotInBall(f"the attack left the weight ball at '{name}'; clamp it to ball.weight_boxes(params)['{name}']")
             found[name] = inside
         same = inputs is self.x and all(w is self.weights[name] for name, w in found.items())
         return self if same else Perturbation(inputs, found, self.scope)
