@@ -63,9 +63,9 @@ from nonsingular.settings import (
     ReproduceSettings,
     TrainSettings,
     checked,
-    read_config,
     to_yaml,
 )
+from nonsingular.untrusted import read_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 import crafted

@@ -200,7 +200,7 @@ def test_what_is_certified_over_the_box_holds_for_the_rounded_network(seed, per_
     proven = 0
     for bits in (5, 6, 8):
         fault = UniformRounding(bits, per_channel, moves="all")
-        certificate = ns.certify(model, x, y, fault.ball(params, eps_x=0.01), method="crown")
+        certificate = ns.certify(model, x, y, fault.ball(params, eps_x=0.01), bound="crown")
         rounded = fault(params)
         proven += int(certificate.verified.sum())
         for draw in range(5):

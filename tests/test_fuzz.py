@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from nonsingular.data.datasets import Split, load
 from nonsingular.errors import InvalidInput
 from nonsingular.results.files import Log
-from nonsingular.settings import EvaluateSettings, checked, read_config, to_yaml
+from nonsingular.settings import EvaluateSettings, checked, to_yaml
+from nonsingular.untrusted import read_config
 
 fuzz = pytest.importorskip("fuzz")
 

@@ -44,8 +44,8 @@ from nonsingular.report.summary import read
 from nonsingular.report.table import model_table
 from nonsingular.results.gates import Checked, Gate, junit
 from nonsingular.results.surface import CONFIG, RESULTS, WEIGHTS, Cell, pack
-from nonsingular.settings import EvaluateSettings, TrainSettings, checked, read_config, to_yaml
-from nonsingular.untrusted import is_identifier, is_path
+from nonsingular.settings import EvaluateSettings, TrainSettings, checked, to_yaml
+from nonsingular.untrusted import is_identifier, is_path, read_config
 
 fuzz = pytest.importorskip("fuzz")
 CALL = crafted.CALL

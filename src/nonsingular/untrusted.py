@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from nonsingular.errors import InvalidInput
 
@@ -192,3 +193,45 @@ def archived(files: Iterable[tuple[str, bytes]]) -> io.BytesIO:
             archive.writestr(zipfile.ZipInfo(name), data)
     stream.seek(0)
     return stream
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------------
+
+LARGEST_CONFIG = 2**18
+"""Bytes of a config file."""
+DEEPEST = 20
+"""Values within values of a config file."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, nine lines of which can stand for a billion values, and without deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"it refers to another place with *{self.peek_event().anchor}; write the value out")
+        if self.depth == DEEPEST:
+            raise yaml.YAMLError(f"it nests values {DEEPEST} deep; settings are flat")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML or JSON mapping.  Raises InvalidInput if the file is missing or is no mapping."""
+    try:
+        if (size := path.stat().st_size) > LARGEST_CONFIG:
+            raise InvalidInput(f"{path} is {size:,} bytes long; a config file of at most {LARGEST_CONFIG:,} is read")
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except InvalidInput:
+        raise
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no config file {path}") from None
+    except (OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as e:
+        # yaml raises the plain ones for scalars such as 2001-99-99, and for deep nesting
+        raise InvalidInput(f"{path} cannot be read as YAML: {(str(e) or type(e).__name__).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{path} holds {type(values).__name__}; a config file is a mapping of settings to values")
+    return values

@@ -35,8 +35,8 @@ from nonsingular.settings import (
     ReproduceSettings,
     TrainSettings,
     checked,
-    read_config,
 )
+from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
     TrainFlags = EvaluateFlags = CertifyFlags = ReproduceFlags = Any

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from nonsingular.errors import InvalidInput
-from nonsingular.settings import GridSettings, Settings, checked, read_config, to_yaml
+from nonsingular.settings import GridSettings, Settings, checked, to_yaml
+from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
     from nonsingular.runs.engine import Workplace

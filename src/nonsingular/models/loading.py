@@ -34,7 +34,8 @@ from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import REFUSED, StateDicts, kind_of, read_tensors, read_weights
 from nonsingular.network.copies import duplicate
 from nonsingular.results.surface import CONFIG, WEIGHTS
-from nonsingular.settings import TrainSettings, checked, read_config
+from nonsingular.settings import TrainSettings, checked
+from nonsingular.untrusted import read_config
 
 FORMS = (
     "file.py:function, package.module:function, an .onnx or .pt2 file, torchvision:name or timm:name, "

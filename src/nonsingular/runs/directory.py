@@ -25,7 +25,8 @@ from filelock import FileLock, Timeout
 from nonsingular.errors import InvalidInput
 from nonsingular.results.files import write_atomic
 from nonsingular.results.surface import CONFIG, FORMAT, RESULTS, Surface
-from nonsingular.settings import Settings, checked, read_config, to_yaml
+from nonsingular.settings import Settings, checked, to_yaml
+from nonsingular.untrusted import read_config
 
 LOCK = ".lock"
 PATIENCE = 5.0

@@ -31,7 +31,8 @@ from nonsingular.runs.reproduce import judged
 from nonsingular.runs.verification import PAIRS, SURVIVORS, Verification, short
 from nonsingular.runs.verify_again import attack_survivors, prove_again, prove_fronts
 from nonsingular.runs.verify_outcomes import check_perturbations
-from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, read_config, with_new_names
+from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, with_new_names
+from nonsingular.untrusted import read_config
 
 
 @dataclass(frozen=True)
