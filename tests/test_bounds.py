@@ -19,7 +19,7 @@ from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.best import CHEAPEST_FIRST, best
 from nonsingular.bounds.interval import Region, interval, interval_bounds, propagate, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
-from nonsingular.bounds.rounding import rounding
+from nonsingular.bounds.rounding import _terms, rounding
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import mlp
 from nonsingular.network import memory
@@ -656,3 +656,10 @@ def test_rounding_covers_what_float32_does_to_every_kind_of_node():
         assert (off < 0.1).all()
         for bound in (interval, crown):
             assert ((bound(model, x, y, ball) - bound(double, x.double(), y, ball)).abs().amax(1) <= off).all()
+
+
+def test_terms_of_sums_by_hand():
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 5)).eval()
+    where = region(model, torch.rand(1, 2, 3, 3), torch.tensor([0]), JointBall(0.1, 0.1))
+    # weights over the smaller of their first two sides: 24 / 2 for the 8 terms of the convolution, 15 / 3 for the 3 of Linear
+    assert [_terms(node, where) for node in where.graph.nodes[1:]] == [12, 1, 4, 1, 5]
