@@ -2,8 +2,8 @@
 
     python benchmarks/mutants.py --count 100 --seed 0
 
-Mutants are drawn at random from all of bounds/*.py; each runs the focused tests until the first fails or `--seconds` are over,
-which counts as found.  Lists those that no test finds: each is a missing test, or a change without consequence.
+Mutants are drawn at random from all of bounds/*.py; each runs the focused tests until the first fails, or `--seconds` are over
+(`slow`, counted apart: on a busy machine it says little).  Those that live are missing tests, or changes without consequence.
 No target: information only.
 """
 
@@ -65,8 +65,8 @@ def mutated(source: str, number: int) -> tuple[str, str]:
     return ast.unparse(tree), f"{line}: {ast.unparse(before)} -> {ast.unparse(node)}"
 
 
-def found(module: str, source: str, seconds: float, folder: Path) -> bool:
-    """Whether a test fails where the module is this."""
+def outcome(module: str, source: str, seconds: float, folder: Path) -> str:
+    """What the tests say where the module is this."""
     tests = next((t for names, t in TESTS.items() if module in names.split()), EVERY)
     at = folder / "src/nonsingular/bounds" / f"{module}.py"
     original = at.read_text()
@@ -75,9 +75,10 @@ def found(module: str, source: str, seconds: float, folder: Path) -> bool:
     files = [f"tests/{name}.py" for name in tests.split()]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files]
     try:
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=seconds, check=False).returncode != 0
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=seconds, check=False)
+        return "found" if done.returncode else "LIVES"
     except subprocess.TimeoutExpired:
-        return True
+        return "slow"
     finally:
         at.write_text(original)
 
@@ -91,16 +92,16 @@ def main() -> None:
     sources = {p.stem: p.read_text() for p in sorted((ROOT / "src/nonsingular/bounds").glob("*.py"))}
     every = [(name, i) for name, source in sources.items() for i in range(len(list(mutants(ast.parse(source)))))]
     chosen = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    killed = 0
+    ended: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for part in ("src", "tests", "pyproject.toml"):
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, Path(folder) / part)
         for name, i in chosen:
             source, what = mutated(sources[name], i)
-            if dead := found(name, source, options.seconds, Path(folder)):
-                killed += 1
-            print(f"{'found' if dead else 'LIVES'}  {name}.py:{what}", flush=True)
-    print(f"{killed} of {len(chosen)} found, {killed / len(chosen):.0%} ({len(every)} mutants in all)")
+            ended.append(outcome(name, source, options.seconds, Path(folder)))
+            print(f"{ended[-1]:5}  {name}.py:{what}", flush=True)
+    counts = ", ".join(f"{ended.count(how)} {how}" for how in ("found", "LIVES", "slow"))
+    print(f"of {len(chosen)} of {len(every)} mutants: {counts}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.best import CHEAPEST_FIRST, best
 from nonsingular.bounds.interval import Region, interval, interval_bounds, propagate, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
+from nonsingular.bounds.rounding import _terms, rounding
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.models.architectures import mlp
 from nonsingular.network.calling import logits_at
@@ -633,3 +634,33 @@ def test_a_radius_that_does_not_fit_is_refused_by_every_bound():
     for bound in (*BOUNDS.values(), best):
         with pytest.raises(InvalidInput, match=r"'0\.weight'\] has shape \(5,\).*shape \(4, 3\)"):
             bound(model, torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, {"0.weight": torch.ones(5)}))
+
+
+def test_rounding_covers_what_float32_does_to_every_kind_of_node():
+    """Curves, maxima, averages and sums of two branches, whose sizes go through by rules of their own."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = F.gelu(self.conv(x)) - 0.5 * torch.sigmoid(self.conv(x)) + 0.1
+            return self.out(F.max_pool2d(F.leaky_relu(F.avg_pool2d(h, 2)), 1).flatten(1))
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, ball = Branches().eval(), JointBall(0.02, 0.01, moves="all")
+        x, y = torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+        double = twin(model).double()
+        off = rounding(region(double, x.double(), y, ball), torch.float32)
+        assert (off < 0.1).all()
+        for bound in (interval, crown):
+            assert ((bound(model, x, y, ball) - bound(double, x.double(), y, ball)).abs().amax(1) <= off).all()
+
+
+def test_terms_of_sums_by_hand():
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 5)).eval()
+    where = region(model, torch.rand(1, 2, 3, 3), torch.tensor([0]), JointBall(0.1, 0.1))
+    # weights over the smaller of their first two sides: 24 / 2 for the 8 terms of the convolution, 15 / 3 for the 3 of Linear
+    assert [_terms(node, where) for node in where.graph.nodes[1:]] == [12, 1, 4, 1, 5]
