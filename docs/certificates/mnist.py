@@ -47,11 +47,11 @@ def by_bound(run: Path, limit: int) -> list[dict[str, Any]]:
     model, x, y = examples(run, limit)
     rows: list[dict[str, Any]] = []
     for cell in CELLS:
-        for method in BOUNDS:
+        for bound in BOUNDS:
             started = time.process_time()
-            accuracy = certify(model, x, y, JointBall(*cell), bound=method).accuracy
+            accuracy = certify(model, x, y, JointBall(*cell), bound=bound).accuracy
             rows.append(
-                {"cell": cell, "bound": method, "certified": accuracy, "seconds": (time.process_time() - started) / len(x)}
+                {"cell": cell, "bound": bound, "certified": accuracy, "seconds": (time.process_time() - started) / len(x)}
             )
     return rows
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/certificates"))
     parser.add_argument("--limit", type=int, default=500, help="test images for the verdicts")
-    parser.add_argument("--table", type=int, default=100, help="test images for the table of bounds and the surfaces")
+    parser.add_argument("--table", type=int, default=60, help="test images for the table of bounds and the surfaces")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument(
         "--only", choices=("bounds", "verdicts", "grid"), help="do this part again; the others are read from mnist.json"

@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from nonsingular.errors import InvalidInput
@@ -92,9 +91,11 @@ def check_array(what: object, stream: Any, available: int) -> None:
 
     Also what NumPy raises for a header that is none.  The stream is then behind the header.
     """
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    header: Any = getattr(np.lib.format, "_read_array_header", None)
+    from numpy.lib import format as npy  # here: --help reads no array
+
+    version = npy.read_magic(stream)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    header: Any = getattr(npy, "_read_array_header", None)
     shape, _, dtype = read[version](stream) if version in read else header(stream, version)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded: they are pickles")

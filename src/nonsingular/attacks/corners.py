@@ -28,7 +28,7 @@ from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
 AT_ONCE = 2**22
-"""Weights of all examples held at once in scope `sample`: 16 MB a copy in float32."""
+"""Weights of all examples held at once in scope `sample`: 16 MB a copy in float32.  No knob, as in search/descent.py."""
 
 Score = Callable[[Sequence[Tensor], Tensor], Tensor]
 """(tensors with a leading dimension N, which rows these are) -> (N,), to be made small; below 0 the search is over."""

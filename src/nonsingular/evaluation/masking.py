@@ -23,6 +23,7 @@ from nonsingular.catalog import Attack, declared
 from nonsingular.data.datasets import as_tensors
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.problem import Case, Method, attack_of
+from nonsingular.network import memory
 from nonsingular.network.calling import logits_at, outputs, recording
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.network.memory import halving
@@ -48,8 +49,6 @@ GLIMPSED = 16
 """Examples whose gradients every run looks at."""
 SEARCHED, TRIALS = 32, 100
 """Survivors that every run gives to random search, and trials of each."""
-WEIGHTS_AT_ONCE = 2**24
-"""Weights of their own that are held at once in scope `sample`."""
 
 
 PLAIN = Method.of("paper")
@@ -188,7 +187,7 @@ class _Probe:
         whole = len(case)
         if scope == "sample":
             moving = sum(box.lo.numel() for box in ball.weight_boxes(dict(case.network.named_parameters())).values())
-            whole = max(1, min(whole, WEIGHTS_AT_ONCE // max(1, moving)))
+            whole = max(1, min(whole, memory.room(case.x) // max(1, 4 * moving)))
         elif scope == "batch":
             whole = self.method.batch_size
         logits: list[Tensor] = []

@@ -25,10 +25,11 @@ from nonsingular.threat.ball import JointBall, Scope, check_scope
 from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
 
-SAMPLE_MEMORY = 64 * 2**20
-"""Bytes of per-example weights held at once in scope `sample`."""
-AT_ONCE = 100
-"""Largest number of examples of scope `sample` that walk over the grid together."""
+GROUP_BYTES, GROUP = 64 * 2**20, 100
+"""Examples of scope `sample` that walk over the grid together: their weights of their own, in bytes, and how many at most.
+
+No knobs: random starts are drawn for a group, so that another size would give other bits.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ class Method:
 def _in_memory(model: nn.Module, unit: JointBall) -> int:
     params = dict(model.named_parameters())
     moving = sum(params[name].numel() * params[name].element_size() for name in unit.radii(params))
-    return max(1, min(AT_ONCE, SAMPLE_MEMORY // max(1, moving)))
+    return max(1, min(GROUP, GROUP_BYTES // max(1, moving)))
 
 
 def attack_of(given: str | Attack | Callable[..., Any]) -> Attack:

@@ -12,7 +12,7 @@ from nonsingular.report.summary import Model, read
 from nonsingular.results.surface import Surface
 
 HEADER = (
-    "model", "seed", "eps_x", "eps_w", "kind", "accuracy", "low", "high", "n", "flags", "method", "scope", "data",
+    "model", "seed", "eps_x", "eps_w", "kind", "accuracy", "low", "high", "n", "flags", "attack_or_bound", "scope", "data",
 )  # fmt: skip
 """accuracy, low, high: shares in [0, 1], with their 95 % Wilson interval.  flags: by spaces; "rise": accuracy rises."""
 

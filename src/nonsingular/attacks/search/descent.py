@@ -24,7 +24,10 @@ MOVES = 4
 MOMENTUM = 0.75
 """Weight of the new step, against the last one.  arXiv:2003.01690, section 3."""
 AT_ONCE = 2**21
-"""Unknowns that are moved at a time: 8 MB a tensor in float32, so that the passes stay in the cache."""
+"""Unknowns that are moved at a time: 8 MB a tensor in float32, so that the passes stay in the cache.
+
+No knob: random starts are drawn for a piece, so that another size would give other bits.
+"""
 
 
 @dataclass(frozen=True)
