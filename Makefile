@@ -51,7 +51,7 @@ clean:
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------------------------------- set-up
-# $(call setup,WHAT): make .venv, install WHAT into it; a mark every 3 seconds, the log only on failure.
+# $(call setup,WHAT,THEN): make .venv, install WHAT into it, do THEN; a mark every 3 seconds, the log only on failure.
 define setup
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "nonsingular needs Python 3.11 or newer; PYTHON=$(PYTHON) is '$$($(PYTHON) --version 2>&1)'." >&2; \
@@ -60,16 +60,16 @@ define setup
 	@printf 'setting up (once, about a minute) '; \
 	( while sleep 3 >/dev/null 2>&1; do printf .; done ) & marks=$$!; \
 	trap 'kill $$marks 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)' >.venv/setup.log 2>&1 || { \
+	{ $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)' && $(2); } >.venv/setup.log 2>&1 || { \
 	    echo " failed:"; tail -n 20 .venv/setup.log; echo "The whole log: .venv/setup.log"; exit 2; }; \
 	echo " done"
 endef
 
 $(RUN):
-	$(call setup,.)
+	$(call setup,.,true)
 	@rm -f .venv/.run-* .venv/.dev-*; touch $@
 
-# The development install contains the run-time one.
+# The development install contains the run-time one.  torchattacks asks for versions of years ago, and works without them.
 $(DEV):
-	$(call setup,.[dev])
+	$(call setup,.[dev],$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt torchattacks)
 	@rm -f .venv/.run-* .venv/.dev-*; touch $(RUN) $@

@@ -125,13 +125,13 @@ def test_a_missing_package_says_how_to_get_it(name, monkeypatch):
 def test_names_tell_settings_apart():
     """Records know a function by its name and code, and the code of all of these is the same."""
     foolbox = installed("foolbox")
-    names = {foolbox_attack(foolbox.attacks.LinfPGD(steps=n)).__name__ for n in (5, 10)}
+    names = {foolbox_attack(foolbox.attacks.LinfPGD(steps=n)).name for n in (5, 10)}
     assert len(names) == 2 and all("LinfProjectedGradientDescentAttack" in name and "foolbox" in name for name in names)
 
 
 def test_names_and_options_of_torchattacks():
     installed("torchattacks")
-    assert torchattacks_attack("PGD", steps=3, alpha=0.1).__name__ == "torchattacks PGD(alpha=0.1, steps=3)"
+    assert torchattacks_attack("PGD", steps=3, alpha=0.1).name == "torchattacks PGD(alpha=0.1, steps=3)"
     with pytest.raises(InvalidInput, match="did you mean 'PGD'"):
         torchattacks_attack("PDG")
     with pytest.raises(InvalidInput, match=r"\['eps', 'stepps'\].*alpha, steps, random_start"):

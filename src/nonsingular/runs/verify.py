@@ -243,12 +243,15 @@ def _reproduced(
 # --- pages ----------------------------------------------------------------------------------------------------------------
 
 
+AGED = " (if an older version drew it, `nonsingular report RUN` draws it again)"
+
+
 def _pages(results: Mapping[str, Any], run: Path, found: Verification) -> None:
     """Pictures, tables and pages are what these records are drawn as, byte by byte."""
     with tempfile.TemporaryDirectory() as scratch:
         drawn = write(results, Path(scratch))
         wrong = [
-            f"{name} is missing" if not (run / name).is_file() else f"{name} does not show {RESULTS}"
+            f"{name} {f'does not show {RESULTS}{AGED}' if (run / name).is_file() else 'is missing'}"
             for name, path in sorted(drawn.items())
             if not (run / name).is_file() or (run / name).read_bytes() != path.read_bytes()
         ]
