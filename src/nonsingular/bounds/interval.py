@@ -16,7 +16,7 @@ from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Maximum, NegativePart, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Larger, Map, NegativePart, Node, Parameter, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -103,13 +103,15 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
             return y
         case NegativePart():  # max(-z, 0) falls
             return Interval((-z[1].hi).clamp(min=0), (-z[1].lo).clamp(min=0))
+        case Larger():
+            return Interval(torch.maximum(z[1].lo, z[2].lo), torch.maximum(z[1].hi, z[2].hi))
         case Sum():  # c >= 0: ends stay; c < 0: ends swap
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]
             return Interval(sum(lo[1:], lo[0]) + node.offset, sum(hi[1:], hi[0]) + node.offset)
         case Activation(curve=Curve() as curve):
             return _range(node.apply, curve, z[0])
-        case Map() | Activation() | Maximum():  # non-decreasing in every input: ends map to ends
+        case Map() | Activation():  # non-decreasing in every input: ends map to ends
             return Interval(node.apply(*(t.lo for t in z)), node.apply(*(t.hi for t in z)))
         case _:
             raise AssertionError(f"no interval rule for {type(node).__name__}")

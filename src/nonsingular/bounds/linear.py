@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
-from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
+from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -79,7 +79,7 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
 def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
-    nonlinear = {i for node in nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
+    nonlinear = {i for node in nodes if isinstance(node, Activation) for i in node.inputs}
     boxes, tight = [where.x], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
@@ -206,11 +206,6 @@ def pull_back(
                 parts, offset = (A * torch.where(A > 0, ends.lower, ends.upper),), dot(A.clamp(max=0), ends.above)
                 if node.form != "hinge":  # whose lower line has no offset
                     offset = offset + dot(A.clamp(min=0), ends.below)
-            case Maximum():  # y >= z_k for the k with the largest l_k, and y <= max u
-                up, down = A.clamp(min=0), A.clamp(max=0)
-                route = z[0].lo.expand(len(A), *z[0].lo.shape)
-                parts = (pull(node.apply, route, up.expand(len(A), len(z[0].lo), *node.shape)),)
-                offset = dot(down, boxes[i].hi)
             case Sum():
                 parts = through_sum(node, [nodes[k].shape for k in node.inputs], A)
                 moved = isinstance(node.offset, Tensor) or node.offset != 0.0
@@ -220,6 +215,6 @@ def pull_back(
             case _:
                 raise AssertionError(f"no linear rule for {type(node).__name__}")
         total = total + offset
-        for k, part in zip(node.inputs, parts, strict=True):
+        for k, part in zip(node.inputs, parts, strict=False):  # a Larger has no part for its last
             found[k] = found[k] + part if k in found else part
     return found.get(0, A.new_zeros(1, 1, *nodes[0].shape)), total

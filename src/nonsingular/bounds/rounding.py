@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Region
-from nonsingular.network.nodes import Activation, Map, Maximum, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Node, Parameter, Product, Sum
 
 STEPS = 16
 """Roundings of a value at a node besides those of its sums: relaxations, ends of boxes, differences."""
@@ -46,7 +46,7 @@ def _size(node: Node, where: Region, sizes: list[Tensor]) -> Tensor:
             assert node.curve is not None
             steepest = node.curve.slope_at(z.new_tensor([-1e4, 0.0, 1e4, *node.curve.turns])).abs().amax()
             return z * steepest + node.apply(torch.zeros_like(z)).abs()
-        case Map() | Maximum():
+        case Map():
             return node.apply(*sizes)
         case _:
             raise AssertionError(f"no rule of rounding for {type(node).__name__}")

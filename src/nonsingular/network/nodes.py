@@ -63,6 +63,11 @@ class NegativePart(Sum):
 
 
 @dataclass(frozen=True, eq=False)
+class Larger(Sum):
+    """max(a, b) as relu(b - a) + a: its inputs are relu(b - a), a and b, its factors 1, 1 and 0; its box is that of max(a, b)."""
+
+
+@dataclass(frozen=True, eq=False)
 class Map(Node):
     """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once."""
 
@@ -84,7 +89,10 @@ class Activation(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Maximum(Node):
-    """y = apply(z): each output is the largest of some elements of z."""
+class Windows(Map):
+    """(count, *shape): the elements that a maximum compares, those of one window along the first dimension."""
 
-    apply: Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Settled(Map):
+    """The maximum itself, where its windows end; what is applied to all of their elements may be applied here instead."""

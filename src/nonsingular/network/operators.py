@@ -17,6 +17,7 @@ FAMILIES = (
     "activations",
     "arithmetic",
     "moves",
+    "maxima",
 )
 """Modules of network/rules/, each with a table RULES."""
 RULES: Rules = {

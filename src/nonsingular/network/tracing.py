@@ -26,6 +26,7 @@ from nonsingular.network.calls import COMPUTED, Head, Name, Signal
 from nonsingular.network.ledger import Ledger, flat, memory_of, tensors, version_of, whole
 from nonsingular.network.nodes import Node
 from nonsingular.network.outcomes import of_parameters, results
+from nonsingular.network.rules.maxima import commuted
 from nonsingular.network.vocabulary import CONSTANT, METADATA, SHAPED, name_of
 from nonsingular.network.writes import write
 
@@ -148,11 +149,11 @@ class _Recorder(TorchFunctionMode):
                 "the model's output does not come from operations that tracing sees (torch.jit, NumPy, custom kernels?), or does "
                 "not depend on its input"
             )
+        nodes = commuted(self.ledger.nodes)
         wanted = {value.number}
         for i in range(value.number, -1, -1):
             if i in wanted:
-                wanted.update(self.ledger.nodes[i].inputs)
+                wanted.update(nodes[i].inputs)
         kept = sorted(wanted | {0})
         place = {old: new for new, old in enumerate(kept)}
-        nodes = [replace(self.ledger.nodes[i], inputs=tuple(place[k] for k in self.ledger.nodes[i].inputs)) for i in kept]
-        return Recorded(tuple(nodes), value.head)
+        return Recorded(tuple(replace(nodes[i], inputs=tuple(place[k] for k in nodes[i].inputs)) for i in kept), value.head)

@@ -18,8 +18,9 @@ from nonsingular.network.calls import (
     as_signal,
     broadcast,
 )
-from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
 from nonsingular.network.rules.affine import scaling
+from nonsingular.network.rules.maxima import along
 
 
 def _two(call: Call) -> tuple[Any, Any]:
@@ -133,12 +134,11 @@ def _along(call: Call, sign: float) -> list[Node]:
     z, dims = as_signal(call, z), (dims,) if isinstance(dims, int) else tuple(dims or ())
     if not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
         raise call.refuse("only named dimensions other than the batch are known")
-    largest = Maximum(call.name, (z.number,), call.out, lambda z: z.amax(dims, keepdim=keep))
     if sign > 0:
-        return [largest]
-    return [
-        Sum(call.name, (z.number,), z.shape, (-1.0,)), replace(largest, inputs=(-1,)), Sum(call.name, (-1,), call.out, (-1.0,)),
-    ]  # fmt: skip
+        return along(call, z, dims, keep)
+    minus = Sum(call.name, (z.number,), z.shape, (-1.0,))
+    first, *others = along(call, z, dims, keep)
+    return [minus, replace(first, inputs=(-1,)), *others, Sum(call.name, (-1,), call.out, (-1.0,))]
 
 
 def _where(call: Call) -> list[Node]:

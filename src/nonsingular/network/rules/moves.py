@@ -21,7 +21,7 @@ from nonsingular.network.calls import (
     entire,
     rows_alike,
 )
-from nonsingular.network.nodes import Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Map, Node, Product, Sum
 
 
 def _map(call: Call) -> list[Node]:
@@ -144,14 +144,6 @@ def _pad(call: Call) -> list[Node]:
     return nodes
 
 
-def _max_pool(call: Call) -> list[Node]:
-    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
-    if call.kwargs.get("return_indices") or len(z.shape) != len(call.out) or len(z.shape) < 2:
-        raise call.refuse("indices and inputs without a batch are not known")
-    kwargs = {k: v for k, v in call.kwargs.items() if k != "input"}
-    return [Maximum(call.name, (z.number,), call.out, lambda z: call.target(z, *call.args[1:], **kwargs))]
-
-
 def _dropout(call: Call) -> list[Node]:
     z, p, training = call.bound("input", "p", "training", training=True)
     if training and p:
@@ -171,6 +163,4 @@ RULES: Rules = {
     "interpolate": _interpolate,
     **dict.fromkeys(("cat", "concat", "concatenate"), lambda call: _cat(call, torch.cat)),
     "stack": lambda call: _cat(call, torch.stack),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
-    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"), _max_pool),
 }
