@@ -16,7 +16,7 @@ from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Larger, Map, NegativePart, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Larger, Lead, Map, NegativePart, Node, Parameter, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -103,8 +103,13 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
             return y
         case NegativePart():  # max(-z, 0) falls
             return Interval((-z[1].hi).clamp(min=0), (-z[1].lo).clamp(min=0))
+        case Lead():
+            n = node.shape[0]
+            return Interval(z[0].lo[:, n : 2 * n] - z[0].hi[:, :n], z[0].hi[:, n : 2 * n] - z[0].lo[:, :n])
         case Larger():
-            return Interval(torch.maximum(z[1].lo, z[2].lo), torch.maximum(z[1].hi, z[2].hi))
+            n = z[0].lo.shape[1]
+            ends = (torch.cat([torch.maximum(t[:, :n], t[:, n : 2 * n]), t[:, 2 * n :]], 1) for t in (z[1].lo, z[1].hi))
+            return Interval(*ends)
         case Sum():  # c >= 0: ends stay; c < 0: ends swap
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]

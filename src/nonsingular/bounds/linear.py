@@ -8,7 +8,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 
@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
+from nonsingular.bounds.cuts import Cut, cut_of, part_of, tiles, unit, whole
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
 APART = 2**20
 """Numbers computed in vain for each example from which on the examples of a batch are bounded one at a time."""
+SIDE = 4
+"""Rows and columns of hidden neurons of a convolution that are bounded together."""
 Choose = Callable[[int, Tensor], Tensor]
 """(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
 Slopes = Callable[[int, int, Tensor], Choose]
@@ -128,18 +131,71 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
         ones = [slice(b, b + 1) for b in range(len(lo))]
         found = [_refined(where.part(b), [Interval(z.lo[b], z.hi[b]) for z in boxes], number, hinges, None) for b in ones]
         return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
-    size = max(1, room(lo) // alive(where, number))
     low: list[Tensor] = []
     high: list[Tensor] = []
-    for part in chosen.split(size):
-        A = lo.new_zeros(len(part), lo.shape[1]).scatter_(1, part[:, None], 1.0).view(len(part), 1, *box.lo.shape[1:])
+    done: list[Tensor] = []
+    affine = _affine(where, number)
+    for part, A in _functions(where, number, chosen, cuts=not slopes):
+        done.append(part)
+        if affine:  # one function of the input: its minimum and its maximum
+            A, offset = _pulled(Boxed(where, boxes), number, A)
+            low.append(_least(where, A, offset))
+            high.append(-_least(where, _minus(A), -offset))
+            continue
         low.append(lowest(where, boxes, number, A, slopes(number, 1, part) if slopes else default_slopes))
-        high.append(-lowest(where, boxes, number, -A, slopes(number, -1, part) if slopes else default_slopes))
+        high.append(-lowest(where, boxes, number, _minus(A), slopes(number, -1, part) if slopes else default_slopes))
+    chosen = torch.cat(done)
     met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
     new_lo = lo.index_copy(1, chosen, torch.where(met, _larger(lo[:, chosen], torch.cat(low).T), lo[:, chosen]))
     new_hi = hi.index_copy(1, chosen, torch.where(met, -_larger(-hi[:, chosen], -torch.cat(high).T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
+
+
+def _functions(where: Region, number: int, chosen: Tensor, cuts: bool) -> Iterator[tuple[Tensor, Tensor | Cut]]:
+    """(which elements of node `number`, the functions that are one of these each), as many at a time as fit into memory.
+
+    cuts: those of a convolution as the window that they live in, neighbours together.
+    """
+    node, like = where.graph.nodes[number], where.x.lo
+    size = max(1, room(like) // alive(where, number))
+    if cuts and len(node.shape) > 2 and _local(where, number):
+        for some, window in tiles(chosen, node.shape, SIDE):
+            for part in some.split(size):
+                yield part, unit(part, node.shape, window, like)
+        return
+    width = torch.Size(node.shape).numel()
+    for part in chosen.split(size):
+        yield part, like.new_zeros(len(part), width).scatter_(1, part[:, None], 1.0).view(len(part), 1, *node.shape)
+
+
+def _local(where: Region, number: int) -> bool:
+    """Whether the node or the one before it knows windows: else they would be written out at once."""
+    nodes = where.graph.nodes
+    node = nodes[number]
+    return all(
+        part_of(nodes[k], [nodes[i].shape for i in nodes[k].inputs], whole(nodes[k].shape)) is not None
+        for k in (number, *node.inputs)
+        if nodes[k].inputs and len(nodes[k].shape) > 2
+    )
+
+
+def _affine(where: Region, number: int) -> bool:
+    """Whether a node is an affine function of the input, the same for all weights of the region."""
+    nodes, wanted = where.graph.nodes, {number}
+    for i in range(number, 0, -1):
+        if i in wanted:
+            node = nodes[i]
+            if isinstance(node, Activation) or (
+                isinstance(node, Product) and (where.moves(node.weight) or where.moves(node.bias))
+            ):
+                return False
+            wanted.update(node.inputs)
+    return True
+
+
+def _minus(A: Tensor | Cut) -> Tensor | Cut:
+    return Cut(-A.values, A.window) if isinstance(A, Cut) else -A
 
 
 def _larger(fixed: Tensor, linear: Tensor) -> Tensor:
@@ -165,9 +221,18 @@ def alive(where: Region, number: int) -> int:
     return max(1, most * len(where.x.lo))
 
 
-def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, choose: Choose = default_slopes) -> Tensor:
+def lowest(
+    where: Region, boxes: Sequence[Interval], number: int, A: Tensor | Cut, choose: Choose = default_slopes
+) -> Tensor:  # fmt: skip
     """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
-    return lowest_over(where.x, *pull_back(Boxed(where, boxes), number, A, choose))
+    return _least(where, *_pulled(Boxed(where, boxes), number, A, choose))
+
+
+def _least(where: Region, A: Tensor | Cut, offset: Tensor) -> Tensor:
+    """(S, B) minimum of A x + offset over the inputs."""
+    if isinstance(A, Cut):
+        return lowest_over(Interval(cut_of(where.x.lo, A.window), cut_of(where.x.hi, A.window)), A.values, offset)
+    return lowest_over(where.x, A, offset)
 
 
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
@@ -184,37 +249,76 @@ def pull_back(
     penalties: node -> coefficients m (S or 1, B, *shape) with m z <= 0 wherever the bound has to hold: adding m z keeps it below.
     heard: filled with the coefficients that reach each node.
     """
+    coefficients, offset = _pulled(inside, number, A, choose, penalties, heard)
+    assert isinstance(coefficients, Tensor)  # as A
+    return coefficients, offset
+
+
+def _pulled(
+    inside: Boxed, number: int, A: Tensor | Cut, choose: Choose = default_slopes,
+    penalties: Mapping[int, Tensor] | None = None, heard: dict[int, Tensor] | None = None,
+) -> tuple[Tensor | Cut, Tensor]:  # fmt: skip
+    """`pull_back`, also of functions that live in a window (then without penalties, and with the default slopes)."""
     where, boxes = inside.where, inside.boxes
     nodes = where.graph.nodes
-    found: dict[int, Tensor] = {number: A}
-    total = A.new_zeros(len(A), len(where.x.lo))
+    found: dict[int, Tensor | Cut] = {number: A}
+    values = A.values if isinstance(A, Cut) else A
+    total = values.new_zeros(len(values), len(where.x.lo))
     for i in range(number, 0, -1):
         if i not in found:
             continue
         node, A = nodes[i], found.pop(i)
-        if penalties and i in penalties:
-            A = A + penalties[i]
-        if heard is not None:
-            heard[i] = A
-        z = [boxes[k] for k in node.inputs]
-        match node:
-            case Product():
-                parts, offset = through_product(node, where, z[0], A)
-            case Activation():
-                # positive coefficients take the lower line, negative ones the upper
-                ends = lines(node, z[0], partial(choose, i))
-                parts, offset = (A * torch.where(A > 0, ends.lower, ends.upper),), dot(A.clamp(max=0), ends.above)
-                if node.form != "hinge":  # whose lower line has no offset
-                    offset = offset + dot(A.clamp(min=0), ends.below)
-            case Sum():
-                parts = through_sum(node, [nodes[k].shape for k in node.inputs], A)
-                moved = isinstance(node.offset, Tensor) or node.offset != 0.0
-                offset = dot(A, expanded(node.offset, node.shape, A)) if moved else 0.0
-            case Map():
-                parts, offset = pull_all(node.apply, [nodes[k].shape for k in node.inputs], A), 0.0
-            case _:
-                raise AssertionError(f"no linear rule for {type(node).__name__}")
+        z, shapes = [boxes[k] for k in node.inputs], [nodes[k].shape for k in node.inputs]
+        part = part_of(node, shapes, A.window) if isinstance(A, Cut) else None
+        if isinstance(A, Cut) and part is not None:
+            values, offset = through(part.node, where, part.boxes(z), A.values, partial(choose, i))
+            parts: Sequence[Tensor | Cut] = part.parts(values, shapes)
+        else:
+            A = A.dense(node.shape) if isinstance(A, Cut) else A
+            if penalties and i in penalties:
+                A = A + penalties[i]
+            if heard is not None:
+                heard[i] = A
+            parts, offset = through(node, where, z, A, partial(choose, i))
         total = total + offset
-        for k, part in zip(node.inputs, parts, strict=False):  # a Larger has no part for its last
-            found[k] = found[k] + part if k in found else part
-    return found.get(0, A.new_zeros(1, 1, *nodes[0].shape)), total
+        for k, coefficients in zip(node.inputs, parts, strict=True):
+            found[k] = _added(found[k], coefficients, nodes[k].shape) if k in found else coefficients
+    return found.get(0, total.new_zeros(1, 1, *nodes[0].shape)), total
+
+
+def _added(a: Tensor | Cut, b: Tensor | Cut, shape: tuple[int, ...]) -> Tensor | Cut:
+    if isinstance(a, Cut) and isinstance(b, Cut):
+        return a.joined(b)
+    return (a.dense(shape) if isinstance(a, Cut) else a) + (b.dense(shape) if isinstance(b, Cut) else b)
+
+
+def through(
+    node: Node, where: Region, z: Sequence[Interval], A: Tensor, choose: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor | float]:
+    """(coefficients of each input, constant): a linear function below A times the node's output.  z: boxes of its inputs."""
+    match node:
+        case Product():
+            return through_product(node, where, z[0], A)
+        case Activation():
+            # positive coefficients take the lower line, negative ones the upper
+            ends = lines(node, z[0], choose)
+            part, offset = A * torch.where(A > 0, ends.lower, ends.upper), dot(A.clamp(max=0), ends.above)
+            if node.form != "hinge":  # whose lower line has no offset
+                offset = offset + dot(A.clamp(min=0), ends.below)
+            return (part,), offset
+        case Lead():  # (b - a) is -1 on a, 1 on b, 0 on one that waits
+            return (torch.cat([-A, A, A.new_zeros(*A.shape[:2], z[0].lo.shape[1] - 2 * A.shape[2], *A.shape[3:])], 2),), 0.0
+        case Larger():  # relu(b - a) + a
+            n = z[0].lo.shape[1]
+            first, waits = A[:, :, :n], A[:, :, n:]
+            return (first, torch.cat([first, torch.zeros_like(first), waits], 2)), 0.0
+        case Map(back=back) if back is not None:
+            return (back(A),), 0.0
+        case Sum():
+            parts = through_sum(node, [tuple(b.lo.shape[1:]) for b in z], A)
+            moved = isinstance(node.offset, Tensor) or node.offset != 0.0
+            return parts, dot(A, expanded(node.offset, node.shape, A)) if moved else 0.0
+        case Map():
+            return pull_all(node.apply, [tuple(b.lo.shape[1:]) for b in z], A), 0.0
+        case _:
+            raise AssertionError(f"no linear rule for {type(node).__name__}")

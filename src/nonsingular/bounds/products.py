@@ -20,7 +20,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Region
 from nonsingular.network.derivatives import Derivatives, by_differentiation
-from nonsingular.network.nodes import Larger, Product, Sum
+from nonsingular.network.nodes import Product, Sum
 from nonsingular.threat.interval import Interval
 
 
@@ -160,6 +160,4 @@ def through_sum(node: Sum, shapes: Sequence[tuple[int, ...]], A: Tensor) -> tupl
     """As `pull_all`, by the factors alone where nothing is broadcast."""
     if any(shape != node.shape for shape in shapes):
         return pull_all(node.apply, shapes, A)
-    if isinstance(node, Larger):  # b counts through b - a alone
-        return A, A
     return tuple(A * c if isinstance(c, Tensor) or c != 1.0 else A for c in node.factors)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Region
-from nonsingular.network.nodes import Activation, Map, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Parameter, Product, Sum
 
 STEPS = 16
 """Roundings of a value at a node besides those of its sums: relaxations, ends of boxes, differences."""
@@ -37,6 +37,11 @@ def _size(node: Node, where: Region, sizes: list[Tensor]) -> Tensor:
         case Product():
             y = z if node.weight is None else node.apply(z, _largest(where, node.weight))
             return y if node.bias is None else y + node.spread(_largest(where, node.bias))
+        case Lead():
+            n = node.shape[0]
+            return z[:, :n] + z[:, n : 2 * n]
+        case Larger():
+            return node.apply(*sizes)
         case Sum():
             terms = [_absolute(c) * t for c, t in zip(node.factors, sizes, strict=True)]
             return sum(terms[1:], terms[0]) + _absolute(node.offset)

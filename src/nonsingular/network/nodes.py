@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from nonsingular.network.curves import Curve
@@ -13,6 +14,21 @@ from nonsingular.network.derivatives import Derivatives
 
 Parameter = str | Tensor
 """A parameter's name in `named_parameters()`, or a constant tensor in its place."""
+
+
+Window = tuple[tuple[int, int], tuple[int, int]]
+"""(first, behind the last) row and column of the last two dimensions."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a convolution in two dimensions walks over its input."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +59,10 @@ class Product(Node):
     """z * spread(w): every element of z is used once."""
     derivatives: Callable[[tuple[int, ...]], Derivatives | None] = lambda w_shape: None
     """From the weight's shape: the derivatives of `apply` written out, where they are known."""
+    kernel: Kernel | None = None
+    """Of a convolution in two dimensions whose weight is the parameter itself."""
+    see: Callable[[Tensor], Tensor] = lambda w: w
+    """Where it scales: what it multiplies z with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +83,41 @@ class NegativePart(Sum):
 
 
 @dataclass(frozen=True, eq=False)
+class Lead(Sum):
+    """b - a of pairs: its input holds 2 n or 2 n + 1 rows, the first n are a, the next b.  A last one waits for its turn."""
+
+    def apply(self, *z: Tensor) -> Tensor:
+        n = self.shape[0]
+        return z[0][:, n : 2 * n] - z[0][:, :n]
+
+
+@dataclass(frozen=True, eq=False)
 class Larger(Sum):
-    """max(a, b) as relu(b - a) + a: its inputs are relu(b - a), a and b, its factors 1, 1 and 0; its box is that of max(a, b)."""
+    """max(a, b) of pairs as relu(b - a) + a: its inputs are relu(b - a) and the rows of a `Lead`, of which the last may wait.
+
+    Its box is that of max(a, b).
+    """
+
+    def apply(self, *z: Tensor) -> Tensor:
+        lead, rows = z
+        n = lead.shape[1]
+        return torch.cat([lead + rows[:, :n], rows[:, 2 * n :]], 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Map(Node):
-    """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once."""
+    """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once.
+
+    places: it does the same at every place of the last two dimensions.  back: its adjoint, where that is quicker than asking for
+    the derivative: (S, B, *shape) -> (S, B, *input).
+    cut: a window of its output -> (the same for that window alone, the window of its input that this takes).
+    """
 
     apply: Callable[..., Tensor]
     moves_only: bool = False
+    places: bool = False
+    back: Callable[[Tensor], Tensor] | None = None
+    cut: Callable[[Window], tuple[Callable[[Tensor], Tensor], Window]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

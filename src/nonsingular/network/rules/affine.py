@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from nonsingular.network.calls import (
     parameter,
 )
 from nonsingular.network.derivatives import of_convolution, of_linear, of_scale
-from nonsingular.network.nodes import Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Kernel, Node, Parameter, Product, Sum
 
 
 def _linear(call: Call) -> list[Node]:
@@ -53,8 +54,19 @@ def _convolution(call: Call, *names: str) -> list[Node]:
 
     node = Product(call.name, (z.number,), call.out, apply, weight, bias, spread)
     if call.target is torch.conv2d and see is entire:
-        node = replace(node, derivatives=partial(of_convolution, z_shape=z.shape, **settings))
+        node = replace(
+            node, derivatives=partial(of_convolution, z_shape=z.shape, **settings), kernel=_kernel(tuple(w.shape[-2:]), settings)
+        )
     return [node]
+
+
+def _kernel(size: tuple[int, ...], settings: dict[str, Any]) -> Kernel | None:
+    """Of a convolution in two dimensions; None where its padding is a name."""
+    if isinstance(settings.get("padding"), str):
+        return None
+    pairs = [settings.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    stride, padding, dilation = ((v, v) if isinstance(v, int) else (int(v[0]), int(v[-1])) for v in pairs)
+    return Kernel((size[0], size[1]), stride, padding, dilation, settings.get("groups", 1))
 
 
 def per_channel(b: Tensor, dims: int) -> Tensor:
@@ -88,7 +100,7 @@ def scaling(
     node = Product(call.name, (z.number,), call.out, lambda z, w: z * spread(w), scale, shift, spread_shift or spread)
     if z.shape != call.out:  # the signal is widened
         return node
-    return replace(node, scales=True, derivatives=partial(of_scale, spread=spread, shape=call.out))
+    return replace(node, scales=True, see=spread, derivatives=partial(of_scale, spread=spread, shape=call.out))
 
 
 _CONV = ("stride", "padding", "dilation", "groups")

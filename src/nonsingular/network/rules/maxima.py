@@ -6,52 +6,52 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nonsingular.network.calls import Call, Rules, Signal, as_signal
-from nonsingular.network.nodes import Activation, Larger, Map, Node, Settled, Sum, Windows
+from nonsingular.network.calls import Call, Rules, Signal, as_signal, entire
+from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Settled, Window, Windows
 
 Members = Callable[[Tensor], Sequence[Tensor]]
 """(N, *shape) -> those elements that are compared, each (N, *out): the first of every window, the second, ..."""
 
 
-def tournament(call: Call, z: Signal, members: Members, count: int) -> list[Node]:
+def tournament(
+    call: Call, z: Signal, members: Members, count: int, cut: Callable[[Window], tuple[Members, Window]] | None = None
+) -> list[Node]:  # fmt: skip
     """The largest of `count` members, in about log2(count) rounds of pairs.
 
     Windows(z) -> (count, *out); a round takes the first half of the rows against the second.  The last node stands for what may
-    come after (`commuted`).
+    come after (`commuted`).  cut: a window of the output -> the members of that alone, and where they are.
     """
 
-    def gather(z: Tensor) -> Tensor:
+    def gather(members: Members, z: Tensor) -> Tensor:
         return torch.stack(list(members(z)), 1)
 
-    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), gather)]
+    def gather_in(window: Window) -> tuple[Callable[[Tensor], Tensor], Window]:
+        assert cut is not None
+        some, reach = cut(window)
+        return partial(gather, some), reach
+
+    windows = gather_in if cut else None
+    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), partial(gather, members), cut=windows)]
     while count > 1:
         half, odd = divmod(count, 2)
-        shape, back = (half, *call.out), -1
         nodes += [
-            Map(call.name, (back,), shape, _rows(0, half), True),  # a
-            Map(call.name, (back - 1,), shape, _rows(half, half), True),  # b
-            Sum(call.name, (-1, -2), shape, (1.0, -1.0)),  # b - a
-            Activation(call.name, (-1,), shape, torch.relu, "hinge"),
-            Larger(call.name, (-1, -4, -3), shape, (1.0, 1.0, 0.0)),  # relu(b - a) + a
+            Lead(call.name, (-1,), (half, *call.out), ()),
+            Activation(call.name, (-1,), (half, *call.out), torch.relu, "hinge"),
+            Larger(call.name, (-1, -3), (half + odd, *call.out), ()),
         ]
-        if odd:  # the last row waits for the next round
-            rest, whole = (1, *call.out), (half + 1, *call.out)
-            nodes += [
-                Map(call.name, (-6,), rest, _rows(2 * half, 1), True),
-                Map(call.name, (-2, -1), whole, lambda y, rest: torch.cat([y, rest], 1)),
-            ]
         count = half + odd
-    nodes.append(Map(call.name, (-1,), call.out, lambda z: z.squeeze(1), True))
-    return [*nodes, Settled(call.name, (-1,), call.out, lambda z: z, True)]
+    nodes.append(Map(call.name, (-1,), call.out, _alone, True, True, lambda A: A.unsqueeze(2)))
+    return [*nodes, Settled(call.name, (-1,), call.out, entire, True, True, entire)]
 
 
-def _rows(start: int, count: int) -> Callable[[Tensor], Tensor]:
-    return lambda z: z.narrow(1, start, count)
+def _alone(z: Tensor) -> Tensor:
+    return z.squeeze(1)
 
 
 def commuted(nodes: Sequence[Node]) -> list[Node]:
@@ -120,18 +120,28 @@ def _adaptive(call: Call, dims: int) -> list[Node]:
 def _windows(call: Call, z: Signal, taken: Sequence[list[list[int]]]) -> list[Node]:
     """taken: for each of the last dimensions and each row of the kernel, the places of all windows."""
     first = len(z.shape) + 1 - len(taken)
-    views = [[_view(places) for places in rows] for rows in taken]
 
-    def members(t: Tensor) -> list[Tensor]:
-        found: list[Tensor] = []
-        for each in itertools.product(*views):
-            part = t
-            for dim, view in enumerate(each, first):
-                part = view(part, dim)
-            found.append(part)
-        return found
+    def members_of(taken: Sequence[list[list[int]]]) -> Members:
+        views = [[_view(places) for places in rows] for rows in taken]
 
-    return tournament(call, z, members, math.prod(map(len, views)))
+        def members(t: Tensor) -> list[Tensor]:
+            found: list[Tensor] = []
+            for each in itertools.product(*views):
+                part = t
+                for dim, view in enumerate(each, first):
+                    part = view(part, dim)
+                found.append(part)
+            return found
+
+        return members
+
+    def cut(window: Window) -> tuple[Members, Window]:
+        some = [[places[start:stop] for places in rows] for rows, (start, stop) in zip(taken, window, strict=True)]
+        reach = [(min(map(min, rows)), max(map(max, rows)) + 1) for rows in some]
+        moved = [[[p - low for p in places] for places in rows] for rows, (low, _) in zip(some, reach, strict=True)]
+        return members_of(moved), (reach[0], reach[1])
+
+    return tournament(call, z, members_of(taken), math.prod(map(len, taken)), cut if len(taken) == 2 else None)
 
 
 def _view(places: list[int]) -> Callable[[Tensor, int], Tensor]:

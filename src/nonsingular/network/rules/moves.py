@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from nonsingular.network.calls import (
     entire,
     rows_alike,
 )
-from nonsingular.network.nodes import Map, Node, Product, Sum
+from nonsingular.network.nodes import Map, Node, Product, Sum, Window
 
 
 def _map(call: Call) -> list[Node]:
@@ -74,12 +75,23 @@ def _interpolate(call: Call) -> list[Node]:
 
 
 def _avg_pool(call: Call) -> list[Node]:
-    *_, divisor = call.bound(
-        "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override", divisor_override=None
-    )
+    _, kernel, stride, padding, ceil, _, divisor = call.bound(
+        "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
+        stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None,
+    )  # fmt: skip
     if divisor is not None and divisor <= 0:
         raise call.refuse(f"the divisor is {divisor}")
-    return _pooled(call)
+    (node,) = _pooled(call)
+    if call.target is not torch.nn.functional.avg_pool2d or ceil or padding not in (0, (0, 0), [0, 0]):
+        return [node]
+    size, step = (v if isinstance(v, tuple | list) else (v, v) for v in (kernel, stride or kernel))
+
+    def cut(window: Window) -> tuple[Callable[[Tensor], Tensor], Window]:
+        """The same on the rows and columns that the window averages."""
+        rows, columns = ((start * s, (stop - 1) * s + k) for (start, stop), s, k in zip(window, step, size, strict=True))
+        return cast(Map, node).apply, (rows, columns)
+
+    return [replace(cast(Map, node), cut=cut)]
 
 
 def _pooled(call: Call) -> list[Node]:
