@@ -45,15 +45,24 @@ class Cut:
 
 
 def cut_of(t: Tensor, window: Window) -> Tensor:
-    """(..., h, w) the elements of (..., H, W) in a window, 0 outside of t; dimensions of 1 stand for all places."""
+    """(..., h, w) the elements of (..., H, W) in a window, 0 outside of t."""
     for dim, (start, stop) in zip((-2, -1), window, strict=True):
-        if t.dim() < -dim or (t.shape[dim] == 1 and (start, stop) != (0, 1)):
-            continue
         size = t.shape[dim]
-        t = t.narrow(dim, max(start, 0), min(stop, size) - max(start, 0))
-        if start < 0 or stop > size:
-            pad = (-min(start, 0), max(stop - size, 0))
+        first, last = min(max(start, 0), size), max(min(stop, size), 0)
+        t = t.narrow(dim, first, max(last - first, 0))
+        if last <= first:  # in the padding alone
+            first, last = start, start
+        if (first, last) != (start, stop):
+            pad = (first - start, stop - last)
             t = F.pad(t, pad if dim == -1 else (0, 0, *pad))
+    return t
+
+
+def cut_spread(t: Tensor, window: Window) -> Tensor:
+    """The same of what is spread over (..., H, W), for a window inside: a dimension of 1 stands for all places."""
+    for dim, (start, stop) in zip((-2, -1), window, strict=True):
+        if t.dim() >= -dim and t.shape[dim] > 1:
+            t = t.narrow(dim, start, stop - start)
     return t
 
 
@@ -78,6 +87,9 @@ class Part:
         found: list[Cut] = []
         for A, window, shape in zip(values, self.windows, shapes, strict=True):
             inside = tuple((max(a, 0), min(b, size)) for (a, b), size in zip(window, shape[-2:], strict=True))
+            if any(a >= b for a, b in inside):  # it reads padding alone
+                found.append(Cut(A.new_zeros(*A.shape[:-2], 1, 1), ((0, 1), (0, 1))))
+                continue
             within = tuple((a - w[0], b - w[0]) for (a, b), w in zip(inside, window, strict=True))
             found.append(Cut(cut_of(A, (within[0], within[1])), (inside[0], inside[1])))
         return found
@@ -109,8 +121,8 @@ def part_of(node: Node, shapes: Sequence[tuple[int, ...]], window: Window) -> Pa
         case Lead() | Larger():
             return Part(replace(node, shape=shape), here)
         case Sum() if all(s == node.shape for s in shapes):
-            factors = tuple(cut_of(c, window) if isinstance(c, Tensor) else c for c in node.factors)
-            offset = cut_of(node.offset, window) if isinstance(node.offset, Tensor) else node.offset
+            factors = tuple(cut_spread(c, window) if isinstance(c, Tensor) else c for c in node.factors)
+            offset = cut_spread(node.offset, window) if isinstance(node.offset, Tensor) else node.offset
             return Part(replace(node, shape=shape, factors=factors, offset=offset), here)
         case Map(places=True) if all(s[-2:] == node.shape[-2:] for s in shapes):
             return Part(replace(node, shape=shape), here)
@@ -130,7 +142,7 @@ def _scaled(scale: Callable[[Tensor], Tensor], z: Tensor, w: Tensor) -> Tensor:
 
 
 def _cut_after(spread: Callable[[Tensor], Tensor], window: Window) -> Callable[[Tensor], Tensor]:
-    return lambda w: cut_of(spread(w), window)
+    return lambda w: cut_spread(spread(w), window)
 
 
 def tiles(chosen: Tensor, shape: tuple[int, ...], side: int) -> list[tuple[Tensor, Window]]:

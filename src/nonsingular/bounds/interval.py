@@ -49,10 +49,14 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Boxed:
-    """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs."""
+    """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs.
+
+    flat: an open maximum is bounded above by its largest value, and by no line.
+    """
 
     where: Region
     boxes: Sequence[Interval]
+    flat: bool = False
 
 
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:

@@ -76,7 +76,11 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
     A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
     last = len(where.graph.nodes) - 1
-    return lowest(where, boxes, last, A, slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes).T
+    choose = slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes
+    low = lowest(where, boxes, last, A, choose)
+    if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
+        low = torch.fmax(low, _least(where, *_pulled(Boxed(where, boxes, flat=True), last, A, choose)))
+    return low.T
 
 
 def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
@@ -271,7 +275,7 @@ def _pulled(
         z, shapes = [boxes[k] for k in node.inputs], [nodes[k].shape for k in node.inputs]
         part = part_of(node, shapes, A.window) if isinstance(A, Cut) else None
         if isinstance(A, Cut) and part is not None:
-            values, offset = through(part.node, where, part.boxes(z), A.values, partial(choose, i))
+            values, offset = through(part.node, Boxed(where, part.boxes(z), inside.flat), A.values, partial(choose, i))
             parts: Sequence[Tensor | Cut] = part.parts(values, shapes)
         else:
             A = A.dense(node.shape) if isinstance(A, Cut) else A
@@ -279,7 +283,7 @@ def _pulled(
                 A = A + penalties[i]
             if heard is not None:
                 heard[i] = A
-            parts, offset = through(node, where, z, A, partial(choose, i))
+            parts, offset = through(node, Boxed(where, z, inside.flat), A, partial(choose, i))
         total = total + offset
         for k, coefficients in zip(node.inputs, parts, strict=True):
             found[k] = _added(found[k], coefficients, nodes[k].shape) if k in found else coefficients
@@ -293,9 +297,10 @@ def _added(a: Tensor | Cut, b: Tensor | Cut, shape: tuple[int, ...]) -> Tensor |
 
 
 def through(
-    node: Node, where: Region, z: Sequence[Interval], A: Tensor, choose: Callable[[Tensor], Tensor]
+    node: Node, inside: Boxed, A: Tensor, choose: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Tensor, ...], Tensor | float]:
-    """(coefficients of each input, constant): a linear function below A times the node's output.  z: boxes of its inputs."""
+    """(coefficients of each input, constant): a linear function below A times the node's output.  inside: boxes of its inputs."""
+    where, z = inside.where, inside.boxes
     match node:
         case Product():
             return through_product(node, where, z[0], A)
@@ -308,10 +313,8 @@ def through(
             return (part,), offset
         case Lead():  # (b - a) is -1 on a, 1 on b, 0 on one that waits
             return (torch.cat([-A, A, A.new_zeros(*A.shape[:2], z[0].lo.shape[1] - 2 * A.shape[2], *A.shape[3:])], 2),), 0.0
-        case Larger():  # relu(b - a) + a
-            n = z[0].lo.shape[1]
-            first, waits = A[:, :, :n], A[:, :, n:]
-            return (first, torch.cat([first, torch.zeros_like(first), waits], 2)), 0.0
+        case Larger():
+            return _through_larger(z, A, inside.flat)
         case Map(back=back) if back is not None:
             return (back(A),), 0.0
         case Sum():
@@ -322,3 +325,21 @@ def through(
             return pull_all(node.apply, [tuple(b.lo.shape[1:]) for b in z], A), 0.0
         case _:
             raise AssertionError(f"no linear rule for {type(node).__name__}")
+
+
+def _through_larger(z: Sequence[Interval], A: Tensor, flat: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+    """relu(b - a) + a, or its largest value where that lies below the line above it in the middle of the box.
+
+    The line above relu(d) runs from 0, or the least relu(d), to the largest: in the middle it is half way between these.
+    flat: the largest value wherever it is open which of both is larger.
+    """
+    lead, rows = z
+    n = lead.lo.shape[1]
+    top = torch.maximum(rows.hi[:, :n], rows.hi[:, n : 2 * n])
+    middle = (rows.lo[:, :n] + rows.hi[:, :n] + lead.lo + lead.hi) / 2
+    A = A.expand(-1, len(top), *A.shape[2:])
+    first, waits = A[:, :, :n], A[:, :, n:]
+    still = ((middle >= top) | (flat & (lead.lo <= 0) & (lead.hi > 0))) & (first < 0)
+    kept = torch.where(still, 0.0, first)
+    parts = kept, torch.cat([kept, torch.zeros_like(kept), waits], 2)
+    return parts, dot(torch.where(still, first, 0.0), top)

@@ -55,7 +55,7 @@ def _alone(z: Tensor) -> Tensor:
 
 
 def commuted(nodes: Sequence[Node]) -> list[Node]:
-    """The same, where a maximum of non-decreasing activations is the activation of a maximum: pooling 2 x 2, a quarter of them."""
+    """The same, where a maximum of activations that do not decrease is the activation of a maximum: a quarter of them."""
     found, waiting = list(nodes), dict[str, Activation]()
     for i, node in enumerate(found):
         if isinstance(node, Windows):
