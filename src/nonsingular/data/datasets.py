@@ -138,7 +138,7 @@ def load(
         and test; a folder of IDX files; parquet or Arrow files in the style of Hugging Face, or a folder of them; CSV.
         Each module in `readers` describes its format.  "hf:owner/name" or "hf:owner/name:config": a data set on the Hub.
     domain: the range that inputs live in, for data that are not in [0, 1]; None for no limits.  Pixels (uint8) are always divided
-        by 255.  By default the range that the source states: `domain` in an .npz file, no limits for tables, [0, 1] for all others.
+        by 255.  By default the range that the source states: `domain` in an .npz file, no limits for tables, [0, 1] for others.
     classes: the names of the class indices, in the order of the model's outputs.  By default text is in sorted order (numbers as
         numbers), and whole numbers from 0 are the class indices themselves; `Dataset.order` lists them.
     Checked: downloads, MNIST's IDX files and CIFAR-10's archive by md5; Fashion-MNIST's IDX files and all parquet files
