@@ -304,7 +304,7 @@ PARQUET = {
     "labels in float": ({**GOOD, "label": [0.5] * N}, "column 'label' is double"),
     "labels negative": ({**GOOD, "label": [-1] * N}, "holds -1; class indices start at 0.*no label"),
     "labels in lists": ({**GOOD, "label": [[0, 1]] * N}, "column 'label' is list"),
-    "ragged": ({**GOOD, "x": [[0.5, 0.5]] * 5 + [[0.5]] + [[0.5, 0.5]] * (N - 6)}, "lists of different lengths: .*another number in row 5"),
+    "ragged": ({**GOOD, "x": [[0.5, 0.5]] * 5 + [[0.5]] + [[0.5, 0.5]] * (N - 6)}, "different lengths: .*number in row 5"),
     "lists missing": ({**GOOD, "x": [None] + [[0.5, 0.5]] * (N - 1)}, "lists of different lengths"),
     "empty lists": ({**GOOD, "x": [[]] * N}, "empty lists, or lists of different lengths|expected numbers"),
     "values missing": ({**GOOD, "x": [[None, 0.5]] + [[0.5, 0.5]] * (N - 1)}, "with 1 empty values"),

@@ -39,7 +39,7 @@ Domain = tuple[float, float] | Literal["own"] | None
 """The range that inputs live in, None for no limits, or "own": the range that the data set states."""
 
 
-# ---- what `load` returns ------------------------------------------------------------------------------------------------
+# ---- what `load` returns ---------------------------------------------------------------------------------------------
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """Derivatives of A apply(z, w), linear in z and in w.  N functions A (N, *shape), or S for each of B examples (S, B, *shape)."""
+    """Derivatives of A apply(z, w), bilinear.  N functions A (N, *shape), or S for each of B examples (S, B, *shape)."""
 
     z: Callable[[Tensor, Tensor], Tensor]
     """(A, w) -> (N, *input)."""

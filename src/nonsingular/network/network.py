@@ -75,7 +75,7 @@ class Network(Adapter):
 
     @contextmanager
     def lent(self, weights: Mapping[str, Tensor] | None = None) -> Generator[nn.Module]:
-        """A copy whose parameters may be moved in place inside the context.  It begins at `weights`, by name, and is then restored."""
+        """A copy whose parameters may be moved in place inside the context.  It begins at `weights`, by name; restored after."""
         with torch.inference_mode(False):
             moving = self._spare.pop() if self._spare else twin(self.inner)
         try:

@@ -124,7 +124,7 @@ def _download(source: Source, cache: Path) -> None:
         chatter.setLevel(level)
 
 
-# ---- public data sets: their files --------------------------------------------------------------------------
+# ---- public data sets: their files -----------------------------------------------------------------------------------
 
 
 def _read_idx(source: Source, files: Mapping[str, Path]) -> tuple[Arrays, Arrays]:
