@@ -185,8 +185,7 @@ class Recipe(Settings):
     momentum: float = _said("Of sgd. Default: 0.", 0.0, ge=0, lt=1)
 
     LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
-    """Settings added after the first runs: left out where they have the old behaviour, so that files and hashes of those stay the
-    same."""
+    """Settings newer than the first runs: left out where they change nothing, so that files and hashes of those stay the same."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -249,8 +249,7 @@ def name_of(attack: Any) -> str:
 
 
 def declared(attack: Attack | Callable[..., Any]) -> Attack:
-    """The entry of an attack that is given as a function: from the catalog, or a user's own, which becomes an Attack without a
-    start.
+    """The entry of an attack that is given as a function: from the catalog, or a user's own, made an Attack without a start.
 
     An argument `start` or `steps` of a user's own function still counts, with a DeprecationWarning: declare it in an Attack.
     """

@@ -68,7 +68,7 @@ def train(
     given: Annotated[TrainFlags | None, GIVEN] = None,
     output: Annotated[Output, GIVEN] = SHOWN,
     threads: Annotated[
-        int, Parameter(help="Threads of torch. One is fastest for small networks, and its bits do not depend on the cores.")
+        int, Parameter(help="Threads of torch. One is fastest for small networks, and its bits are the same on any cores.")
     ] = 1,
 ) -> None:
     """Train one model. The numbers of a method default to those of the preset of the data set."""

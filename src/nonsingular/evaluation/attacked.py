@@ -143,8 +143,7 @@ def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:
 
 
 def _saved(e: SoundnessError, case: Case, grid: Grid, method: Method, cells: Sequence[Cell], log: Path | None) -> SoundnessError:
-    """The same error, with its case written beside the log: the example, and the perturbation that reached its margin, found
-    again."""
+    """The same error, with its case written beside the log: the example, and its perturbation, found again."""
     if log is None:
         return e
     inside = [c for c in cells if c.eps_x <= e.eps_x and c.eps_w <= e.eps_w and c.margins is not None]

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PAIRS = 8
-"""Certified pairs (example, cell) that are proven again by default.  They are drawn at random, so that no run can foresee
-them."""
+"""Certified pairs (example, cell) that are proven again by default.  Drawn at random: no run can foresee them."""
 SURVIVORS = 8
 """Examples recorded as surviving that are attacked again by default."""
 TOLERANCE = 1e-3

@@ -30,7 +30,7 @@ class Descent:
     """Everything but the network, the examples and the objective that trained weights depend on.
 
     optimizer: a name, or a function (parameters) -> torch optimiser, which sets its own learning rates, decays and so on: lr,
-    weight_decay and momentum are then None.
+        weight_decay and momentum are then None.
     schedule: a name, or a function (part of the training that is done) -> factor of the learning rate.
     weight_decay: as in torch: adam and sgd add it to the gradient, adamw applies it separately.  momentum: of sgd.
     Raises InvalidInput for impossible values.
