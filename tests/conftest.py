@@ -1,11 +1,16 @@
 """conftest.py - settings that every test shares."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from nonsingular.catalog import BOUNDS
 
 torch.set_num_threads(1)  # small matrices: many threads are far slower than one, and xdist already fills the cores
 
@@ -22,6 +27,30 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no data sets in ../shared/data beside this checkout")
     return folder
+
+
+@pytest.fixture
+def put_bound(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
+    """(name, function) -> the function of that bound until now; the entry of the catalog has the new one until the test ends."""
+
+    def put(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        entry = BOUNDS[name]
+        monkeypatch.setitem(BOUNDS, name, replace(entry, what=function))  # pyright: ignore[reportArgumentType]
+        return entry.load()
+
+    return put
+
+
+@pytest.fixture
+def bounded(put_bound: Callable[..., Any]) -> Callable[[str], list[int]]:
+    """name -> a list that each call of that bound adds its number of examples to."""
+
+    def counted(name: str) -> list[int]:
+        asked: list[int] = []
+        real = put_bound(name, lambda model, x, y, ball: asked.append(len(x)) or real(model, x, y, ball))
+        return asked
+
+    return counted
 
 
 @pytest.hookimpl(tryfirst=True)

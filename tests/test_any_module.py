@@ -440,7 +440,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "NumPy": (lambda: Of(lambda m, x: torch.from_numpy(m.net(x).detach().numpy()), net=flat()), "'square' (on inputs)"),
     "argmax": (lambda: Of(lambda m, x: F.one_hot(m.net(x).argmax(1), K).float(), net=flat()), "carry no gradient"),
     "something that cannot be copied": (locked, "cannot be copied (cannot pickle"),
-    "a result that was kept": (kept, "for it keeps seen, computed with gradients"),
+    "a result that was kept": (kept, "because it keeps seen, computed with gradients"),
     "a NaN in a weight that is not used": (
         lambda: Of(lambda m, x: m.net(x), net=flat(), rest=nn.Parameter(torch.full((2, 2), torch.nan))),
         "'rest' of the model holds NaN",

@@ -13,7 +13,7 @@ import nonsingular as ns
 
 
 @pytest.fixture
-def setting():
+def model_and_examples():
     g = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
     with torch.no_grad():
@@ -49,8 +49,8 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_evaluate_and_auc(setting, tmp_path):
-    model, x, y = setting
+def test_evaluate_and_auc(model_and_examples, tmp_path):
+    model, x, y = model_and_examples
     surface = ns.evaluate(model, (x, y), eps_x=0.2, eps_w=0.05)
     assert isinstance(surface, ns.Surface)
     assert surface.accuracy.shape == (11, 11)
@@ -63,16 +63,16 @@ def test_evaluate_and_auc(setting, tmp_path):
     assert "<svg" in (tmp_path / "contour.svg").read_text()
 
 
-def test_a_surface_of_one_point_or_one_line_can_be_plotted(setting, tmp_path):
-    model, x, y = setting
+def test_a_surface_of_one_point_or_one_line_can_be_plotted(model_and_examples, tmp_path):
+    model, x, y = model_and_examples
     for eps_x, eps_w in ((0.0, 0.0), ([0.0, 0.1], 0.0), (0.0, [0.0, 0.1])):
         ns.evaluate(model, (x, y), eps_x=eps_x, eps_w=eps_w).plot(tmp_path / "a.png")
         assert (tmp_path / "a.png").stat().st_size > 0
         (tmp_path / "a.png").unlink()
 
 
-def test_certify(setting):
-    model, x, y = setting
+def test_certify(model_and_examples):
+    model, x, y = model_and_examples
     c = ns.certify(model, x, y, ns.JointBall(eps_x=0.001, eps_w=0.0001))
     assert isinstance(c, ns.Certificate)
     assert c.margins.shape == (12, 3)
@@ -80,8 +80,8 @@ def test_certify(setting):
     assert 0 < c.accuracy <= 1
 
 
-def test_attacks_unpack(setting):
-    model, x, y = setting
+def test_attacks_unpack(model_and_examples):
+    model, x, y = model_and_examples
     ball = ns.JointBall(eps_x=8 / 255, eps_w=1e-3)
     x_adv, w_adv = ns.joint_pgd(model, x, y, ball)
     assert x_adv.shape == x.shape
@@ -93,8 +93,8 @@ def test_attacks_unpack(setting):
     assert moved.shape == (1, 3)
 
 
-def test_errors_are_value_errors(setting):
-    model, x, y = setting
+def test_errors_are_value_errors(model_and_examples):
+    model, x, y = model_and_examples
     with pytest.raises(ValueError, match="outside the domain"):
         ns.evaluate(model, (x * 255, y), eps_x=0.1, eps_w=0.1)
     assert issubclass(ns.UnsupportedModel, ns.InvalidInput)

@@ -12,8 +12,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.rounding import rounding
-from nonsingular.catalog import BOUNDS, OTHER, Bound
-from nonsingular.certificates import certify as certification
+from nonsingular.catalog import BOUNDS
 from nonsingular.certificates.certify import certify, decide
 from nonsingular.certificates.radii import Front, certified_front, certified_radius
 from nonsingular.errors import InvalidInput, UnsupportedModel
@@ -34,7 +33,7 @@ def small(seed: int = 0, n: int = 12) -> tuple[nn.Module, torch.Tensor, torch.Te
 # --- float32 and float64 ------------------------------------------------------------------------------------------------------
 
 
-def test_close_calls_are_computed_again_in_float64(monkeypatch):
+def test_close_calls_are_computed_again_in_float64(put_bound):
     """Three examples: far above 0, far below, and just above in float32 but not in float64."""
     asked = []
 
@@ -43,7 +42,7 @@ def test_close_calls_are_computed_again_in_float64(monkeypatch):
         low = torch.tensor([[5.0], [-5.0], [1e-6 if x.dtype == torch.float32 else -1e-6]], dtype=x.dtype)
         return low[-len(x) :].expand(-1, 3).scatter(1, y[:, None], 0.0)
 
-    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, bound, card=OTHER))
+    put_bound("best", bound)
     model, x, y = small(n=3)
     found = certify(model, x, y, JointBall(0.01, 0.01), dtype=torch.float32)
     assert asked == [(torch.float32, 3), (torch.float64, 1)]
@@ -51,11 +50,11 @@ def test_close_calls_are_computed_again_in_float64(monkeypatch):
     assert found.margins.dtype == torch.float64
 
 
-def test_float32_is_nan_safe(monkeypatch):
+def test_float32_is_nan_safe(put_bound):
     def bound(model, x, y, ball):
         return torch.full((len(x), 3), math.nan, dtype=x.dtype)
 
-    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, bound, card=OTHER))
+    put_bound("best", bound)
     model, x, y = small()
     assert certify(model, x, y, JointBall(0.01, 0.01), dtype=torch.float32).accuracy == 0
 
@@ -224,13 +223,9 @@ def test_radii_by_tensor_are_shares():
     assert held[0]
 
 
-def test_bisection_asks_each_example_only_a_few_times(monkeypatch):
-    asked = []
+def test_bisection_asks_each_example_only_a_few_times(bounded):
+    asked = bounded("crown")
     model, x, y = small(n=20)
-    original = certification.Prover.__call__
-    monkeypatch.setattr(
-        certification.Prover, "__call__", lambda self, x, y, ball: asked.append(len(x)) or original(self, x, y, ball)
-    )
     certified_radius(model, x, y, JointBall(0.01, 0.1), bits=6)
     assert sum(asked) <= 7 * 20
     asked.clear()

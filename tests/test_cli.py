@@ -292,14 +292,11 @@ def test_evaluate_and_certify_in_one_run(here, trained, capsys):
     assert run("report", "e") == 0
 
 
-def test_an_attack_that_beats_a_certificate_ends_with_1(here, trained, capsys, monkeypatch):
-    from nonsingular.catalog import OTHER, Bound
-    from nonsingular.certificates import certify as certification
-
+def test_an_attack_that_beats_a_certificate_ends_with_1(here, trained, capsys, put_bound):
     def wrong(model, x, y, ball):
         return torch.full((len(x), 10), 99.0, dtype=x.dtype).scatter(1, y[:, None], 0.0)
 
-    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, wrong, card=OTHER))
+    put_bound("crown", wrong)
     argv = ("evaluate", trained, "--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", 20, "--certify", "crown", "--workers", 1)
     assert run(*argv, "--out", "e", "--quiet") == 1
     err = capsys.readouterr().err

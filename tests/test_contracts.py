@@ -87,10 +87,10 @@ def test_what_an_entry_declares_is_what_its_function_does(attack):
     assert attack.starts == ("start" in parameters)
     steps = parameters["steps"].default if "steps" in parameters else None
     assert attack.steps == steps
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     if attack.dense:
         with pytest.raises(UnsupportedModel):
-            attack(*setting("conv"), JointBall(0.01, 0.001), scope=attack.scopes[0])
+            attack(*model_and_examples("conv"), JointBall(0.01, 0.001), scope=attack.scopes[0])
     for scope in SCOPES:
         if scope in attack.scopes:
             attack(model, x, y, JointBall(0.01, 0.001), scope=scope)
@@ -99,7 +99,7 @@ def test_what_an_entry_declares_is_what_its_function_does(attack):
                 attack(model, x, y, JointBall(0.01, 0.001), scope=scope)
 
 
-def setting(kind, n=5):
+def model_and_examples(kind, n=5):
     torch.manual_seed(0)
     model = (mlp((1, 6, 6), 4, hidden=(8, 6)) if kind == "dense" else conv((1, 6, 6), 4, hidden=(3,))).eval()
     x = torch.rand(n, 1, 6, 6)
@@ -109,7 +109,7 @@ def setting(kind, n=5):
 @pytest.mark.parametrize("name, scope, kind", list(cases(sorted(ATTACKS))))
 @pytest.mark.parametrize("radii", [(0.1, 0.02), (0.0, 0.02), (0.1, 0.0)])
 def test_an_attack_stays_in_the_ball_helps_and_leaves_the_model(name, scope, kind, radii):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     ball = JointBall(*radii)
     point = lookup(ATTACKS, name, "attack")(model, x, y, ball, scope=scope)
@@ -140,7 +140,7 @@ def reached(model, point, y):
 @pytest.mark.parametrize("name, scope, kind", list(cases(WITH_START)))
 @pytest.mark.parametrize("begin", ["strong", "inputs", "harmful", "nothing"])
 def test_an_attack_is_never_worse_than_its_start_or_the_clean_point(name, scope, kind, begin):
-    model, x, y = setting(kind, 12)
+    model, x, y = model_and_examples(kind, 12)
     ball = JointBall(0.1, 0.05)
     if begin == "strong":
         start = joint_pgd(model, x, y, ball, steps=20, step_x=0.02, step_w=0.01, scope=scope)
@@ -163,7 +163,7 @@ def test_an_attack_is_never_worse_than_its_start_or_the_clean_point(name, scope,
 
 @pytest.mark.parametrize("name, scope, kind", list(cases(WITH_START)))
 def test_a_start_that_does_not_fit_is_refused(name, scope, kind):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     attack = lookup(ATTACKS, name, "attack")
     with pytest.raises(InvalidInput, match="start"):
         attack(model, x, y, JointBall(0.1, 0.02), scope=scope, start=Perturbation((x + 0.2).clamp(0, 1), {}, scope))

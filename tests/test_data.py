@@ -450,7 +450,7 @@ def test_parquet_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     write_parquet(train, good, np.where(np.arange(N) == 5, -1, y))
     refused("row 5 .*has label -1")
     write_parquet(train, good, [None, *map(int, y[1:])])
-    refused("column 'label' is int64, with 1 cells empty; expected whole numbers")
+    refused("column 'label' is int64, with 1 empty cells; expected whole numbers")
     write_parquet(train, good, [str(label) for label in y])
     refused("column 'label' is string")
     for blob in (None, b"", b"no picture", good[3]["bytes"][:200], picture(images(1, 32, 32, 3)[0], "BMP")):
@@ -558,7 +558,7 @@ WRONG = {
     "huge": ({"x_test": np.full((M, 5), 1e300)}, "too large values in 20 rows"),
     "other shape": (
         {"x_test": np.zeros((M, 6))},
-        r"inputs of train have shape \(40, 5\) and of test \(20, 6\); expected the same, but for N",
+        r"inputs of train have shape \(40, 5\) and of test \(20, 6\); expected the same, except for N",
     ),
     "float labels": ({"y_test": np.zeros(M)}, r"y_test is float64 of shape \(20,\); expected a whole number for each of the 20"),
     "one-hot": ({"y_test": np.eye(M, dtype=int)}, r"y_test is int64 of shape \(20, 20\).*y.argmax\(1\)"),

@@ -181,7 +181,7 @@ def test_an_error_ends_the_workers_and_what_waits():
         ("--engine dask", "no engine 'dask'; choose one of local, ray"),
         ("--workers 0", "workers is 0; give 1 or more"),
         ("--engine ray --workers 0", "workers is 0; give 1 or more"),
-        ("--address localhost:6379", "engine local has none; choose engine ray"),
+        ("--address localhost:6379", "engine local takes none; choose engine ray"),
         ("--engine ray --address localhost:6379 --workers 2", "leave --workers out"),
     ],
 )

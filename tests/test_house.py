@@ -12,6 +12,12 @@ LINES, BODY, PARAMETERS = 400, 50, 6
 OWN_ARGUMENTS = {"recurrent", "_batch_norm"}
 """Operators of ONNX and torch.export, which give their own arguments by position."""
 
+ODD = (
+    "is no gate", "moved as far again as the radii have grown", "so many threads of torch while it lasts",
+    "what decides the bits", "a ray of its own", "until half is left",
+)  # fmt: skip
+"""Phrases that are not plain English of the field, in lower case."""
+
 
 def functions():
     """(path, function) for every function of the package."""
@@ -69,3 +75,24 @@ def test_only_functions_of_users_and_of_other_libraries_are_asked_what_they_take
 def test_the_guide_names_files_that_exist():
     for name in set(re.findall(r"`((?:\w+/)+\w+\.py)`", PAGE.read_text(encoding="utf-8"))):
         assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
+
+
+def docstrings():
+    """(path, line, text) of every docstring, those of constants and attributes too."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                yield path, node.lineno, node.value.value
+
+
+def test_docstrings_say_what_they_are_of():
+    assert not [f"{path}:{line}" for path, line, text in docstrings() if text.lstrip().startswith("Of ")]
+
+
+def test_no_odd_phrase_is_left():
+    left = []
+    for path in (*PACKAGE.rglob("*"), *(ROOT / "docs").rglob("*"), ROOT / "README.md"):
+        if path.suffix in (".py", ".md", ".html", ".json"):
+            text = " ".join(re.sub(r"[^\w' ]", " ", path.read_text(encoding="utf-8")).lower().split())
+            left += [f"{path.relative_to(ROOT)}: {phrase}" for phrase in ODD if phrase in text]
+    assert not left

@@ -22,21 +22,23 @@ from nonsingular.threat.perturbation import Perturbation
 class Small(nn.Sequential):
     """Holds at most `room` examples."""
 
-    room = 10**9
+    room, refused = 10**9, 0
 
     def forward(self, input):
         if len(input) > self.room:
+            Small.refused += 1
             raise torch.cuda.OutOfMemoryError(f"{len(input)} examples")
         return super().forward(input)
 
 
-def setting(n=70):
+def model_and_examples(n=70):
     g = torch.Generator().manual_seed(0)
     model = Small(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g) / 2)
-    x = torch.rand(n, 6, generator=g)
+        x = torch.rand(n, 6, generator=g)
+        model[2].bias -= model(x).mean(0)  # all three classes occur
     return model, x, model(x).argmax(1)
 
 
@@ -89,7 +91,7 @@ def test_it_is_said(caplog):
 
 @pytest.mark.parametrize("weights", [{}, {"0.weight": 0.1}])
 def test_logits_are_those_with_room_enough(weights, monkeypatch):
-    model, x, _ = setting()
+    model, x, _ = model_and_examples()
     shared = Perturbation(x, {n: model.state_dict()[n] + d for n, d in weights.items()}, "dataset")
     whole = logits_at(model, shared)
     monkeypatch.setattr(Small, "room", 9)
@@ -98,7 +100,7 @@ def test_logits_are_those_with_room_enough(weights, monkeypatch):
 
 @pytest.mark.parametrize("attack", [joint_pgd, shared_apgd])
 def test_attacks_on_one_set_of_weights_are_those_of_smaller_chunks(attack, monkeypatch):
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     monkeypatch.setattr(Small, "room", 9)
     ball = JointBall(0.05, 0.05)
     found = attack(model, x, y, ball, scope="dataset", chunk=70)
@@ -111,16 +113,24 @@ def test_attacks_on_one_set_of_weights_are_those_of_smaller_chunks(attack, monke
 @pytest.mark.parametrize("scope", ["sample", pytest.param("batch", marks=pytest.mark.slow), "dataset"])
 @pytest.mark.parametrize("attack", ["paper", "strongest", "square", "corners"])
 def test_a_surface_does_not_need_room_for_all(scope, attack, monkeypatch):
-    model, x, y = setting(40)
+    """Examples attacked by themselves have the same outcomes.  The sums over those that share W' round differently in parts, and
+    a search that keeps the best W' may then take another path."""
+    model, x, y = model_and_examples(40)
     whole = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.1], scope=scope, attack=attack, batch_size=20)
+    monkeypatch.setattr(Small, "refused", 0)
     monkeypatch.setattr(Small, "room", 30 if scope == "sample" else 9)  # there one example has many starts at once
     less = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.1], scope=scope, attack=attack, batch_size=20)
-    assert abs(less.auc - whole.auc) < 0.06
-    assert less.accuracy[0, 0] == whole.accuracy[0, 0]
+    assert Small.refused
+    assert whole.accuracy.min() < 0.4 < whole.accuracy.max() == 1
+    if scope == "sample" or attack == "square":
+        assert (less.outcomes == whole.outcomes).all()
+    else:
+        assert (less.outcomes == whole.outcomes)[0].all()  # one example after the other where weights do not move
+        assert abs(less.auc - whole.auc) < 0.04
 
 
 def test_an_attack_of_each_example_is_given_fewer():
-    model, x, y = setting(40)
+    model, x, y = model_and_examples(40)
     sizes = []
 
     def attack(model, x, y, ball, *, scope, start=None):
@@ -139,13 +149,11 @@ def test_an_attack_of_each_example_is_given_fewer():
     assert sizes.count(10) >= 4
 
 
-def test_certificates_are_those_with_room_enough(monkeypatch):
-    from nonsingular.bounds import interval
-
-    model, x, y = setting()
+def test_certificates_are_those_with_room_enough(put_bound):
+    model, x, y = model_and_examples()
     model = nn.Sequential(*model)
     whole = certify(model, x, y, JointBall(0.01, 0.01), bound="interval").margins
-    bound, sizes = interval.interval, []
+    sizes = []
 
     def tight(model, x, y, ball):
         sizes.append(len(x))
@@ -153,6 +161,6 @@ def test_certificates_are_those_with_room_enough(monkeypatch):
             raise torch.cuda.OutOfMemoryError("no room")
         return bound(model, x, y, ball)
 
-    monkeypatch.setattr(interval, "interval", tight)
+    bound = put_bound("interval", tight)
     torch.testing.assert_close(certify(model, x, y, JointBall(0.01, 0.01), bound="interval").margins, whole)
     assert max(s for s in sizes if s <= 20) == 16

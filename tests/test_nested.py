@@ -54,7 +54,7 @@ def conv():
 MODELS = {"dense": dense, "conv": conv}
 
 
-def setting(kind, n=60):
+def model_and_examples(kind, n=60):
     model = MODELS[kind]()
     x = torch.rand(n, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     return model, x, model(x).argmax(1)
@@ -73,7 +73,7 @@ def lowest(model, y, point):
 
 @pytest.mark.parametrize("kind, scope", first(3, itertools.product(MODELS, SCOPES)))
 def test_a_surface_never_rises_and_is_not_above_the_paper(kind, scope):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20)
     assert s.attack == "strongest"
     assert s.rises == []
@@ -85,7 +85,7 @@ def test_a_surface_never_rises_and_is_not_above_the_paper(kind, scope):
 
 @pytest.mark.parametrize("kind", first(1, MODELS))
 def test_who_shares_weights_orders_the_surfaces(kind):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     at = {scope: evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20).accuracy for scope in SCOPES}
     assert (at["sample"] <= at["batch"] + 1 / 60).all()
     assert (at["batch"] <= at["dataset"] + 3 / 60).all()
@@ -93,7 +93,7 @@ def test_who_shares_weights_orders_the_surfaces(kind):
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_lost_and_certified_examples_are_left_alone(scope):
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     seen = []
 
     def counting(model, x, y, ball, *, scope, start=None):
@@ -126,7 +126,7 @@ def test_lost_and_certified_examples_are_left_alone(scope):
 
 def test_a_point_begins_where_a_smaller_one_ended():
     """An attack that only hands its start back, but finds one perturbation in the smallest ball: it is carried and grows."""
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     start = {}
 
     def lazy(model, x, y, ball, *, scope, start=None):
@@ -149,7 +149,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
     with torch.no_grad():  # which side of the mean the pixels lie on
         model[1].weight.copy_(torch.stack([torch.ones(9), -torch.ones(9)]))
         model[1].bias.copy_(torch.tensor([-4.5, 4.5]))
-    x = setting("dense")[1]
+    x = model_and_examples("dense")[1]
     y = model(x).argmax(1)
 
     def slow(model, x, y, ball, *, scope, start=None):
@@ -170,7 +170,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
     "kind, scope, attack", first(4, [("dense", "batch", "paper"), *itertools.product(MODELS, SCOPES, ["strongest"])])
 )
 def test_the_files_alone_give_the_surface_again(kind, scope, attack, tmp_path):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     s = evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, scope=scope, batch_size=20, attack=attack, log=tmp_path / "log.jsonl")
     job = asked(model, x, y, Method.of(attack, scope, 20))
     stored = stored_perturbations(job, tmp_path / FOLDER)
@@ -184,7 +184,7 @@ def asked(model, x, y, method):
 
 
 def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=tmp_path / "log.jsonl")
     (path,) = (tmp_path / FOLDER).glob("*.safetensors")
     found = read_found(path)
@@ -205,7 +205,7 @@ def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scope", first(1, SCOPES[::-1]))
 def test_an_interrupted_walk_goes_on_to_the_same_bits(scope, tmp_path):
-    model, x, y = setting("dense", 250)
+    model, x, y = model_and_examples("dense", 250)
     options = {"eps_x": COLUMNS, "eps_w": ROWS, "scope": scope, "batch_size": 100}
     whole = evaluate(model, (x, y), **options, log=tmp_path / "whole" / "log") if (tmp_path / "whole").mkdir() is None else None
     calls = itertools.count()
@@ -238,7 +238,7 @@ def test_an_interrupted_walk_goes_on_to_the_same_bits(scope, tmp_path):
 
 @pytest.mark.parametrize("kind, scope", list(itertools.product(MODELS, SCOPES)))
 def test_the_strongest_is_not_above_its_members(kind, scope):
-    model, x, y = setting(kind)
+    model, x, y = model_and_examples(kind)
     ball = JointBall(0.1, 0.04)
     point = strongest(model, x, y, ball, scope=scope).check(model, x, ball)
     for part in ((1.0, 0.0), (0.0, 1.0)):
@@ -254,7 +254,7 @@ def test_the_strongest_is_not_above_its_members(kind, scope):
 
 @pytest.mark.parametrize("scope, first", list(itertools.product(SCOPES, ["inputs", "weights"])))
 def test_attacks_in_turn(scope, first):
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     ball = JointBall(0.3, 0.2)
     one = alternating(model, x, y, ball, scope=scope, first=first, rounds=1)
     more = alternating(model, x, y, ball, scope=scope, first=first, rounds=3)
@@ -265,7 +265,7 @@ def test_attacks_in_turn(scope, first):
 
 
 def test_an_ensemble_by_its_names():
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     s = evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.02], attack="paper+apgd")
     assert s.attack == "paper+apgd"
     for name in ("paper", "apgd"):
@@ -277,7 +277,7 @@ def test_an_ensemble_by_its_names():
 
 
 def test_the_worst_of_points():
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     a, b = (strongest(model, x, y, JointBall(r, 0.0)) for r in (0.05, 0.1))
     both = worst(model, y, a, b)
     assert torch.equal(lowest(model, y, both), torch.minimum(lowest(model, y, a), lowest(model, y, b)))
@@ -305,7 +305,7 @@ def digits_model():
 
 
 def test_a_group_is_judged_from_its_tensors():
-    model, x, y = setting("dense")
+    model, x, y = model_and_examples("dense")
     r = reach(Case.of(model, x, y), GRID, Method.of(scope="dataset"), (0.1, 0.02))
     assert torch.equal(r.correct, is_correct(logits_at(model, r.point), y))
     assert r.origin == (0.1, 0.02)

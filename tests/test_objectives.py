@@ -337,7 +337,7 @@ def test_objectives_are_values():
     [
         (lambda: Adversarial(-0.1), "eps_x is -0.1"),
         (lambda: Adversarial(float("nan")), "eps_x is nan"),
-        (lambda: Adversarial(torch.ones(4)), "training knows one input radius"),
+        (lambda: Adversarial(torch.ones(4)), "training takes one input radius"),
         (lambda: Adversarial(0.1, steps=0), "steps is 0; give a whole number"),
         (lambda: Adversarial(0.1, steps=2.5), "steps is 2.5"),
         (lambda: Adversarial(0.1, warmup=1.5), "warmup is 1.5"),

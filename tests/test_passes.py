@@ -6,7 +6,7 @@ from torch import nn
 
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.masking import CORNERS, GLIMPSED, SEARCHED, TRIALS
-from nonsingular.network.passes import Passes, so_far
+from nonsingular.network.passes import Passes
 
 
 class Counting(nn.Sequential):
@@ -17,7 +17,7 @@ class Counting(nn.Sequential):
         return super().forward(input)
 
 
-def setting(n=20):
+def model_and_examples(n=20):
     g = torch.Generator().manual_seed(0)
     model = Counting(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
     with torch.no_grad():
@@ -28,7 +28,7 @@ def setting(n=20):
 
 
 def test_the_papers_attack_by_hand():
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     surface = evaluate(model, (x, y), eps_x=[0.1], eps_w=[0.01], scope="dataset", attack="paper")
     # 100 steps forward and backward, and once forward for the verdict
     assert surface.about["passes"] == {"forward": 101 * 20, "backward": 100 * 20}
@@ -36,7 +36,7 @@ def test_the_papers_attack_by_hand():
 
 @pytest.mark.parametrize("attack", ["strongest", "square", "alternating"])
 def test_what_is_counted_is_what_the_network_sees(attack):
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     evaluate(model, (x[:2], y[:2]), eps_x=[0.1], eps_w=[0.01], scope="dataset", attack=attack)
     Counting.rows = 0
     surface = evaluate(model, (x, y), eps_x=[0.0, 0.1], eps_w=[0.0, 0.01], scope="dataset", attack=attack)
@@ -48,5 +48,4 @@ def test_what_is_counted_is_what_the_network_sees(attack):
 
 
 def test_a_difference_is_of_both():
-    assert so_far().since(so_far()) == Passes()
     assert Passes(5, 3).since(Passes(2, 1)) == Passes(3, 2)

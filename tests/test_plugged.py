@@ -22,7 +22,7 @@ from nonsingular.threat.ball import SCOPES, JointBall
 from nonsingular.threat.perturbation import Perturbation
 
 
-def setting(n=12, kind="dense"):
+def model_and_examples(n=12, kind="dense"):
     torch.manual_seed(0)
     model = (mlp((1, 6, 6), 4, hidden=(16,)) if kind == "dense" else conv((1, 6, 6), 4, hidden=(4,))).eval()
     x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -57,7 +57,7 @@ def others():
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("begin", ["clean", "weights"])
 def test_an_attack_from_elsewhere(make, scope, begin):
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     attack, ball = make(), JointBall(0.1, 0.02)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = None if begin == "clean" else joint_pgd(model, x, y, ball, steps=2, step_x=0.001, step_w=0.001, scope=scope)
@@ -82,7 +82,7 @@ def test_an_attack_from_elsewhere(make, scope, begin):
 
 @pytest.mark.parametrize("make", list(others()))
 def test_any_domain_precision_and_mode(make):
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     shifted = nn.Sequential(_Affine(), *model).eval()
     want = logits_at(model, make()(model, x, y, JointBall(0.1, 0.0)))
     got = logits_at(shifted, make()(shifted, 4 * x - 2, y, JointBall(0.4, 0.0, domain=(-2, 2))))
@@ -104,13 +104,13 @@ class _Affine(nn.Module):
 
 @pytest.mark.parametrize("make", list(others()))
 def test_it_evaluates_a_grid(make):
-    model, x, y = setting(kind="conv")
+    model, x, y = model_and_examples(kind="conv")
     surface = evaluate(model, (x, y), eps_x=[0.0, 0.1, 0.3], eps_w=[0.0], scope="batch", attack=make())
     assert surface.accuracy[0, 0] == 1 and surface.accuracy.min() < 1
 
 
 def test_what_is_not_a_number_is_not_taken():
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     found = plugged._plugged(lambda network, x, y, eps: torch.full_like(x, torch.nan), "none")(model, x, y, JointBall(0.1, 0.0))
     assert found.x.equal(x)
 
@@ -141,7 +141,7 @@ def test_names_and_options_of_torchattacks():
 @pytest.mark.parametrize("name", ["FGSM", "PGD", "MIFGSM", "APGDT", "Square", "DeepFool"])
 def test_more_of_torchattacks(name):
     installed("torchattacks")
-    model, x, y = setting(kind="conv")
+    model, x, y = model_and_examples(kind="conv")
     options = {"APGDT": {"n_classes": 4, "steps": 5}, "Square": {"n_queries": 100}}.get(name, {})
     found = torchattacks_attack(name, **options)(model, x, y, JointBall(0.1, 0.0))
     assert worst(model, found, y).sum() < worst(model, Perturbation(x), y).sum()
@@ -149,7 +149,7 @@ def test_more_of_torchattacks(name):
 
 def test_ours_is_no_weaker_than_the_square_of_torchattacks():
     installed("torchattacks")
-    model, x, y = setting(200, "conv")
+    model, x, y = model_and_examples(200, "conv")
     ball = JointBall(0.06, 0.0)
     theirs = torchattacks_attack("Square", n_queries=300)(model, x, y, ball)
     ours = square(model, x, y, ball, steps=300)

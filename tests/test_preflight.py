@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from nonsingular.catalog import BOUNDS, Attack
-from nonsingular.certificates.certify import Prover
 from nonsingular.cli.main import main
 from nonsingular.evaluation.clock import REPORT
 from nonsingular.evaluation.estimate import QUICK, SOON, Plan
@@ -27,7 +26,7 @@ from nonsingular.threat.perturbation import Perturbation
 UNIT = JointBall(1.0, 1.0)
 
 
-def setting(n=30):
+def model_and_examples(n=30):
     g = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     x = torch.rand(n, 4, generator=g)
@@ -49,7 +48,7 @@ STILL = Attack("still", still, starts=True)
 
 
 def test_what_moves_is_counted():
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     found = told(model, x, y, Method.of(STILL), (0.0, 0.1), (0.0, 0.02))
     assert found.numbers == 4 * 5 + 5 * 3
     assert found.moved["0.weight"]["shape"] == [5, 4]
@@ -72,7 +71,7 @@ def test_what_has_no_rule_is_named():
         def forward(self, x):
             return torch.special.bessel_j0(self.fc(x))
 
-    _, x, y = setting()
+    _, x, y = model_and_examples()
     found = told(Odd().eval(), x, y, Method.of(STILL), (0.1,), (0.02,))
     assert set(found.certifies) == set(QUICK)
     assert all("bessel_j0" in why or "Linear" in why or "theorem" in why for why in found.certifies.values())
@@ -92,16 +91,15 @@ def now(monkeypatch):
 
 
 @pytest.fixture
-def bounds_cost(now, monkeypatch):
-    """What a bound costs for each example; the cheap ones that are tried at radius 0 cost nothing."""
-    true = Prover.__call__
+def interval_costs(now, put_bound):
+    """What interval bounds cost for each example; at radius 0 they cost nothing."""
 
     def slower(seconds):
-        def prove(self, x, y, ball):
+        def bound(model, x, y, ball):
             now[0] += seconds * len(x) * (ball.eps_x > 0)
-            return true(self, x, y, ball)
+            return real(model, x, y, ball)
 
-        monkeypatch.setattr(Prover, "__call__", prove)
+        real = put_bound("interval", bound)
 
     return slower
 
@@ -118,7 +116,7 @@ def costs(now, call, example):
 
 @pytest.mark.parametrize("scope", ["sample", "batch", "dataset"])
 def test_the_time_is_that_of_the_work(scope, now):
-    model, x, y = setting(300)
+    model, x, y = model_and_examples(300)
     method = Method.of(costs(now, 0.01, 0.001), scope, 64)
     columns, rows = (0.0, 0.05, 0.1, 0.2), (0.0, 0.02)
     groups = {"sample": 3, "batch": 5, "dataset": 1}[scope]
@@ -135,7 +133,7 @@ def test_the_time_is_that_of_the_work(scope, now):
 
 def test_what_is_lost_early_costs_nothing_later(now):
     """Half of the examples fall at the second radius: the others alone are attacked from there on."""
-    model, x, y = setting(200)
+    model, x, y = model_and_examples(200)
     fragile = torch.arange(200) % 2 == 0
 
     def attack(model, x_, y_, ball, *, scope, start=None):
@@ -150,10 +148,10 @@ def test_what_is_lost_early_costs_nothing_later(now):
     assert wrong.parts["attack"] == pytest.approx(right.parts["attack"] / 2, rel=0.2)  # what is wrong undisturbed is not attacked
 
 
-def test_the_time_of_certificates_is_added(now, bounds_cost):
+def test_the_time_of_certificates_is_added(now, interval_costs):
     """Nothing is certified far out: a walk from (last column, first row) along the border, one bound a step."""
-    model, x, y = setting(300)
-    bounds_cost(0.002)
+    model, x, y = model_and_examples(300)
+    interval_costs(0.002)
     method = Method.of(costs(now, 0.0, 0.001))
     columns, rows = tuple(0.1 * i for i in range(9)), tuple(0.05 * i for i in range(9))
     found = told(model, x, y, method, columns, rows, certify="interval")
@@ -163,7 +161,7 @@ def test_the_time_of_certificates_is_added(now, bounds_cost):
 
 
 def test_a_long_run_is_said_to_be_long_and_a_smaller_one_is_proposed(now):
-    model, x, y = setting(300)
+    model, x, y = model_and_examples(300)
     found = told(model, x, y, Method.of(costs(now, 0.0, 10.0)), (0.0, 0.1), (0.0, 0.1))
     low, high = found.interval
     assert low < 10.0 * 300 * 3 < high
@@ -292,7 +290,7 @@ def test_what_was_given_is_kept(here):
 def test_in_python_the_error_proposes_numbers():
     import nonsingular as ns
 
-    model, x, y = setting()
+    model, x, y = model_and_examples()
     for call in (ns.evaluate, ns.certified_surface):
         with pytest.raises(
             ns.InvalidInput, match=r"eps_x and eps_w not given; e.g. eps_x=\[0.0, 0.0.*eps_w=\[0.0, 0.004.*relative=True"
@@ -337,6 +335,6 @@ def test_a_certified_run_and_python_carry_their_doubts_too(here, caplog):
     assert main(["certify", "m.py:net", "--data", "shuffled.npz", *grid, "--out", "run"]) == 0
     (model,) = json.loads(Path("run/results.json").read_text())["models"].values()
     assert "no better than chance" in model["surfaces"][0]["about"]["doubts"][0]
-    net, x, y = setting()
+    net, x, y = model_and_examples()
     assert "no better" in ns.evaluate(net, (x, (y + 1) % 3), eps_x=[0.0], eps_w=[0.0]).about["doubts"][0]
     assert ns.evaluate(net, (x, y), eps_x=[0.0], eps_w=[0.0]).about["doubts"] == []

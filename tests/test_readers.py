@@ -167,7 +167,7 @@ def test_images_refused(tmp_path: Path, case: str) -> None:
 def test_splits_with_other_classes_or_sizes(tmp_path: Path) -> None:
     for name, classes, size in (("train", ["a", "b"], 4), ("test", ["a", "c"], 4)):
         image_folder(tmp_path / "names" / name, pixels(4, size, size), np.arange(4) % 2, classes)
-    with pytest.raises(InvalidInput, match="holds other classes than the other splits do: b, c"):
+    with pytest.raises(InvalidInput, match="holds other classes than the other splits: b, c"):
         load(str(tmp_path / "names"))
     for name, size in (("train", 4), ("test", 5)):
         image_folder(tmp_path / "sizes" / name, pixels(4, size, size), np.arange(4) % 2, ["a", "b"])
@@ -228,10 +228,10 @@ def test_idx_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "b"))
     assert len(load(str(tmp_path / "b" / "letters-test-images-idx3-ubyte")).test) == 8
     path = idx_files(tmp_path / "c", "f", x.astype(np.float32), y)
-    with pytest.raises(InvalidInput, match="is 528 bytes long unpacked; its header says"):
+    with pytest.raises(InvalidInput, match="is 528 bytes long unpacked; its header states"):
         load(str(path))
     path.write_bytes(b"\x00\x00\x0d\x03" + path.read_bytes()[4:])
-    with pytest.raises(InvalidInput, match=r"\[00 00 0d 03\].*no IDX file of unsigned bytes in 3 dimensions"):
+    with pytest.raises(InvalidInput, match=r"\[00 00 0d 03\].*not an IDX file of unsigned bytes in 3 dimensions"):
         load(str(path))
 
 
@@ -292,22 +292,22 @@ def test_arrow_as_save_to_disk_writes_it(tmp_path: Path, form: str) -> None:
     assert torch.equal(d.test.x, torch.tensor(numbers(N, 4)))
     assert d.classes == ("a", "b", "c", "d")
     path.unlink()
-    with pytest.raises(InvalidInput, match="holds 1 of the 2 files of which data-00000-of-00002"):
+    with pytest.raises(InvalidInput, match="holds 1 of the 2 files that belong with data-00000-of-00002"):
         load(str(tmp_path))
 
 
 GOOD = {"x": [[0.5, 0.5]] * N, "label": [0, 1] * (N // 2)}
 PARQUET = {
-    "no labels": ({"x": GOOD["x"]}, r"has columns \['x'\]; expected one of labels"),
+    "no labels": ({"x": GOOD["x"]}, r"has columns \['x'\]; expected a column of labels"),
     "empty": ({"x": [], "label": []}, "holds no rows"),
-    "labels missing": ({**GOOD, "label": [None, *GOOD["label"][1:]]}, "with 1 cells empty; expected whole numbers or names"),
+    "labels missing": ({**GOOD, "label": [None, *GOOD["label"][1:]]}, "with 1 empty cells; expected whole numbers or names"),
     "labels in float": ({**GOOD, "label": [0.5] * N}, "column 'label' is double"),
     "labels negative": ({**GOOD, "label": [-1] * N}, "holds -1; class indices start at 0.*no label"),
     "labels in lists": ({**GOOD, "label": [[0, 1]] * N}, "column 'label' is list"),
-    "ragged": ({**GOOD, "x": [[0.5, 0.5]] * 5 + [[0.5]] + [[0.5, 0.5]] * (N - 6)}, "no one shape: .*one in row 5"),
-    "lists missing": ({**GOOD, "x": [None] + [[0.5, 0.5]] * (N - 1)}, "no one shape"),
-    "empty lists": ({**GOOD, "x": [[]] * N}, "no one shape|expected numbers"),
-    "values missing": ({**GOOD, "x": [[None, 0.5]] + [[0.5, 0.5]] * (N - 1)}, "with 1 values empty"),
+    "ragged": ({**GOOD, "x": [[0.5, 0.5]] * 5 + [[0.5]] + [[0.5, 0.5]] * (N - 6)}, "different lengths: .*number in row 5"),
+    "lists missing": ({**GOOD, "x": [None] + [[0.5, 0.5]] * (N - 1)}, "lists of different lengths"),
+    "empty lists": ({**GOOD, "x": [[]] * N}, "empty lists, or lists of different lengths|expected numbers"),
+    "values missing": ({**GOOD, "x": [[None, 0.5]] + [[0.5, 0.5]] * (N - 1)}, "with 1 empty values"),
     "token ids": ({**GOOD, "x": [[5, 6]] * N}, "token ids"),
     "text": ({**GOOD, "x": ["hello"] * N}, "Text has no ℓ∞ radius: give its embeddings"),
     "nan": ({**GOOD, "x": [[float("nan"), 0.5]] + [[0.5, 0.5]] * (N - 1)}, "NaN.* in 1 rows, first in row 0"),
@@ -379,7 +379,7 @@ def test_csv_columns_of_splits_in_another_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [("", "holds 0 rows"), ("1,2\n", "holds 1 rows"), ("1,0\n2\n", "row 2 has 1 cells"),
-     ("a,y\nb,0\n", "'b', which is no number"), ("1,0\n,1\n", "row 2 has an empty cell"), ("1,0\nnan,1\n", "NaN"),
+     ("a,y\nb,0\n", "'b', which is not a number"), ("1,0\n,1\n", "row 2 has an empty cell"), ("1,0\nnan,1\n", "NaN"),
      ("1,-1\n2,0\n", "holds -1"), ("1\n2\n", "two or more columns")],
 )  # fmt: skip
 def test_csv_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -498,8 +498,8 @@ def test_indices(tmp_path: Path, name: str) -> None:
     [("i.txt", "3\n3\n", "3 more than once"), ("i.txt", "-1", r"holds -1; the rows of this split are 0\.\.9"),
      ("i.txt", "10", "holds 10"), ("i.txt", "1.5", "cannot be read"), ("i.txt", "", "one or more"),
      ("i.json", "[]", "one or more"),
-     ("i.json", "[true]", "no list of"),
-     ("i.json", "{", "cannot be read"), ("i.json", "[1e3]", "no list"),
+     ("i.json", "[true]", "not a list of whole numbers"),
+     ("i.json", "{", "cannot be read"), ("i.json", "[1e3]", "not a list of whole numbers"),
      ("i.json", str(2**70).join("[]"), "expected one or more whole"),
      ("i.npy", "x", "cannot be read"), ("i.csv", "1", "expected .npy"), ("nowhere.txt", None, "does not exist")],
 )  # fmt: skip

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nonsingular.catalog import BOUNDS, OTHER, Bound
-from nonsingular.certificates import certify as certification
-from nonsingular.certificates.certify import Prover, certify
+from nonsingular.catalog import BOUNDS
+from nonsingular.certificates.certify import certify
 from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
 from nonsingular.evaluation import certified as sandwich
 from nonsingular.evaluation.attacked import evaluate
@@ -46,10 +45,8 @@ def test_the_walk_finds_what_certifying_each_cell_finds():
         assert not s.rises
 
 
-def test_each_example_is_bounded_at_few_points(monkeypatch):
-    asked = []
-    original = Prover.__call__
-    monkeypatch.setattr(Prover, "__call__", lambda self, x, y, ball: asked.append(len(x)) or original(self, x, y, ball))
+def test_each_example_is_bounded_at_few_points(bounded):
+    asked = bounded("crown")
     model, x, y = small()
     certified_surface(model, (x, y), eps_x=COLUMNS, eps_w=ROWS)
     assert 0 < sum(asked) <= (len(COLUMNS) + len(ROWS)) * len(x)
@@ -118,8 +115,8 @@ def wrong(model, x, y, ball):
 
 
 @pytest.fixture
-def wrong_bound(monkeypatch):
-    monkeypatch.setattr(certification, "sound", lambda name: Bound(name, wrong, card=OTHER))
+def wrong_bound(put_bound):
+    put_bound("crown", wrong)
 
 
 def test_a_bound_above_an_attack_fails_the_run_and_saves_the_case(wrong_bound, tmp_path):
@@ -163,10 +160,8 @@ def test_an_error_travels_between_processes():
     assert (e.example, e.eps_x, e.eps_w, e.certified, e.attacked) == (3, 0.1, 0.2, 1.0, -1.0)
 
 
-def test_what_an_attack_broke_is_not_bounded(monkeypatch):
-    asked = []
-    original = Prover.__call__
-    monkeypatch.setattr(Prover, "__call__", lambda self, x, y, ball: asked.append(len(x)) or original(self, x, y, ball))
+def test_what_an_attack_broke_is_not_bounded(bounded):
+    asked = bounded("crown")
     model, x, y = small()
     broken = np.full((3, 4, 15), -1.0, dtype=np.float32)
     grid = Grid(COLUMNS, ROWS, JointBall(1.0, 1.0))
@@ -207,15 +202,14 @@ def test_what_an_attack_reached_in_a_smaller_ball_counts_in_larger_ones():
     assert s.accuracy.max() == 0
 
 
-def test_the_border_is_held_against_the_attack(monkeypatch):
+def test_the_border_is_held_against_the_attack(put_bound):
     """A bound that is right where attacks failed, and wrong where they won: the one point beside the border tells."""
     model, x, y = small()
-    real = Prover.__call__
 
-    def wrong_beyond(self, x, y, ball):
-        return wrong(model, x, y, ball).double() if ball.eps_x > 0.04 else real(self, x, y, ball)
+    def wrong_beyond(model, x, y, ball):
+        return wrong(model, x, y, ball) if ball.eps_x > 0.04 else real(model, x, y, ball)
 
-    monkeypatch.setattr(Prover, "__call__", wrong_beyond)
+    real = put_bound("crown", wrong_beyond)
     margins = np.full((1, 3, len(x)), 60.0, dtype=np.float32)
     margins[:, 2] = -1.0
     grid = Grid((0.0, 0.001, 0.05), (0.0,), JointBall(1.0, 1.0))

@@ -514,7 +514,7 @@ def test_what_is_outside_by_rounding_alone_is_put_onto_the_box():
 
 def test_who_knows_one_radius_for_all_elements_says_so():
     assert JointBall(0.1, 0.0).eps_x_number("square") == 0.1
-    with pytest.raises(InvalidInput, match="square knows one input radius"):
+    with pytest.raises(InvalidInput, match="square takes one input radius"):
         JointBall(torch.tensor([0.1, 0.2]), 0.0).eps_x_number("square")
     with pytest.raises(InvalidInput, match="an array of <U1"):
         JointBall(np.array(["a", "b"]), 0.0)

@@ -258,7 +258,7 @@ REFUSED_ARGUMENTS = [  # of operations that are known
     ("works across the batch", "h = torch.einsum('bj,mb->mj', h, torch.ones(5, 5, dtype=x.dtype))"),
     ("works across the batch", "h = torch.einsum('...bi,ij->...bj', x, self.W)"),
     ("works across the batch", "h = torch.tril(h)"),
-    ("its product is none of the signal", "h = torch.addmm(h, torch.ones(5, 4, dtype=x.dtype), self.W)"),
+    ("its product does not contain the signal", "h = torch.addmm(h, torch.ones(5, 4, dtype=x.dtype), self.W)"),
     ("it adds another signal", "h = torch.addmm(h, x, self.W)"),
     ("only a signal and one parameter", "h = torch.einsum('bi,bi->bi', h, h)"),
     ("does not keep the batch", "h = h.view(3, -1)[:, :6]"),

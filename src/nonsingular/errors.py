@@ -1,4 +1,4 @@
-"""errors.py - what a user is told when something cannot be used, has a new name, or contradicts another number."""
+"""errors.py - errors for what cannot be used, has a new name, or contradicts another number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Old names of keyword arguments, which work for a release with a DeprecationWarning: renamed(method="bound")."""
+    """Keeps old names of keyword arguments for a release, with a DeprecationWarning: renamed(method="bound")."""
 
     def around(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
@@ -71,7 +71,7 @@ class SoundnessError(AssertionError):
 
 
 class Unconfirmed(AssertionError):
-    """Stored perturbations do not do what the run that holds them says."""
+    """Stored perturbations contradict the results of their run."""
 
 
 class GateMissed(AssertionError):

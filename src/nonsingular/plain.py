@@ -1,4 +1,4 @@
-"""plain.py - text from files as text that only says something: no control, escape or direction characters, and no formulas.
+"""plain.py - text from files, made harmless: no control, escape or direction characters, and no formulas.
 
 Names of classes, models and files come from strangers.  Every output passes them through one of these.
 """
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Categories of Unicode that are not seen but act: controls, formats (among them those of direction), lone halves of pairs, and
+"""Categories of Unicode that are invisible but act: controls, formats (among them those of direction), lone halves of pairs, and
 the separators of lines and paragraphs."""
 _JOINERS = "\u200c\u200d"
-"""Formats that words of some scripts are spelt with."""
+"""Format characters that belong to the spelling of some scripts."""
 _FORMULA = tuple("=+-@|%＝＋－＠")
 """What a spreadsheet takes for the start of a formula."""
 
 
 def legible(text: str, keep: str = "\n") -> str:
-    r"""The text with every character that acts instead of being seen written out as in Python, those in `keep` apart.
+    r"""The text with every invisible character that acts written out as in Python, except those in `keep`.
 
     >>> legible("a\x1b[31m \u202eb\n")
     'a\\x1b[31m \\u202eb\n'

@@ -39,7 +39,7 @@ ScopeName = Literal["sample", "batch", "dataset"]
 
 
 def parse_grid(value: Any) -> Any:
-    """'low:high:points' -> the radii; '0,0.1,0.2' -> these; everything else is left to the schema.
+    """'low:high:points' -> the radii; '0,0.1,0.2' -> these; anything else is left to the schema.
 
     >>> parse_grid("0:0.2:3")
     (0.0, 0.1, 0.2)
@@ -56,7 +56,7 @@ def parse_grid(value: Any) -> Any:
         return tuple(float(v) for v in value.split(","))
     except (ValueError, ZeroDivisionError):
         raise ValueError(
-            f"'{value}' is no list of radii; write low:high:points (at most {MOST}), e.g. 0:0.2:11, or 0,0.05,0.1"
+            f"'{value}' is not a list of radii; write low:high:points (at most {MOST}), e.g. 0:0.2:11, or 0,0.05,0.1"
         ) from None
 
 
@@ -81,23 +81,23 @@ def _named_radii(value: Any, expected: str) -> Any:
         try:
             return {name.strip(): float(radius) for name, radius in (item.rsplit("=", 1) for item in value.split(","))}
         except ValueError:
-            raise ValueError(f"'{value}' is no list of {expected}") from None
+            raise ValueError(f"'{value}' is not a list of {expected}") from None
     return parse_grid(value)
 
 
 def parse_names(value: Any) -> Any:
-    """'no,yes' -> ('no', 'yes'); everything else is left to the schema."""
+    """'no,yes' -> ('no', 'yes'); anything else is left to the schema."""
     return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
 def parse_domain(value: Any) -> Any:
-    """'-1,1' -> (-1.0, 1.0); everything else is left to the schema."""
+    """'-1,1' -> (-1.0, 1.0); anything else is left to the schema."""
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
 def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | str | None:
     if isinstance(value, tuple) and not value[0] < value[1]:
-        raise ValueError(f"{list(value)} is no range; give lowest,highest with lowest < highest, e.g. 0,1, or none")
+        raise ValueError(f"{list(value)} is not a range; give lowest,highest with lowest < highest, e.g. 0,1, or none")
     return value
 
 
@@ -106,7 +106,7 @@ Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increa
 
 
 def _form(value: Any) -> str:
-    """Which branch of a union is meant, so that an error speaks of that one alone."""
+    """Chooses the branch of a union, so that an error is about that one alone."""
     return MANY if isinstance(value, dict | list | tuple) else ONE
 
 
@@ -142,12 +142,12 @@ class Settings(BaseModel):
 
 
 def _listed(value: Any) -> Any:
-    """'64,32' -> ['64', '32']; everything else is left to the schema."""
+    """'64,32' -> ['64', '32']; anything else is left to the schema."""
     return value.split(",") if isinstance(value, str) else value
 
 
 def _said(description: str, default: Any = ..., **limits: Any) -> Any:
-    """A setting, with what `--help` says of it."""
+    """A setting, with its text in `--help`."""
     return Field(default, description=description, **limits)
 
 
@@ -185,7 +185,7 @@ class Recipe(Settings):
     momentum: float = _said("Of sgd. Default: 0.", 0.0, ge=0, lt=1)
 
     LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
-    """Younger than the first runs: left out where they say what those did, so that files and hashes of those are as they were."""
+    """Settings newer than the first runs: left out where they change nothing, so that files and hashes of those stay the same."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -215,18 +215,18 @@ CLASSES = (
 class TrainSettings(Settings):
     """One training run."""
 
-    data: str = _said("As of 'evaluate'. Default: digits.", "digits")
+    data: str = _said("As in 'evaluate'. Default: digits.", "digits")
     data_dir: Path | None = _said(DATA_DIR, None)
     classes: Names | None = _said(CLASSES, None)
     network: Network = Network()
     recipe: Recipe = Recipe(method="standard")
-    seed: int = _said("Of the weights and of the order of the data. Default: 0.", 0, ge=0, le=2**32 - 1)
+    seed: int = _said("Seed of the weights and of the order of the data. Default: 0.", 0, ge=0, le=2**32 - 1)
 
 
 class GridSettings(Settings):
     """A model, data and a grid of radii.
 
-    domain: the range of the inputs, "none" for no limits; None is what the data set says of itself.
+    domain: the range of the inputs, "none" for no limits; None is the range that the data set states.
     classes: names of the class indices in the order of the model's outputs; None is the order of the data set.
     eps_x: radii of all inputs; or one for each column by name, or a pair [below, above] (other columns are fixed): the axis is
     then their fraction.
@@ -251,7 +251,7 @@ class GridSettings(Settings):
     classes: Names | None = _said(CLASSES, None)
     split: Literal["test", "val"] = _said("test (default) or val.", "test")
     indices: Path | None = _said(
-        "File of the rows of the split that count, from 0: .npy, .txt or .json. --limit draws from these. Default: all rows.",
+        "File of the rows of the split to use, from 0: .npy, .txt or .json. --limit draws from these. Default: all rows.",
         None,
     )
     limit: Limit = _said("Examples, a seeded subset; 'none' for all (default).", None)
@@ -298,7 +298,7 @@ class EvaluateSettings(GridSettings):
     )
     masking: bool = _said("Also look for signs of masked gradients, where about half is left. Default: no.", False)
     expectation: int | None = _said(
-        "For a random network: average the logits of so many forward passes. Default: a random one is refused.", None, ge=1
+        "For a random network: average the logits over this many forward passes. Default: a random one is refused.", None, ge=1
     )
 
 
@@ -344,7 +344,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def checked(schema: type[S], values: dict[str, Any]) -> S:
-    """The settings, or one InvalidInput that names every field that is wrong, what it was given, and what it takes."""
+    """The settings, or one InvalidInput that names every wrong field, the value given, and the values it takes."""
     try:
         return schema.model_validate(values)
     except ValidationError as e:

@@ -1,4 +1,4 @@
-"""untrusted.py - what a file may say: names, how much it may unpack to, JSON and zip archives.  No reader decides it alone.
+"""untrusted.py - what a file may contain: names, unpacked size, JSON and zip archives.  The limits are the same for all readers.
 
 Limits are checked on what a file declares before anything is read, so that a refused file costs little time and memory.
 """
@@ -49,7 +49,7 @@ def is_identifier(name: object) -> bool:
 def is_path(name: object) -> bool:
     """Whether a name may be that of a parameter or module: words of ASCII letters, digits and _, joined by dots.
 
-    Words may begin with a digit, as those in nn.Sequential do: in generated code they stand in quotes.
+    Words may begin with a digit, as those in nn.Sequential do: in generated code they are quoted.
 
     >>> is_path("0.weight"), is_path('a"); f("'), is_path("a..b"), is_path("x.__dict__"), is_path("if.weight")
     (True, False, False, False, False)
@@ -74,7 +74,7 @@ def most(size: int) -> int:
 
 
 def check_size(what: object, unpacked: int, size: int) -> None:
-    """Raises InvalidInput if `size` bytes claim to be `unpacked` bytes, and that is more than is read."""
+    """Raises InvalidInput if a file of `size` bytes claims to unpack to `unpacked` bytes, and that is more than is read."""
     if unpacked > most(size):
         raise InvalidInput(
             f"{what} declares {_bytes(unpacked)} in a file of {_bytes(size)}; at most {_bytes(most(size))} are read from it "
@@ -87,9 +87,9 @@ def _bytes(n: int) -> str:
 
 
 def check_array(what: object, stream: Any, available: int) -> None:
-    """Raises InvalidInput unless the .npy at the start of `stream`, of `available` bytes, has as many numbers as it says.
+    """Raises InvalidInput unless the .npy at the start of `stream`, of `available` bytes, has as many numbers as it declares.
 
-    Also what NumPy raises for a header that is none.  The stream is then behind the header.
+    Raises the errors of NumPy for an invalid header.  Leaves the stream behind the header.
     """
     from numpy.lib import format as npy  # here: --help reads no array
 
@@ -112,11 +112,11 @@ def check_array(what: object, stream: Any, available: int) -> None:
 PICKLE = 2**24
 """Bytes of a pickle of tensors, 16 MiB: the numbers of the tensors lie beside it."""
 _MAKES_ROOM = re.compile(r"builtins bytearray|__builtin__ bytearray|torch(\.\w+)* \w*Tensor|torch\.storage \w*Storage")
-"""What torch.load calls with a size out of the file, among the things that it allows."""
+"""Functions that torch.load allows and calls with a size from the file."""
 
 
 def check_pickle(what: object, data: bytes) -> None:
-    """Raises InvalidInput for a pickle that asks for memory beside its tensors.  Whether it may be read at all, torch decides."""
+    """Raises InvalidInput for a pickle that asks for memory beside its tensors.  torch decides whether it may be read at all."""
     if len(data) > PICKLE:
         raise InvalidInput(f"{what} has a pickle of {_bytes(len(data))} beside its tensors; at most {_bytes(PICKLE)} are read")
     try:
@@ -126,7 +126,7 @@ def check_pickle(what: object, data: bytes) -> None:
                 raise InvalidInput(f"{what} makes a {called} beside its tensors; save torch.save(model.state_dict(), ...)")
     except InvalidInput:
         raise
-    except Exception as e:  # torch says better what is damaged
+    except Exception as e:  # torch reports the damage better
         del e
 
 
@@ -134,7 +134,7 @@ def check_pickle(what: object, data: bytes) -> None:
 
 
 def json_of(what: object, data: bytes, limit: int = JSON) -> Any:
-    """The value of a JSON document.  Raises InvalidInput if it is none, too large, or nested too deeply."""
+    """The value of a JSON document.  Raises InvalidInput if it is invalid, too large, or nested too deeply."""
     if len(data) > limit:
         raise InvalidInput(f"{what} is {_bytes(len(data))} of JSON; at most {_bytes(limit)} are read")
     try:
@@ -147,10 +147,10 @@ def json_of(what: object, data: bytes, limit: int = JSON) -> Any:
 
 
 def entries(archive: zipfile.ZipFile, path: Path, *, packed: bool) -> list[zipfile.ZipInfo]:
-    """The entries of an archive, if every reader of zip sees the same ones, and they unpack to no more than may be.
+    """The entries of an archive, if every reader of zip sees the same ones, and they unpack to no more than the limit.
 
     packed: whether they may be compressed.
-    Raises InvalidInput for names that occur twice, that lead out of the archive or are none, for anything before the archive,
+    Raises InvalidInput for names that occur twice, that lead out of the archive or are invalid, for anything before the archive,
     for entries that are encrypted or folders, and for those that unpack to too much.
     """
     found, size = archive.infolist(), path.stat().st_size
@@ -163,11 +163,11 @@ def entries(archive: zipfile.ZipFile, path: Path, *, packed: bool) -> list[zipfi
         raise InvalidInput(f"{path} holds more than its zip archive (two archives in one file?); {again}")
     for e in found:
         if e.filename != e.orig_filename or not _is_plain_name(e.filename):
-            raise InvalidInput(f"{path} holds a file called '{e.filename[:80]}', which is no plain name; {again}")
+            raise InvalidInput(f"{path} holds a file called '{e.filename[:80]}', which is not a plain name; {again}")
         if e.flag_bits & 1:
             raise InvalidInput(f"{path} holds '{e.filename}' encrypted; write it without a password")
         if e.compress_type not in (zipfile.ZIP_STORED, *((zipfile.ZIP_DEFLATED,) if packed else ())):
-            raise InvalidInput(f"{path} holds '{e.filename}' compressed, as no such file is written; {again}")
+            raise InvalidInput(f"{path} holds '{e.filename}' compressed, but such files are never compressed; {again}")
     total = sum(e.file_size for e in found)
     if packed:
         check_size(path, total, size)
@@ -205,7 +205,7 @@ DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, nine lines of which can stand for a billion values, and without deep nesting."""
+    """Refuses aliases, nine lines of which can expand to a billion values, and deep nesting."""
 
     depth = 0
 
@@ -221,7 +221,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A YAML or JSON mapping.  Raises InvalidInput if the file is missing or is no mapping."""
+    """A YAML or JSON mapping.  Raises InvalidInput if the file is missing or is not a mapping."""
     try:
         if (size := path.stat().st_size) > LARGEST_CONFIG:
             raise InvalidInput(f"{path} is {size:,} bytes long; a config file of at most {LARGEST_CONFIG:,} is read")

@@ -23,7 +23,7 @@ from nonsingular.threat.interval import Interval
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """lower z + below <= rho(z) <= upper z + above on [l, u], elementwise; `lower` may have leading dimensions of its own."""
+    """lower z + below <= rho(z) <= upper z + above on [l, u], elementwise; `lower` may have more leading dimensions."""
 
     lower: Tensor
     below: Tensor

@@ -37,7 +37,7 @@ def search(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, known: Perturbation | None = None, lower: Tensor | None = None,
     parts: int = 2000, seconds: float = math.inf, report: Callable[[int], None] = lambda decided: None,
 ) -> Verdicts:  # fmt: skip
-    """A verdict for each example.  Arguments and errors as in `branch_and_bound`.
+    """A verdict for each example.  Arguments and errors: as in `branch_and_bound`.
 
     known: an attack's perturbation (scope "sample"), to start from.  lower: (B, K) sound bounds that are known already.
     seconds: time for an example on average; the search ends after len(x) times that, or `parts` parts an example.

@@ -41,8 +41,8 @@ class Solution:
 def exact(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, time_limit: float = 60.0) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball: the worst margins, less about 2e-6; column y is 0.
 
-    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode; `solve` says which ones, and what else is raised.
-    time_limit: seconds for each margin; an element that reaches it is what was proved until then, and may be far below.
+    x: (B, *input) inside ball.domain.  y: (B,).  model: in eval mode; `solve` states which ones, and what else is raised.
+    time_limit: seconds for each margin; an element that reaches it is the bound proved until then, and may be far below.
     Guarantee: holds for every x' and every W' of the ball, each example with its own W' (scope `sample`), in exact arithmetic
     and as far as HiGHS is right: it searches in float64, with tolerances that `solve` allows for, and leaves no proof to check.
     Never below `crown`, but for rounding.  Cost: at worst exponential in the neurons of open sign.  Source: arXiv:1711.07356.
@@ -54,10 +54,10 @@ def solve(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, time_limit: float = 60.0, gap: float = 1e-6,
     start: Perturbation | None = None,
 ) -> Solution:  # fmt: skip
-    """The worst margin of every example and class: proved from below, attained from above.
+    """The worst margin of every example and class: proved lower bounds, attained upper bounds.
 
     x: (B, *input) inside ball.domain.  y: (B,).  time_limit: seconds for each margin.
-    gap: a search ends when its two bounds are this near.
+    gap: a search ends when its two bounds are this close.
     start: a point of the ball that is known, such as an attack's, for `upper` where the search finds none below it.
     lower is HiGHS's dual bound, also at the time limit, less `gap` (which a search that ends leaves unsearched) and less
     TOLERANCE times 1 + the widths of all unknowns (what such an error in every reduced cost can cost); never below CROWN's.
@@ -77,7 +77,7 @@ def decide(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, time_limit: float = 60.0, gap: float = 1e-6,
     start: Perturbation | None = None,
 ) -> Solution:  # fmt: skip
-    """As `solve`, but no further than it takes to see whether a class can overtake y.
+    """As `solve`, but stops when it is known whether a class can overtake y.
 
     An example is verified if its other lower margins are above 0, and falsified if an upper one is below 0; then its other
     classes stay as they are.  time_limit: seconds for each example.
@@ -129,7 +129,7 @@ class _Search:
         return bool((self.upper[b] < 0).any())
 
     def improve(self, b: int, j: int, time_limit: float, *, sign_only: bool = False) -> None:
-        """A search for the margin over class j.  sign_only: no further than its sign."""
+        """A search for the margin over class j.  sign_only: stops when its sign is known."""
         if self.lower[b, j] >= self.upper[b, j] - self.effort.gap:
             return
         y = int(self.y[b])

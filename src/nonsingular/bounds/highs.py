@@ -19,8 +19,8 @@ TOLERANCE = 1e-9
 Status = Literal["optimal", "decided", "time limit", "failed"]
 """How the search for one margin ended.
 
-`optimal`: searched to the end, or there was nothing to search.  `decided`: left, because the sign of this margin, or of another
-of the example, is known (only `decide`).  `time limit`: left.  `failed`: HiGHS could not go on.
+`optimal`: searched to the end, or nothing to search.  `decided`: stopped, because the sign of this margin, or of another one of
+the example, is known (only `decide`).  `time limit`: stopped.  `failed`: HiGHS could not go on.
 """
 
 
@@ -36,7 +36,7 @@ def solver() -> Any:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a search may take: seconds, and how near its two bounds come before it ends."""
+    """Limits of a search: seconds, and the gap between its two bounds at which it ends."""
 
     time_limit: float
     gap: float
@@ -51,7 +51,7 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What HiGHS gives back: its bound of the objective, the unknowns of its best point, and how it ended."""
+    """The result of HiGHS: its bound of the objective, the unknowns of its best point, and how it ended."""
 
     bound: float
     unknowns: Tensor | None

@@ -23,7 +23,7 @@ from nonsingular.threat.interval import Interval
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A network and where it may be: every input in `x`, and every parameter in its box (those without one stay put).
+    """A network and the region it may take: every input in `x`, every parameter in its box (those without one are fixed).
 
     x: ends of shape (B, *input).  boxes: by name, any ends lo <= hi, symmetric about the parameter or not.
     """

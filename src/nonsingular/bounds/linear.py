@@ -25,7 +25,7 @@ from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
 APART = 2**20
-"""Numbers computed in vain for each example from which on the examples of a batch are bounded one at a time."""
+"""The examples of a batch are bounded one at a time if together this many numbers for each would be computed in vain."""
 SIDE = 4
 """Rows and columns of hidden neurons of a convolution that are bounded together."""
 Choose = Callable[[int, Tensor], Tensor]
@@ -99,7 +99,7 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
 
 
 class Tight(Enum):
-    """What an interval is: the exact set of values, the exact range of each element, or perhaps more than that."""
+    """How tight an interval is: the exact set of values, the exact range of each element, or possibly wider."""
 
     SET = auto()
     RANGES = auto()
@@ -107,7 +107,7 @@ class Tight(Enum):
 
 
 def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interval]) -> Tight:
-    """Of the interval of the node's output, from that of its first input's."""
+    """The tightness of the interval of the node's output, from that of its first input."""
     same_shape = node.shape == where.graph.nodes[node.inputs[0]].shape  # otherwise a sum may repeat elements
     alone = isinstance(node, Activation) or (isinstance(node, Sum) and len(node.inputs) == 1 and same_shape)
     if before is Tight.NO or alone or (isinstance(node, Map) and node.moves_only):

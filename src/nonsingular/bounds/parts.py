@@ -68,7 +68,7 @@ class _Parts:
         return len(self.low)
 
     def signed(self, neuron: Tensor, sign: int) -> _Parts:
-        """The same with one more sign fixed in each part.  neuron: (N,)."""
+        """The same parts with one more sign fixed in each.  neuron: (N,)."""
         return replace(self, sign=self.sign.scatter(1, neuron[:, None], sign))
 
     @staticmethod
@@ -171,7 +171,7 @@ class Search:
         return by_bound[rank.argsort(stable=True)]
 
     def _drop_decided(self) -> None:
-        """Settles parts above 0, and all parts of falsified examples; and parts that have nothing left to split."""
+        """Settles parts above 0, all parts of falsified examples, and parts that have nothing left to split."""
         pair = (self.open.example, self.open.other)
         verified = self.open.low > 0
         settled = verified | self.wrong[self.open.example] | ~self._splittable(self.open).any(1)

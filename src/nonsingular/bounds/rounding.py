@@ -19,8 +19,8 @@ def rounding(where: Region, dtype: torch.dtype) -> Tensor:
 
     A sum of n products is off by at most n u times the sum of their sizes, u the unit roundoff, in whatever order it is taken.
     So sizes go through the network: every weight, input and offset with its largest absolute value, every activation with its
-    largest slope.  A bound passes each node forwards and backwards.  Never small without need, often far too large for deep
-    networks.  To first order in u.  Cost: one forward pass.
+    largest slope.  A bound passes each node forwards and backwards.  It errs on the large side, often by far for deep networks.
+    To first order in u.  Cost: one forward pass.
     """
     sizes, roundings = [torch.maximum(where.x.lo.abs(), where.x.hi.abs())], 0
     for node in where.graph.nodes[1:]:
@@ -67,7 +67,7 @@ def _absolute(value: Tensor | float) -> Tensor | float:
 
 
 def _terms(node: Node, where: Region) -> int:
-    """How many numbers the node adds up for one of its outputs, at most about."""
+    """About how many numbers the node adds up for one of its outputs, at most."""
     if isinstance(node, Product) and node.weight is not None:
         shape = where.graph.value(node.weight).shape
         return math.prod(shape) // min(shape[:2]) if len(shape) > 1 else 1

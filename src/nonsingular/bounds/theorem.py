@@ -2,8 +2,8 @@
 
 For every |x' - x| <= eps_x and |W'^m - W^m| <= eps_m:   f'_i(x') - f'_j(x')  <=  f_i(x) - f_j(x) + tau_ij + zeta_ij(x).
 
-The printed zeta is no upper bound for three layers or more: it propagates h* through W^m + eps_m, and where that has a negative
-entry a larger h* *lowers* the next one.  The repaired zeta replaces ||h^k*||_1 by the sum of true upper bounds of the
+The printed zeta is not an upper bound for three layers or more: it propagates h* through W^m + eps_m, and where that has a
+negative entry a larger h* *lowers* the next one.  The repaired zeta replaces ||h^k*||_1 by the sum of true upper bounds of the
 perturbed activations (interval.py); the telescoping proof then holds word for word.
 
 eps_m is one number per tensor.  For a box with other ends (per channel, per element, asymmetric) it is the largest distance of an
@@ -113,7 +113,7 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
 
 
 def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
-    """(B, K) the margins that the theorem claims as printed.  No certificate: false for three layers or more.
+    """(B, K) the margins that the theorem claims as printed.  Not a certificate: false for three layers or more.
 
     For L = 2 layer 1 is counted once, not twice as the printed cases would: see `zeta_printed`.
     """

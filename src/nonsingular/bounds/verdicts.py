@@ -1,4 +1,4 @@
-"""verdicts.py - what is said of each example: verified, falsified with the point that does it, or timeout with bounds."""
+"""verdicts.py - the verdict on each example: verified, falsified with a point that proves it, or timeout with bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verdicts:
     """What is known of each example over the whole ball, each with its own W' (scope `sample`).
 
     status: (B,) "verified": no point of the ball changes the prediction; "falsified": `perturbation` does, or
-    makes another class equal; "timeout": neither yet.
+    makes another class equal; "timeout": undecided so far.
     lower: (B, K) sound lower bounds of logit_y - logit_j so far.  upper: (B,) the smallest margin attained, by `perturbation`.
     parts: (B,) parts that were bounded.
     """

@@ -1,7 +1,7 @@
-"""catalog - what every name stands for: the only tables of attacks, bounds, objectives, faults, models and data sets.
+"""catalog - the meaning of every name: the only tables of attacks, bounds, objectives, faults, models and data sets.
 
 An entry is a declared value: a reference to a function, resolved when it is used, so that naming an attack in a config file or in
-`--help` does not import torch; and what must be known of it, with its card for the page and for `nonsingular list`.
+`--help` does not import torch; and its properties, with its card for the page and for `nonsingular list`.
 A new attack, bound, objective, fault or model is one file in its folder and one entry here; the contract tests run over these
 tables.
 """
@@ -85,7 +85,7 @@ ATTACKS: Mapping[str, Attack] = _named((
     )),
     Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, scopes=("sample",), dense=True, card=Card(
         "Projected gradient descent of the inputs and of one number per neuron of a dense network.",
-        "Nobody: each example has its own weights.", UPPER, "This library; steps: Madry et al., arXiv:1706.06083.",
+        "No sharing: each example has its own weights.", UPPER, "This library; steps: Madry et al., arXiv:1706.06083.",
     )),
     Attack("apgd", "nonsingular.attacks.apgd:apgd", starts=True, card=Card(
         "Adaptive gradient descent on the margin over inputs and weights, from many starts. Where each example has its own "
@@ -145,7 +145,7 @@ BOUNDS: Mapping[str, Bound] = _named((
     )),
 ))  # fmt: skip
 UNSOUND = frozenset(name for name, bound in BOUNDS.items() if not bound.sound)
-"""Bounds that are offered for reproduction and may not certify."""
+"""Bounds for reproduction only, which may not certify."""
 _LOSSES = "nonsingular.training.objectives:"
 _INNER = ("steps", "warmup", "domain")
 OBJECTIVES: Mapping[str, Objective] = _named((
@@ -172,7 +172,7 @@ OBJECTIVES: Mapping[str, Objective] = _named((
     )),
     Objective("joint", _LOSSES + "JointlyAdversarial", needs=("eps_x", "eps_w"), takes=_INNER, card=Card(
         "Adversarial training on inputs and weights together: the worst input and one number per neuron. Dense networks only.",
-        "Nobody: each example has its own weights.", LOWERED, "This library.",
+        "No sharing: each example has its own weights.", LOWERED, "This library.",
     )),
 ))  # fmt: skip
 FAULTS: Mapping[str, FaultModel] = _named((
@@ -231,7 +231,7 @@ def sound(name: str) -> Bound:
 
 
 def described(table: Mapping[str, Entry], name: str) -> str:
-    """What the card of `name` says; without one, the start of its docstring, read from its file: nothing is imported."""
+    """The text of the card of `name`; without one, the start of its docstring, read from its file: nothing is imported."""
     if (card := getattr(table[name], "card", None)) is not None:
         return f"{card.does} Source: {card.source}"
     module, function = str(table[name].what).split(":")
@@ -249,9 +249,9 @@ def name_of(attack: Any) -> str:
 
 
 def declared(attack: Attack | Callable[..., Any]) -> Attack:
-    """The entry of an attack that is given as a function: of the catalog, or a user's own, which is an Attack without a start.
+    """The entry of an attack that is given as a function: from the catalog, or a user's own, made an Attack without a start.
 
-    An argument `start` or `steps` of a user's own function still counts, with a DeprecationWarning: say it in an Attack.
+    An argument `start` or `steps` of a user's own function still counts, with a DeprecationWarning: declare it in an Attack.
     """
     if isinstance(attack, Attack):
         return attack

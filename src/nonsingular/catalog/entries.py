@@ -1,4 +1,4 @@
-"""entries.py - what an entry of the catalog says: its function, what must be known of it, and its card."""
+"""entries.py - what an entry of the catalog holds: its function, its properties, and its card."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Card:
 
 UPPER = "Upper bound of robust accuracy: what it did not break may still break."
 LOWER = "Lower bound of robust accuracy in every scope: what is certified cannot be broken inside the ball, in exact arithmetic."
-ANY = "Whoever the scope says: each example alone (sample), a batch, or all examples (dataset)."
-ALONE = "Nobody: each example is proven against the worst weights for it alone, which covers every scope."
+ANY = "As the scope says: each example alone (sample), a batch, or all examples (dataset)."
+ALONE = "No sharing: each example is proven against the worst weights for it alone, which covers every scope."
 NO_WEIGHTS = "It does not move weights."
 ALL = "All examples: the weights of the network itself, and how far they may move."
-LOWERED = "A loss, no bound: what it buys is for an evaluation to say."
+LOWERED = "A loss, not a bound: its effect shows in an evaluation."
 OTHER = Card(
-    "An attack of your own, or of a library plugged in. Each result is checked against its ball before it counts.",
+    "An attack of your own, or one from another library. Each result is checked against its ball before it counts.",
     ANY, UPPER, "Its name in the records.",
 )  # fmt: skip
 
@@ -59,8 +59,8 @@ class Attack(Entry):
 
     starts: it takes an argument `start`, a point of the ball, and begins there; on a grid it then goes on from smaller balls.
     steps: its own default of an argument `steps`, if it takes one that can be raised.
-    scopes: those that it serves.  raw: its surface is shown as it was found, with its rises.
-    moves: "inputs", "weights" or both.  dense: it knows dense networks alone.
+    scopes: those that it supports.  raw: its surface is shown as found, with its rises.
+    moves: "inputs", "weights" or both.  dense: for dense networks only.
     """
 
     starts: bool = False
@@ -93,7 +93,7 @@ class Format(Entry):
     """path -> a Raw (data/readers/raw.py).  says: what a path may name, in words.
 
     suffixes: of files that it reads.  folders: it also reads a folder that holds such files.
-    finds: "module:function", path -> whether it reads what lies there; for formats that no suffix tells.
+    finds: "module:function", path -> whether it reads what lies there; for formats without a suffix.
     """
 
     says: str = ""
@@ -117,8 +117,8 @@ OWN = Card("An objective of your own.", ANY, "What training lowers.", "Its name 
 class Objective(Entry):
     """(numbers, by name) -> an objective: a function model -> loss, what training lowers (training/objectives.py).
 
-    needs: the numbers of a recipe that it is nothing without; each must be above 0.  takes: others that it uses, with defaults of
-    its own; "domain" among them is the range of the inputs, which the data say.
+    needs: the numbers of a recipe that it requires; each must be above 0.  takes: others that it uses, with its own defaults;
+    "domain" among them is the range of the inputs, which comes from the data.
     """
 
     needs: tuple[str, ...] = ()
@@ -133,10 +133,11 @@ class Objective(Entry):
     def of(
         self, numbers: Mapping[str, Any], domain: tuple[float, float] | None, others: Iterable[Objective] = ()
     ) -> Callable[[Any], Any]:
-        """The objective with these numbers; None, and 0 where it is not used, is not given.  others: what an error may propose.
+        """The objective with these numbers; None, and 0 for a number that is not used, count as not given.  others: for hints in
+        errors.
 
-        Raises InvalidInput for a number that it needs and that is missing or 0, for one that it does not use, and for what is no
-        number.
+        Raises InvalidInput for a number that it needs and that is missing or 0, for one that it does not use, and for anything
+        but a number.
         """
         given = {name: value for name, value in numbers.items() if value is not None}
         for name, value in given.items():
@@ -161,7 +162,7 @@ class Objective(Entry):
 class FaultModel(Entry):
     """A class of faults (faults/fault.py), whose settings are its fields: weights -> weights.
 
-    box: it says how far realisations are from the weights.  flips: it says which stored bits may flip.  random: it draws.
+    box: it states how far realisations are from the weights.  flips: it states which stored bits may flip.  random: it draws.
     """
 
     box: bool = False

@@ -26,7 +26,7 @@ from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.perturbation import Perturbation
 
 AT_ONCE = 500
-"""Examples bounded together: memory does not grow with the data set."""
+"""Examples bounded together, so that memory does not grow with the data set."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def certify(
 
 
 def verified(lower: Tensor, y: Tensor) -> Tensor:
-    """(B,) whether these (B, K) lower margins prove the label.  What is not finite proves nothing."""
+    """(B,) whether these (B, K) lower margins prove the label.  A bound that is not finite proves nothing."""
     return (worst_margin(lower, y) > 0) & torch.isfinite(lower).all(1)
 
 
@@ -116,7 +116,7 @@ def decide(
     """`verified`, `falsified` with the perturbation that does it, or `timeout` with the bounds so far, for each example.
 
     x: (B, *input) in ball.domain.  y: (B,).  Everything is computed in float64, where `perturbation` changes the prediction.
-    attack: what is tried first, a name of the catalog that knows scope `sample`; by default `apgd` where the model is
+    attack: the attack to try first, a name of the catalog that supports scope `sample`; by default `apgd` where the model is
         dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
     parts, seconds: budget of an example: parts of the region bounded, and time on average.
     report: called with the number of examples decided since the last call.

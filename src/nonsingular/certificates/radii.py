@@ -27,7 +27,7 @@ def certified_radius(
     """(B,) the largest radius along one axis at which each example is certified, the other radius being that of `ball`.
 
     along: "eps_w", the largest weight radius at ball.eps_x, or "eps_x", the largest input radius at ball.eps_w.
-    ball: also says how far to look: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor, or by
+    ball: also the limit of the search: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor, or by
         element of the input, the answer along that axis is the share of them, 0 to 1.
     NaN where not even radius 0 along that axis is certified (for example misclassified at x).
     Guarantee: that of `certify` at the radius returned, hence at every smaller one.  Cost: about `bits` bounds of every example.

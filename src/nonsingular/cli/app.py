@@ -1,4 +1,4 @@
-"""app.py - the command line, to which commands.py adds the commands."""
+"""app.py - the command line, to which commands.py adds its commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ app = App(
     name="nonsingular", version=__version__, suppress_keyboard_interrupt=False, result_action="return_value",
     help="Robustness of neural networks to their inputs and their weights, together.\n\n"
     "Exit codes: 0 done; 1 a gate was missed, a worker process died, an attack beat a certificate, or a run is not confirmed; "
-    "2 something given cannot be used; "
+    "2 something you gave cannot be used; "
     "130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what is finished is kept: run the same command again).",
 )  # fmt: skip
 

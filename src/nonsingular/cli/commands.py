@@ -68,7 +68,7 @@ def train(
     given: Annotated[TrainFlags | None, GIVEN] = None,
     output: Annotated[Output, GIVEN] = SHOWN,
     threads: Annotated[
-        int, Parameter(help="Threads of torch. One is fastest for small networks, and then the bits do not depend on the cores.")
+        int, Parameter(help="Threads of torch. One is fastest for small networks, and its bits are the same on any cores.")
     ] = 1,
 ) -> None:
     """Train one model. The numbers of a method default to those of the preset of the data set."""
@@ -121,7 +121,7 @@ def certify(
     where: Annotated[Where, GIVEN] = HERE,
     method: Annotated[str | None, Parameter(show=False)] = None,
 ) -> None:
-    """Certify one model over a grid of (eps_x, eps_w): what no input and no weights within the radii can change."""
+    """Certify one model over a grid of (eps_x, eps_w): predictions that no input and no weights within the radii change."""
     chosen = _of(model, given)
     if method is not None:
         say("warning: --method is called --bound now")
@@ -168,7 +168,7 @@ def _of(model: str | None, given: Any) -> dict[str, Any]:
 def _one_surface(
     settings: EvaluateSettings | CertifySettings, preflight: bool, output: Output, track: str | None, where: Where
 ) -> None:  # fmt: skip
-    """Runs, writes the report, and shows the surface of the one model; or says what the run is going to be."""
+    """Runs, writes the report, and shows the surface of the one model; or shows the estimate of the run."""
     if output.print_config:
         return print_settings(settings)
     workplace = where.workplace()
@@ -208,7 +208,7 @@ def _one_surface(
 
 
 def _preflight(settings: EvaluateSettings | CertifySettings, workers: int, output: Output) -> None:
-    """Says what a run is going to be: at once in one line, and then as well as it can be known."""
+    """Shows the estimate of a run: a first one at once in one line, then the best one."""
     from nonsingular.runs.evaluate import preflight_run
 
     found = preflight_run(

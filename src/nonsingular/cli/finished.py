@@ -25,8 +25,8 @@ def report(
 ) -> None:
     """Draw the pictures and the page of finished runs again, from their records.
 
-    Runs with the same data, grid, scope and kind of radii are compared on one page; others stand side by side, and the page says
-    in what they differ.
+    Runs with the same data, grid, scope and kind of radii are compared on one page; others are shown side by side, and the page
+    names their differences.
     """
     from nonsingular.report import results_schema, write_all
     from nonsingular.report.compare import statement, together
@@ -76,7 +76,7 @@ def verify(
         str, Parameter(help="How many certified pairs (example, cell) are proven again: a number, or all.")
     ] = "8",
     attack_again: Annotated[
-        int, Parameter(help="How many examples that are said to survive are attacked again; 0 for none.")
+        int, Parameter(help="How many examples recorded as surviving are attacked again; 0 for none.")
     ] = 8,
     where: Annotated[Located, GIVEN] = AS_SAID,
     public_key: Annotated[Path | None, Parameter(help="Ed25519 key (PEM) that must have signed the run. Default: none.")] = None,
@@ -86,9 +86,9 @@ def verify(
     """Derive a finished run again from what it stored, and name every difference.
 
     Confirmed: outcomes, example by example, against the log, the stored perturbations and the settings; accuracies, intervals and
-    areas; hashes of model, data and files; pages and pictures. A few certificates are proven again, and a few examples that
-    are said to survive are attacked again, chosen at random. Exit code 1 if anything differs or is missing, 2 if it cannot be
-    read. What cannot be told is listed as open. Time: a small part of the run's; memory: that of one worker.
+    areas; hashes of model, data and files; pages and pictures. A few certificates are proven again, and a few examples recorded
+    as surviving are attacked again, chosen at random. Exit code 1 if anything differs or is missing, 2 if it cannot be read. What
+    cannot be checked is listed as open. Time: a small part of the run's; memory: that of one worker.
     """
     from nonsingular.network.calling import threads as use_threads
     from nonsingular.runs.verify import Effort, Whereabouts, verify_run
@@ -122,12 +122,12 @@ def sign(
 
 @app.command
 def compare(
-    first: Annotated[Path, Parameter(help="Run directory of evaluate or certify: what the others are held against.")],
+    first: Annotated[Path, Parameter(help="Run directory of evaluate or certify: the others are compared with it.")],
     /,
     *others: Annotated[Path, Parameter(help="Run directories on the same data, grid and scope.")],
     json: Json = False,
 ) -> None:
-    """Whether runs differ, by paired tests on the same examples: the area under the surface, and every cell."""
+    """Test whether runs differ, by paired tests on the same examples: the area under the surface, and every cell."""
     from dataclasses import asdict, replace
 
     from nonsingular.report.paired import comparison_table
@@ -146,7 +146,7 @@ def compare(
 
 
 def _distinct(runs: list[Path]) -> list[str]:
-    """The shortest ends of these paths that tell them apart."""
+    """The shortest ends of these paths that distinguish them."""
     parts = [run.resolve().parts for run in runs]
     for k in range(1, max(map(len, parts)) + 1):
         if len(names := ["/".join(p[-k:]) for p in parts]) == len(set(names)):
@@ -169,7 +169,7 @@ def check(
         list[str] | None, Parameter(help="Least certified accuracy at a point, likewise. Default: none.")
     ] = None,
     interval: Annotated[
-        bool, Parameter(negative="", help="Hold the lower end of the 95 % interval against each, not the number itself.")
+        bool, Parameter(negative="", help="Compare the lower end of the 95 % interval with each, not the number itself.")
     ] = False,
     junit: Annotated[Path | None, Parameter(help="Also write the outcomes to this file, as JUnit XML. Default: none.")] = None,
 ) -> None:

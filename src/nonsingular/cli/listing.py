@@ -13,7 +13,7 @@ from nonsingular.errors import InvalidInput
 
 @app.command(name="list")
 def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, faults, models or data.")], /) -> None:
-    """The names that settings take, one a line, with what each is, who shares W' or what it is a bound of, and its source."""
+    """List the names that settings take, one a line: what each is, who shares W' or what it bounds, and its source."""
     from nonsingular import catalog
 
     tables: dict[str, Callable[[], dict[str, str]]] = {

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except InvalidInput as e:
         return _fail(" ".join(str(e).split()))
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks this process to end.  number: which."""
+    """A signal that asks this process to end.  number: of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -67,7 +67,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def _signals_end_like_ctrl_c() -> Generator[None]:
-    """SIGTERM and SIGHUP raise Interrupted, so that what Ctrl-C cleans up is cleaned up; what is ignored (nohup) stays so."""
+    """SIGTERM and SIGHUP raise Interrupted, so that they clean up as Ctrl-C does; an ignored signal (nohup) stays ignored."""
 
     def end(number: int, frame: object) -> None:
         raise Interrupted(number)

@@ -25,10 +25,11 @@ GIVEN = Parameter(name="*")
 
 
 def flags(schema: type[Settings], *, without: Sequence[str] = (), names: Mapping[str, str] | None = None) -> type:
-    """A class with a field for each setting that has a description: cyclopts makes a flag of it, with that as its help.
+    """A class with a field for each setting that has a description: cyclopts makes a flag of it, with the description as its
+    help.
 
     A flag holds what was typed, or None; the schema alone says what it may be.  Settings within settings are flags like the
-    others.  without: settings that are no flags.  names: what a flag is called, if not like its setting.
+    others.  without: settings that are not flags.  names: names of flags that differ from those of their settings.
     """
     found: list[tuple[str, Any, Any]] = []
     for name, (path, info) in _settings(schema, names or {}).items():
@@ -42,7 +43,7 @@ def flags(schema: type[Settings], *, without: Sequence[str] = (), names: Mapping
 
 
 def _settings(schema: type[Settings], names: Mapping[str, str], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Flag -> (where its setting is, what the schema says of it)."""
+    """Flag -> (the place of its setting, its field in the schema)."""
     found: dict[str, Any] = {}
     for name, info in schema.model_fields.items():
         here = (*path, name)
@@ -67,7 +68,7 @@ def typed_settings(given: Any) -> dict[str, Any]:
 
 
 def help_of(schema: type[Settings], name: str) -> Parameter:
-    """The help of one setting, for a parameter of its own."""
+    """The help of one setting, for a separate parameter."""
     return Parameter(help=schema.model_fields[name].description)
 
 
@@ -95,17 +96,17 @@ DataDir = Annotated[Path | None, help_of(GridSettings, "data_dir")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, Parameter(negative="", help="No progress on stderr.")]
 Track = Annotated[
-    str | None, Parameter(help="Also hand the results to tensorboard or mlflow, where it is installed. Default: to none.")
+    str | None, Parameter(help="Also send the results to tensorboard or mlflow, which must be installed. Default: to neither.")
 ]
 Preflight = Annotated[
     bool,
-    Parameter(negative="", help="Say within 30 s how long it will take, what moves and what can be certified, and stop."),
+    Parameter(negative="", help="Show within 30 s how long it will take, what moves and what can be certified, and stop."),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where the work is done: no setting of the run, for its results do not depend on it."""
+    """Where the work is done: not a setting of the run, because its results do not depend on it."""
 
     workers: Annotated[int | None, Parameter(help="Processes, one thread each. Default: the number of cores.")] = None
     engine: Annotated[str, Parameter(help="Where the work is done: local, or ray (extra 'ray'). The results are the same.")] = (
@@ -156,7 +157,7 @@ def print_settings(settings: Settings) -> None:
 
 
 def folder_of(command: str, settings: Any) -> Path:
-    """The default run directory: a name of its own for each model and each other settings."""
+    """The default run directory: a different name for each model and for each other settings."""
     import hashlib
 
     return Path("runs") / f"{command}-{settings.label}-{hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]}"

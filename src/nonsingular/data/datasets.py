@@ -36,10 +36,10 @@ NAMES: tuple[str, ...] = ("digits", *SOURCES)
 SHOWN = 20
 """Names of classes that a line or an error lists."""
 Domain = tuple[float, float] | Literal["own"] | None
-"""The range that inputs live in, None for no limits, or "own": what the data set says of itself."""
+"""The range that inputs live in, None for no limits, or "own": the range that the data set states."""
 
 
-# ---- what callers get ------------------------------------------------------------------------------------------------
+# ---- what `load` returns ---------------------------------------------------------------------------------------------
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -58,7 +58,7 @@ class Split:
     x: Tensor
     y: Tensor
     columns: tuple[str, ...] = ()
-    """Of a table: the name of each of its d columns; empty if they have none."""
+    """For a table: the names of its d columns; empty if it has none."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -88,7 +88,7 @@ class Split:
         return replace(self, x=self.x[chosen], y=self.y[chosen])
 
     def sha256(self) -> str:
-        """Hash over shapes, dtypes and bytes of x and y: equal if and only if the examples are, in this order."""
+        """Hash over shapes, dtypes and bytes of x and y: equal if and only if the examples and their order are."""
         return hash_tensors({"x": self.x, "y": self.y})
 
 
@@ -109,7 +109,7 @@ class Dataset:
         return self.test.columns
 
     def describe(self) -> str:
-        """Its sizes, inputs, domain and the order of its classes, in a line each."""
+        """Sizes, inputs and domain, and the order of the classes, as lines of text."""
         x = next((s.x for s in (self.test, self.val, self.train) if len(s)), self.test.x)
         sizes = ", ".join(f"{len(s):,} {part}" for part, s in (("train", self.train), ("val", self.val), ("test", self.test)))
         limits = "no limits" if self.domain is None else f"in [{self.domain[0]:g}, {self.domain[1]:g}]"
@@ -134,17 +134,17 @@ def load(
     data_dir: a folder with the original files (IDX in torchvision's layout, CIFAR-10's binary archive) or Hugging Face parquet.
         Without it: the cache (the environment variable NONSINGULAR_DATA, or the user's cache folder), else a download into it.
         Digits, paths and the Hub need no folder and ignore it.
-    A path: an .npz file (x_test, y_test, or x, y); a folder of images with one sub-folder a class, below train, val and test if
-        you like; a folder of IDX files; parquet or Arrow files in the style of Hugging Face, or a folder of them; CSV.
-        The modules in `readers` say what each takes.  "hf:owner/name" or "hf:owner/name:config": a data set on the Hub.
-    domain: the range that inputs live in, for data that are not in [0, 1]; None for no limits.  Pixels (uint8) are divided by 255
-        whatever it is.  By default what the source says: `domain` in an .npz file, no limits for tables, [0, 1] for all others.
+    A path: an .npz file (x_test, y_test, or x, y); a folder of images with one sub-folder a class, optionally below train, val
+        and test; a folder of IDX files; parquet or Arrow files in the style of Hugging Face, or a folder of them; CSV.
+        Each module in `readers` describes its format.  "hf:owner/name" or "hf:owner/name:config": a data set on the Hub.
+    domain: the range that inputs live in, for data that are not in [0, 1]; None for no limits.  Pixels (uint8) are always divided
+        by 255.  By default the range that the source states: `domain` in an .npz file, no limits for tables, [0, 1] for others.
     classes: the names of the class indices, in the order of the model's outputs.  By default text is in sorted order (numbers as
-        numbers), and whole numbers from 0 are the class indices themselves; `Dataset.order` says what belongs to what.
+        numbers), and whole numbers from 0 are the class indices themselves; `Dataset.order` lists them.
     Checked: downloads, MNIST's IDX files and CIFAR-10's archive by md5; Fashion-MNIST's IDX files and all parquet files
         by their form only (number and size of images, range of labels).
     Raises InvalidInput for an unknown name, for files that are missing, damaged or not what they should be, for inputs
-        outside the domain, and for labels that `classes` lacks.
+        outside the domain, and for labels that are not in `classes`.
     """
     found = _load(os.fspath(name), data_dir, domain)
     return found if classes is None else _renamed(found, tuple(map(str, classes)))
@@ -173,9 +173,10 @@ def _load(name: str, data_dir: str | os.PathLike[str] | None, domain: Domain) ->
 def as_tensors(data: Any) -> tuple[Tensor, Tensor]:
     """x and y out of two tensors or arrays, a Split, a torch Dataset of (x, y), or a DataLoader of them.
 
-    A DataLoader that shuffles is gathered in the order of its dataset, and whole: two runs see the same examples in one order.
+    A DataLoader that shuffles is read in the order of its dataset, with its last batch: two runs see the same examples in the
+    same order.
     Everything is held in memory at once.
-    Raises InvalidInput for everything else, for random transforms, random samplers, and examples of different shapes.
+    Raises InvalidInput for anything else, for random transforms, random samplers, and examples of different shapes.
     """
     if isinstance(data, Split):
         return data.x, data.y
@@ -194,7 +195,7 @@ def columns_of(data: Any) -> tuple[str, ...]:
 
 
 def _renamed(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The same with its classes in this order.  Labels are numbers of classes without names: then these are their names."""
+    """The same data set with its classes in this order; classes without names get these names."""
     if len(set(classes)) < len(classes) or len(classes) < 2:
         raise InvalidInput(f"classes is {list(classes)}; give two or more different names")
     splits = (data.train, data.val, data.test)
@@ -213,7 +214,7 @@ def _renamed(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 @dataclass(frozen=True)
 class FirstRadii:
-    """A grid to begin with where none is given, and where its numbers come from.  eps_w: multiples of the largest |weight|."""
+    """A first grid where none is given, and the reasons for its numbers.  eps_w: multiples of the largest |weight|."""
 
     eps_x: tuple[float, ...]
     eps_w: tuple[float, ...]
@@ -222,7 +223,7 @@ class FirstRadii:
 
 
 def first_radii(x: Tensor) -> FirstRadii:
-    """Six points each: inputs to a fifth of their spread, weights in steps of what rounding to int8 moves them by.
+    """Six points for each axis: inputs up to a fifth of their spread, weights in steps of the change by rounding to int8.
 
     x: (N, *input).  The spread is the root of the mean variance of those inputs that vary between examples.
 
@@ -242,7 +243,7 @@ def first_radii(x: Tensor) -> FirstRadii:
 
 
 def missing_radii(x: Tensor, eps_x: Any, eps_w: Any) -> str:
-    """What to say where one of the radii is None."""
+    """The text of the error for a radius that is None."""
     first = first_radii(x)
     ask = [f"eps_x={list(first.eps_x)} ({first.why_x})"] if eps_x is None else []
     ask += [f"eps_w={list(first.eps_w)} with relative=True ({first.why_w})"] if eps_w is None else []
@@ -257,14 +258,14 @@ def _exists(path: Path) -> bool:
 
 
 def _in_domain(where: str, data: Dataset, domain: Domain) -> Dataset:
-    """The same in the domain asked for, if its inputs lie in it."""
+    """The same data set with the domain asked for.  Raises InvalidInput for inputs outside it."""
     chosen = data.domain if isinstance(domain, str) else domain
     ball = JointBall(0.0, 0.0, chosen)
     for part, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         try:
             ball.check_domain(split.x)
         except InvalidInput as e:
-            own = "; an array domain in the file says it, too" if where.endswith(".npz") else ""
+            own = "; an array domain in the file can state it, too" if where.endswith(".npz") else ""
             raise InvalidInput(f"{where}, {part} split: {e}{own}") from None
     return replace(data, domain=chosen)
 
@@ -276,7 +277,7 @@ def _dataset(name: str, raw: Raw) -> Dataset:
     for part, (x, _) in parts.items():
         if x.shape[1:] != like.shape[1:]:
             given = f"{raw.where}: inputs of {first} have shape {like.shape} and of {part} {x.shape}"
-            raise InvalidInput(f"{given}; expected the same, but for N")
+            raise InvalidInput(f"{given}; expected the same, except for N")
     classes = _classes(raw)
     nothing: Arrays = (np.zeros((0, *like.shape[1:]), np.float32), np.zeros(0, np.int64))
     train = parts.get("train", nothing)
@@ -316,7 +317,7 @@ def _shuffled(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _hold_out(arrays: Arrays, size: int) -> tuple[Arrays, Arrays]:
-    """What stays, and `size` examples set aside: every class in proportion, by largest remainder; the same in every run."""
+    """The rest, and `size` examples set aside: each class in proportion, by largest remainder; the same in every run."""
     x, y = arrays
     quota, remainder = np.divmod(np.bincount(y) * size, len(y))
     quota[np.argsort(-remainder, kind="stable")[: size - quota.sum()]] += 1

@@ -31,7 +31,7 @@ from nonsingular.threat.radius import Radius, told
 
 
 def rehearse(case: Case, method: Method, ball: JointBall) -> None:
-    """Attacks these examples, so that an attack that does not fit the model or the scope says so before any work is done."""
+    """Attacks these examples, so that an attack that does not fit the model or the scope fails before any work is done."""
     method.attack(case.network, case.x, case.y, ball, scope=method.scope)
 
 
@@ -64,16 +64,16 @@ def evaluate(
         (0, z), and a sigmoid at its end is left out.
     eps_x, eps_w: radii in the units of the data and of the weights: the largest one (11 equal steps from 0), or all of them.
         A mapping from parameter name to radius (as in JointBall) moves these tensors alone; the axis is then the fraction of the
-        radii, 0 to 1.  So it is for eps_x as a mapping from column to radius, by name or number ({"age": 2.0, "income": 500.0}:
-        all others are fixed), and for an array of two or more dimensions that broadcasts to one input: (1, d) of a table, a mask
-        times a radius.  Both are needed: without one, the error proposes numbers from the data.
+        radii, 0 to 1.  The same holds for eps_x as a mapping from column to radius, by name or number
+        ({"age": 2.0, "income": 500.0}: all others are fixed), and for an array of two or more dimensions that broadcasts to one
+        input: (1, d) of a table, a mask times a radius.  Both are needed: without one, the error proposes numbers from the data.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
         An attack given as a function is known there by its name and code, without the values that it closes over.
-    threads: of torch, meanwhile.  One gives the bits of the command line, and is often fastest: small matrices run far slower on
-        many threads where other processes are at work.  More pay for large layers on an idle machine.
+    threads: of torch, during the call.  One gives the bits of the command line, and is often fastest: small matrices run far
+        slower on many threads where other processes are at work.  More pay for large layers on an idle machine.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
@@ -90,7 +90,7 @@ def evaluate(
 def surface(
     case: Case, grid: Grid, method: Method, bound: Bound | None = None, execution: Execution = ALONE
 ) -> Surface:  # fmt: skip
-    """`evaluate` on checked inputs.  What the numbers themselves make doubtful joins the doubts of the case."""
+    """`evaluate` on checked inputs.  Doubts that follow from the numbers are added to those of the case."""
     if bound:
         rehearse_proof(case, grid, bound)
     proving, proven = partial(prove, case, grid, execution=execution), None
@@ -119,7 +119,7 @@ def surface(
 
 
 def _doubts(case: Case, grid: Grid, cells: Sequence[Cell], proven: Proven | None) -> list[str]:
-    """What the numbers themselves make doubtful: gradients that the attack did not see, and rounding against certificates.
+    """Doubts that follow from the numbers: gradients that the attack did not see, and rounding against certificates.
 
     Random search tries examples that are right at the largest input radius at which weights do not move, and not certified.
     """
@@ -143,7 +143,7 @@ def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:
 
 
 def _saved(e: SoundnessError, case: Case, grid: Grid, method: Method, cells: Sequence[Cell], log: Path | None) -> SoundnessError:
-    """The same with its case written beside the log: the example, and the perturbation that reached its margin, found again."""
+    """The same error, with its case written beside the log: the example, and its perturbation, found again."""
     if log is None:
         return e
     inside = [c for c in cells if c.eps_x <= e.eps_x and c.eps_w <= e.eps_w and c.margins is not None]

@@ -34,7 +34,7 @@ MOST = 8
 SIDE = 48
 """Largest height and width of a kept picture in pixels; a larger one is averaged down by a whole factor."""
 NUMBERS = 8
-"""Numbers kept of an input that is no picture: those that changed most."""
+"""Numbers kept of an input that is not a picture: those that changed most."""
 CHUNK = 64
 """Examples of scope sample whose weights are written out at once."""
 
@@ -76,7 +76,7 @@ def by_class(case: Case, grid: Grid, cells: Mapping[Radii, Cell]) -> dict[str, A
     """How many examples of each true class are right: undisturbed, and in some cells.
 
     The cells: the middle of each axis with the other radius at its smallest, and the diagonal at its end, at its middle, and at
-    half of what is left until it ends at the smallest radii.
+    half of that again and again, down to the smallest radii.
     """
     y, classes = case.y.cpu().numpy(), case.clean.shape[1]
 
@@ -135,10 +135,10 @@ def _groups(folder: Path) -> Iterator[_Group]:
 
 
 def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]:
-    """Up to 8 examples that are right undisturbed and break in the smallest balls: those in which both moved before the others.
+    """Up to 8 examples that are right undisturbed and break in the smallest balls: balls in which both move come first.
 
     The largest radii of the grid measure the size of a ball.
-    Each is judged again from its stored tensors; one that does not break from these, or lies outside its ball, is left out.
+    Each is judged again from its stored tensors; one that survives these, or whose tensors lie outside their ball, is left out.
     """
 
     def size(radii: Radii) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""certified.py - certified accuracy over a grid of radii, held against what attacks reached.
+"""certified.py - certified accuracy over a grid of radii, compared with what attacks reached.
 
 Per example: certified margin <= worst margin <= attacked margin.  A violation is a fault of this library and fails the run.
 """
@@ -38,7 +38,7 @@ TOGETHER = 50
 
 
 def rehearse_proof(case: Case, grid: Grid, bound: Bound) -> None:
-    """Bounds one example at radius 0, so that a bound without a rule for the model says so before any work is done."""
+    """Bounds one example at radius 0, so that a bound without a rule for the model fails before any work is done."""
     first = case.part(slice(1))
     Prover(case.network, bound.name)(first.x, first.y, grid.at((0.0, 0.0)))
 
@@ -87,7 +87,7 @@ class Proven:
     doubts: tuple[str, ...] = ()
 
     def surface(self, doubts: Sequence[str] = ()) -> Surface:
-        """Its accuracies.  doubts: sentences that stand beside them."""
+        """Its accuracies.  doubts: sentences that are shown beside them."""
         rows, columns = self.grid.shape
         cells = [Cell(*self.grid.radii(i, j), self.held[i, j]) for i in range(rows) for j in range(columns)]
         found = Surface.from_cells(
@@ -132,8 +132,8 @@ def prove(
 ) -> Proven:  # fmt: skip
     """`certified_surface` on checked inputs.
 
-    attacked: what an attack left at every cell: what it broke is not tried, and where its margin is below the bound, the run
-    fails with SoundnessError.
+    attacked: what an attack left at every cell.  Examples that it broke are not tried; if one of its margins is below the bound,
+    the run fails with SoundnessError.
     """
     n, key = len(case), proof_key(case, grid, bound)
     names = {**described(bound, grid.unit), **case.hashes}
@@ -174,7 +174,7 @@ def prove(
 def confront(case: Case, grid: Grid, bound: Bound, held: NDArray[np.bool_], attacked: NDArray[np.float32]) -> None:
     """Bounds every example once where it was attacked, at the first cell that is not certified.
 
-    For attacks that left alone what is certified.  held, attacked: (rows, columns, n) of these examples; attacked: margins.
+    For attacks that skip certified examples.  held, attacked: (rows, columns, n) of these examples; attacked: margins.
     Raises SoundnessError, with the number of the example among these, where the bound is above what was reached.
     """
     prover, slack = Prover(case.network, bound.name), tolerance(case)
@@ -199,8 +199,8 @@ def certified_part(
     """(span, certified (rows, columns, n), seconds) for the examples of `span`.
 
     Each example walks along the border of what is certified: to the next row where it is, to the column before where it is not.
-    attacked: (rows, columns, n) margins that attacks reached, falling with the radii.  What they broke is not tried, but for one
-    cell of each example, where the border meets it.  Raises SoundnessError where one lies below the bound.
+    attacked: (rows, columns, n) margins that attacks reached, falling with the radii.  Examples that they broke are not tried,
+    except at one cell each, where the border meets it.  Raises SoundnessError where one lies below the bound.
     """
     started = time.perf_counter()
     case, (rows, columns) = case.part(slice(*span)), grid.shape
@@ -210,7 +210,7 @@ def certified_part(
     met = np.zeros(len(case), dtype=bool)
 
     def proven(i: int, j: int, here: NDArray[Any]) -> NDArray[np.bool_]:
-        """Whether these examples are certified in this cell, held against the attack."""
+        """Whether these examples are certified in this cell; compared with the attack."""
         some = case.part(torch.as_tensor(here, device=case.x.device))
         lower = prover(some.x, some.y, grid.ball(i, j))
         if attacked is not None:

@@ -1,8 +1,8 @@
-"""clock.py - small pieces of a run, timed, and what they say of the whole.
+"""clock.py - times small pieces of a run, to estimate the time of the whole.
 
-A few examples go over a few points of the grid, with a clock: first one of each, then more as long as there is time.  What is
-lost in a small ball is lost in every larger one, so a point costs what is still alive there: seconds are interpolated between
-the points that were timed, and grow along a line with the number of examples.
+A few examples are timed at a few points of the grid: first one at one point, then more as long as there is time.  An example lost
+in a small ball is lost in every larger one, so a point costs as much as its survivors: seconds are interpolated between the
+points that were timed, and grow along a line with the number of examples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nonsingular.threat.grid import Grid
 REPORT, START, DISK = 2.5, 4.0, 2e8
 """Seconds to draw the report, seconds until a worker is at work, bytes a second that perturbations are written with."""
 SOFT = 12.0
-"""Seconds after which nothing new is begun."""
+"""Seconds after which no new piece begins."""
 PASSES = 4
 """Passes over all examples beside the attack: checks, clean accuracy, who was first to break."""
 
@@ -49,7 +49,7 @@ Axes = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What some examples took on a part of the grid, as seconds on the whole of it.
+    """Seconds of some examples on the whole grid, from their time on a part of it.
 
     attack, proof, fronts: of n examples together.  accuracy: (rows, columns) on the whole grid, interpolated.
     """
@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a first look at the examples showed.  share: of those that cost anything.  passing: seconds of one forward pass."""
+    """Results of a first look at the examples.  share: of those that cost time.  passing: seconds of one forward pass."""
 
     share: float
     passing: float
@@ -112,10 +112,10 @@ class Clock:
         for name, what, run in pieces:
             yield self._begun(what, each)
             took: dict[int, float] = {}
-            for k, n in enumerate((1, 1, 16, 64)):  # the first call of all loads what torch loads when it is used
+            for k, n in enumerate((1, 1, 16, 64)):  # the very first call also loads parts of torch
                 ahead = took[max(took)] * n / max(took) if k > 1 else 0.0
                 if n > min(plan.most, len(self.pool)) or self.left < 0 or ahead > 2 * self.left:
-                    break  # ahead is too much where many are hardly slower than one, as in small networks
+                    break  # ahead is too high where many examples are hardly slower than one, as in small networks
                 took[n] = timed(partial(run, plan.case.part(self.pool[:n])))
                 self.one[name] = took
                 yield self._told()
@@ -133,7 +133,7 @@ class Clock:
         return next(((n, True) for n in larger if self._expected(n, True) < 0.8 * self.left), None)
 
     def _expected(self, n: int, fine: bool) -> float:
-        """Seconds of a step, rather too many."""
+        """Seconds of a step; too high rather than too low."""
         points = math.prod(len(_part(radii, fine)) for radii in (self.plan.grid.eps_x, self.plan.grid.eps_w))
         alone = sum(_line(took, n) for took in self.one.values())
         if not self.stages:
@@ -146,7 +146,7 @@ class Clock:
         plan, started = self.plan, time.perf_counter()
         at = _part(plan.grid.eps_w, fine), _part(plan.grid.eps_x, fine)
         case, grid, whole = plan.case.part(self.pool[:n]), plan.grid.part(*at), plan.grid.shape
-        denser = sum(whole) / sum(grid.shape)  # a border crosses so many points more
+        denser = sum(whole) / sum(grid.shape)  # by this factor, a border crosses more points
         proof = fronts = attack = 0.0
         held = None
         if plan.bound and plan.own:
@@ -209,7 +209,7 @@ class Clock:
     # --- from pieces to the whole
 
     def _begun(self, what: str, times: float) -> dict[str, Any]:
-        """As told so far, in case that `what` never ends, which the run does so many times: then it takes longer than this."""
+        """The estimate in case `what` never ends: the run does it this many `times`, so it takes longer than that."""
         told = self._told()
         if not self.patient:
             return told
@@ -241,7 +241,7 @@ class Clock:
         return {"seconds": seconds if len(parts) > 1 else None, "parts": parts, "factor": self._factor(), "unfinished": None}
 
     def _factor(self) -> float:
-        """How far apart the ends are: the fewer examples, the further."""
+        """How wide the range of the estimate is: the fewer examples, the wider."""
         if not self.stages:
             return ROUGH
         last = self.stages[-1]
@@ -346,7 +346,7 @@ def probed_certificates(plan: Plan, clock: Clock, bounds: Sequence[str]) -> Iter
     last: Callable[[], object] | None = None
     took = 0.0
     for bound in (b for b in bounds if b not in UNSOUND):
-        dearer = 40 if bound == "alpha-crown" else 5  # times what the last one took, if it comes bad
+        dearer = 40 if bound == "alpha-crown" else 5  # times the last one, in a bad case
         if took * dearer > max(clock.left, 1.0) and not clock.patient:
             took = min(took, timed(last)) if last else took  # without what was loaded the first time
             if took * dearer > max(clock.left, 1.0):

@@ -1,4 +1,4 @@
-"""estimate.py - what a run is to do, and what is said of its cost."""
+"""estimate.py - the work of a run, and the estimate of its cost."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from nonsingular.evaluation.problem import Case, Method
 from nonsingular.threat.grid import Grid
 
 QUICK = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown")
-"""Bounds that are tried on one example, the cheapest first.  The others stand on these."""
+"""Bounds that are tried on one example, the cheapest first.  The others build on these."""
 ROUGH = 4.0
-"""The ends are the estimate over and times this before anything but one example was timed; later it falls."""
+"""The range is the estimate divided and multiplied by this while only one example was timed; later it is narrower."""
 LONG, SOON = 1800.0, 600.0
-"""Seconds from which on a smaller run is proposed, and about how long that one takes."""
+"""A smaller run is proposed from this many seconds on, and takes about this many."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run is going to be.
+    """The estimate of a run: its time, its memory, and what it moves and certifies.
 
     seconds: estimated, on `workers` processes, with everything up to the report; None before anything was timed.
     factor: it should lie between seconds / factor and seconds * factor.  parts: what the seconds are for.
     unfinished: what did not end while it was timed; then the seconds are a lower end.
-    clean: accuracy on `seen` of the examples, nothing moved.  doubts: what looks like a mistake, as the run itself would say.
+    clean: accuracy on `seen` of the examples, nothing moved.  doubts: what looks like a mistake, in the words of the run.
     memory: bytes, all processes together, estimated from what this one has used.
     moved: name -> {"shape", "radius"} at the largest eps_w.  fixed: names of parameters that do not move.
     certifies: bound -> None, or why it cannot.  untried: bounds for which there was no time.
@@ -52,7 +52,7 @@ class Preflight:
     untried: tuple[str, ...] = QUICK
     proposed: str | None = None
     about: tuple[str, ...] = ()
-    """What else is worth a look before the run: the order of the classes, the columns that move."""
+    """What else to check before the run: the order of the classes, the columns that move."""
 
     @property
     def numbers(self) -> int:
@@ -76,7 +76,7 @@ class Preflight:
         return f"about {_duration(self.seconds)} ({_duration(low)} to {_duration(high)})"
 
     def smaller(self) -> str | None:
-        """What to ask instead of a long run."""
+        """A smaller run to try before a long one."""
         if self.seconds is None or self.seconds < LONG:
             return None
         n = int(self.examples * SOON / self.seconds)
@@ -129,7 +129,7 @@ class Preflight:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The question whose answer takes time.
+    """The work of a run that takes time.
 
     method: the attack, if there is one.  bound: of the certificates.  fronts: also the largest certified radii.
     masking: also signs of masked gradients.  loading: seconds that each worker needs for model and data.
@@ -146,12 +146,12 @@ class Plan:
 
     @property
     def own(self) -> bool:
-        """Whether each example is worked on by itself, and not at all where it is misclassified or certified."""
+        """Whether each example is treated by itself, and skipped where it is misclassified or certified."""
         return self.method is None or self.method.alone
 
     @property
     def most(self) -> int:
-        """Examples that are worked on together: more need not be timed."""
+        """Examples that are treated together: more need not be timed."""
         if self.method is None:
             return min(len(self.case), TOGETHER)
         return self.method.groups(self.case, self.grid.unit)[0][1]

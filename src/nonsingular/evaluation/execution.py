@@ -29,7 +29,8 @@ def _nothing(done: Any) -> None:
 class Execution:
     """log: file to which finished pieces are appended, and from which they are taken.  keep: also the perturbations, beside it.
 
-    submit, parts: who does the work; None for this process.  on_cell, on_part: told of cells and of examples certified.
+    submit, parts: do the work elsewhere; None for this process.  on_cell, on_part: called with each cell, and with the number of
+    examples certified.
     """
 
     log: Path | None = None

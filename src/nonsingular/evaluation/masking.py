@@ -34,15 +34,15 @@ from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
 SHARE = 0.05
-"""Part of the examples that raises a flag."""
+"""Fraction of the examples that raises a flag."""
 CHANCE = 0.01
 """Largest probability of a difference between two attacks that is not taken for chance (one-sided sign test)."""
 VANISHED = 0.001
-"""A gradient that promises less than this part of what random corners of the same box reach has vanished."""
+"""A gradient has vanished if it promises less than this fraction of what random corners of the same box reach."""
 CORNERS = 8
 """Random corners of each box."""
 EXAMPLES: Mapping[Scope, int] = {"sample": 64, "batch": 256, "dataset": 256}
-"""How many are used if the caller does not say."""
+"""Examples used by default."""
 PROBES = 64
 """Examples whose gradients are looked at."""
 GLIMPSED = 16
@@ -74,7 +74,7 @@ class Masking:
 
     @property
     def inconclusive(self) -> bool:
-        """Whether the attack broke every example, so that the checks which compare accuracies could say nothing."""
+        """Whether the attack broke every example, so that the checks that compare accuracies had nothing to compare."""
         return not self.numbers.get("accuracy", 1.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def masking(
     budget: a larger ball (twice the radii, or both radii against one alone) or twice the steps leave a higher accuracy.
     one-class: all predictions under the attack are the same class.
     Two accuracies differ where their difference is at least 5 points and beyond chance.  Choose a ball in which some examples
-        survive and some do not: where all are broken, the checks that compare accuracies can say nothing.
+        survive and some do not: where all are broken, the checks that compare accuracies have nothing to compare.
     Raises InvalidInput as `attack` and for unusable data.  Cost: 6 runs of the attack, and 900 passes without gradients.
     """
     check_scope(scope)
@@ -199,7 +199,7 @@ class _Probe:
 
 
 def _own_stream(x: Tensor) -> AbstractContextManager[None]:
-    """Global generators are afterwards as they were."""
+    """The global generators are restored afterwards."""
     return torch.random.fork_rng([x.device] if x.device.type == "cuda" else [])
 
 

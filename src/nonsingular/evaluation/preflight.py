@@ -1,4 +1,4 @@
-"""preflight.py - before a long run: how long it takes, within which ends, how much memory, what moves, what can be certified."""
+"""preflight.py - before a long run: how long it takes, within which range, how much memory, what moves, what can be certified."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall
 
 LOOKED = 3.0
-"""Seconds for the clean accuracy; of more examples than can be seen in that time, a sample is."""
+"""Seconds for the clean accuracy; if they do not suffice for all examples, it is that of a sample."""
 
 
 def looked_at(case: Case, unit: JointBall, seconds: float = LOOKED) -> Tensor:
-    """The numbers of as many examples as the model sees in so many seconds, drawn with seed 0 if these are not all.
+    """The numbers of the examples that the model can run within `seconds`: all of them, or a sample drawn with seed 0.
 
     Raises what `check_inputs` raises.
     """
@@ -46,11 +46,11 @@ def preflight(plan: Plan, seen: Tensor, doubts: Sequence[str], *, seconds: float
 def preflights(
     plan: Plan, seen: Tensor, doubts: Sequence[str], *, seconds: float = SOFT, patient: bool = False
 ) -> Iterator[Preflight]:  # fmt: skip
-    """What the run is going to be: at first without a time, then with one that gets better.
+    """Estimates of the run: the first without a time, then with better and better ones.
 
     seen: numbers of the examples on which the clean accuracy is taken, as `looked_at` gives them.
-    seconds: after which no new piece of work is begun.  patient: a piece is begun also if it may take longer than that; for
-        callers that end the process in time.  `unfinished` then says what was begun.
+    seconds: after which no new piece of work begins.  patient: begins a piece even if it may take longer than that; for callers
+        that end the process in time.  `unfinished` then names the piece.
     Raises what the run itself would raise.  Cost: `seconds`, and what the smallest piece (one example at one point) takes longer.
     """
     started, looked = time.perf_counter(), plan.case.part(seen)

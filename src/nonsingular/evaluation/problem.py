@@ -1,4 +1,4 @@
-"""problem.py - what an accuracy is of: a Case, the network and its examples; and a Method, how they are attacked."""
+"""problem.py - what an accuracy refers to: a Case, the network and its examples; and a Method, how they are attacked."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ from nonsingular.threat.grid import Grid
 from nonsingular.threat.perturbation import Perturbation
 
 GROUP_BYTES, GROUP = 64 * 2**20, 100
-"""Examples of scope `sample` that walk over the grid together: their weights of their own, in bytes, and how many at most.
-
-No knobs: random starts are drawn for a group, so that another size would give other bits.
+"""Limits on the examples of scope `sample` that walk over the grid together: bytes of their own weights, and their number.
+Fixed: random starts are drawn for a group, so another size would give other bits.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A network and the examples that it is asked about.  What follows from these alone is found once, when it is needed.
+    """A network and the examples that it is asked about.  What follows from these alone is computed once, when it is needed.
 
     x: (N, *input).  y: (N,) int64.  name: what records call the model.
-    doubts: sentences that stand beside the numbers wherever they are shown.
+    doubts: sentences that are shown beside the numbers everywhere.
     """
 
     network: Network
@@ -48,7 +47,7 @@ class Case:
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall | None = None) -> Case:
-        """Of a user's model and tensors, unchecked.  unit: a ball whose eps_w may name parameters."""
+        """The case of a user's model and tensors, unchecked.  unit: a ball whose eps_w may name parameters."""
         return cls(classifier(model, x, unit), x, y.long())
 
     def __len__(self) -> int:
@@ -75,14 +74,14 @@ class Case:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """Of the model and of the examples, as records state them."""
+        """Hashes of the model and of the examples, as records state them."""
         return {
             "model_sha256": hash_tensors(self.network.state_dict()), "data_sha256": hash_tensors({"x": self.x, "y": self.y}),
         }  # fmt: skip
 
     @cached_property
     def function(self) -> list[str]:
-        """What the network does, which its weights alone do not tell: ReLU or tanh."""
+        """What the network computes, beyond its weights: ReLU or tanh, for example."""
         return [str(self.network), hash_tensors({"predictions": self.clean.argmax(1)})]
 
 
@@ -127,7 +126,7 @@ class Method:
 
     @property
     def alone(self) -> bool:
-        """Whether each example is attacked by itself, and no more once it is lost in a smaller ball or certified."""
+        """Whether each example is attacked by itself, and skipped once it is lost in a smaller ball or certified."""
         return self.scope == "sample" and self.nested
 
     def describe(self, unit: JointBall) -> dict[str, Any]:
@@ -138,13 +137,13 @@ class Method:
         } | ({} if self.attack.name in ATTACKS else {"code": _code(self.attack.what)})  # fmt: skip
 
     def groups(self, case: Case, unit: JointBall) -> list[tuple[int, int]]:
-        """Spans of examples that can be attacked apart from each other: each shares nothing with the others."""
+        """Spans of examples that can be attacked separately: no two of them share anything."""
         n = len(case)
         size = {"dataset": n, "batch": self.batch_size, "sample": _in_memory(case.network, unit)}[self.scope]
         return [(i, min(i + size, n)) for i in range(0, n, size)]
 
     def key(self, case: Case, unit: JointBall) -> str:
-        """What the cells of a log must have been made of to be taken from it."""
+        """A hash of all that cells depend on: a log's cells are reused only under the same key."""
         return _hashed(FORMAT, self.describe(unit), case.hashes, case.function)
 
 
@@ -173,7 +172,7 @@ def _code(attack: Any) -> str:
 
 
 def proof_key(case: Case, grid: Grid, bound: Bound) -> str:
-    """What the certificates of a log must have been made of to be taken from it."""
+    """A hash of all that certificates depend on: a log's certificates are reused only under the same key."""
     return _hashed(FORMAT, described(bound, grid.unit), case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
 
 

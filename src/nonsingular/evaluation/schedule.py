@@ -1,4 +1,4 @@
-"""schedule.py - the points of a grid as pieces of work: done here or elsewhere, kept in a log as they come, found there again."""
+"""schedule.py - the points of a grid as pieces of work: done here or elsewhere, kept in a log, and reused."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from nonsingular.threat.grid import Grid, Radii
 from nonsingular.threat.perturbation import Perturbation
 
 Piece = tuple[Span, list[Cell], list[Found]]
-"""What a piece of the work leaves: the span of examples, its cells, and what was found there."""
+"""The result of a piece of work: the span of examples, its cells, and what was found there."""
 Held = tuple[Bound, NDArray[np.bool_]]
 """A bound, and what it certifies: (rows, columns, n)."""
 
 
 def cell_alone(case: Case, grid: Grid, method: Method, radii: Radii, keep: bool) -> Piece:
-    """One cell by itself.  keep: with what broke the examples that are lost."""
+    """One cell by itself.  keep: also the perturbations of lost examples."""
     cells: list[Cell] = []
     found: list[Found] = []
     for start, stop in method.groups(case, grid.unit):
@@ -48,7 +48,7 @@ def cell_alone(case: Case, grid: Grid, method: Method, radii: Radii, keep: bool)
 
 
 def span_nested(case: Case, grid: Grid, method: Method, span: Span, held: Held | None, keep: bool) -> Piece:
-    """The whole grid for one group of examples.  held: what is certified of these is held against what is reached."""
+    """The whole grid for one group of examples.  held: their certificates, which are compared with what is reached."""
     part = case.part(slice(*span))
     cells: list[Cell] = []
     found: list[Found] = []
@@ -85,7 +85,7 @@ def _challenge(case: Case, grid: Grid, method: Method, held: Held) -> None:
 
 
 def _found(case: Case, grid: Grid, reached: Reached, first: int) -> list[Found]:
-    """What broke the examples that are lost there; `first` is the number of the group's first example."""
+    """The perturbations of the examples that are lost there; `first` is the number of the group's first example."""
     rows, point = reached.broken()
     if not len(rows):
         return []
@@ -93,7 +93,7 @@ def _found(case: Case, grid: Grid, reached: Reached, first: int) -> list[Found]:
 
 
 TASKS: Mapping[str, Callable[..., Any]] = {"cell_alone": cell_alone, "cell_nested": reach, "span_nested": span_nested}
-"""What workers can be asked to do: (case, grid, method, ...)."""
+"""The tasks of workers: (case, grid, method, ...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ class Work:
             yield from _completed([submit(task, *args) for args in todo])
 
     def _alone(self, done: Mapping[Span, list[Cell]]) -> Iterator[Piece]:
-        """Cells that know nothing of each other."""
+        """Cells that are independent of each other."""
         held = {(c.eps_x, c.eps_w) for cells in done.values() for c in cells}
         return self._carried_out("cell_alone", [(radii, self._keep) for radii in self.grid.points if radii not in held])
 

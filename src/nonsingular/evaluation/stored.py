@@ -1,6 +1,6 @@
 """stored.py - the worst x' and W' of a run as files, and accuracies from these alone: no attack is needed to check them.
 
-A file holds what was found for groups of examples, each in a ball of its own.  Where every example of a dense network has its own
+A file holds what was found for groups of examples, each in its own ball.  Where every example of a dense network has its own
 W', one number per neuron is kept, from which `Shifts.realise` writes the weights out.
 """
 
@@ -45,7 +45,7 @@ class Found:
 
     @staticmethod
     def of(model: nn.Module, y: Tensor, unit: JointBall, radii: Radii, rows: Tensor, point: Perturbation) -> Found:
-        """A point of the ball with these radii, as it is kept.  y: (k,) labels; what breaks an example breaks it as kept, too."""
+        """A point of the ball with these radii, as it is kept.  y: (k,) labels; an example that breaks also breaks as stored."""
         kept = {f"weights.{n}": w for n, w in point.weights.items()}
         found = Found(radii, point.scope, rows, {"x": point.x, **kept})
         if point.scope != "sample" or not point.weights:

@@ -30,8 +30,8 @@ from nonsingular.threat.grid import Grid, Radii
 from nonsingular.threat.perturbation import Perturbation
 
 ROUNDS = 2
-"""Most attacks on one point of the grid, each from where the last one ended, as long as one lowers the accuracy by more than half
-the width of its 95 % interval.  A point at which the last one still did has the flag "moving"."""
+"""Most attacks on one point of the grid.  Each begins where the last one ended, if that one lowered the accuracy by more than
+half the width of its 95 % interval.  A point where the final one still did has the flag "moving"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def reach(
     """Attacks one group of examples in one cell.
 
     smaller: what was reached at neighbours with smaller radii.  The accuracy is not above theirs; in scope sample, examples that
-    are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample leaves alone.
+    are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample skips.
     """
     started, before = time.perf_counter(), so_far()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | N
     """A point of the ball and its (n, K) logits, taken from its tensors."""
 
     def run(size: int) -> Perturbation:
-        """In scope sample examples can be attacked apart; what shares W' knows itself what to do with less memory."""
+        """In scope sample examples can be attacked separately; an attack with a shared W' handles a lack of memory itself."""
         found: list[Perturbation] = []
         for at in (slice(i, i + size) for i in range(0, len(case), size)):
             options = {"start": start.part(at)} if start is not None else {}
@@ -166,7 +166,7 @@ def _together(case: Case, grid: Grid, method: Method, radii: Radii, smaller: Seq
 def _each(
     case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
 ) -> Reached:  # fmt: skip
-    """A perturbation for each example of its own: only those that are neither lost nor proven are attacked."""
+    """A separate perturbation for each example: only examples that are neither lost nor proven are attacked."""
     flags: tuple[str, ...] = ()
     x, y = case.x, case.y
     if smaller:
@@ -225,7 +225,7 @@ def _grown(
 
 
 def nested(cells: Sequence[Cell], grid: Grid) -> list[Cell]:
-    """The cells of a grid, where an example that is lost in a ball is lost in every larger one: its perturbation lies there too.
+    """The cells of a grid, made nested: an example lost in a ball is lost in every larger one, which holds its perturbation.
 
     Exact in scope `sample` alone, where each example has its own perturbation.
     """

@@ -1,4 +1,4 @@
-"""fault.py - what a fault is: weights -> weights, and weights -> a box, or a set of flips, that holds whatever may come of it."""
+"""fault.py - what a fault is: weights -> weights, and weights -> a box, or a set of flips, that holds every outcome."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Radii = Mapping[str, Radius]
 class Fault(ABC):
     """Something that a device does to its weights: a frozen value, whose fields are its settings.
 
-    A fault of your own says how one realisation comes about (`__call__`).  Where it can, it also says how far any realisation is
-    from the weights (`radii`, from which `box` and `ball` follow), or which stored bits may flip (`flips`).
+    Your own fault defines how one realisation comes about (`__call__`).  Where possible, it also states how far any realisation
+    is from the weights (`radii`, from which `box` and `ball` follow), or which stored bits may flip (`flips`).
     name: what records call it.
     """
 
@@ -43,7 +43,7 @@ class Fault(ABC):
         """
 
     def radii(self, weights: Weights, within: Radii | None = None) -> dict[str, Radius] | None:
-        """How far, at most, any realisation is from the weights, by name; None if nothing finite can be said.
+        """How far, at most, any realisation is from the weights, by name; None if there is no finite bound.
 
         within: how far the weights themselves may be from `weights`, where other faults came first.  The answer is then how far
         any realisation of any such weights is from these.
@@ -51,7 +51,7 @@ class Fault(ABC):
         return None
 
     def flips(self, weights: Weights) -> Flips | None:
-        """The stored words and how many of their bits may flip; None of a fault that flips no bits."""
+        """The stored words and how many of their bits may flip; None for a fault that flips no bits."""
         return None
 
     def box(self, weights: Weights) -> dict[str, Interval] | None:
@@ -62,7 +62,7 @@ class Fault(ABC):
         return {n: box_around(weights[n].detach(), *ends(radius), outward=True) for n, radius in radii.items()}
 
     def ball(self, weights: Weights, eps_x: Radius = 0.0, domain: tuple[float, float] | None = (0.0, 1.0)) -> JointBall:
-        """What `certify` and `evaluate` are asked of: every realisation, with every input within eps_x.
+        """The ball for `certify` and `evaluate`: every realisation, with every input within eps_x.
 
         Raises InvalidInput for a fault that no box holds.
         """
@@ -79,7 +79,7 @@ class Fault(ABC):
 
 @dataclass(frozen=True)
 class InOrder(Fault):
-    """Several faults, one after the other: each acts on what the ones before it have left."""
+    """Several faults, one after the other: each acts on the result of the ones before it."""
 
     faults: tuple[Fault, ...]
     name: ClassVar[str] = "in-order"
@@ -115,7 +115,7 @@ class InOrder(Fault):
 def chosen(weights: Weights, moves: Moves) -> dict[str, Tensor]:
     """The tensors that a fault acts on: those of two or more dimensions, or all.
 
-    Raises InvalidInput as JointBall does, and for a tensor with a value that is no number or beyond 2^1000.
+    Raises InvalidInput as JointBall does, and for a tensor with a value that is NaN or beyond 2^1000.
     """
     if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives
         raise InvalidInput(f"weights is a {type(weights).__name__}; give name -> tensor, e.g. dict(model.named_parameters())")
@@ -127,7 +127,7 @@ def chosen(weights: Weights, moves: Moves) -> dict[str, Tensor]:
 
 
 def _stored(w: Tensor, radius: Radius) -> Radius:
-    """The radius of what a fault leaves, as it is stored in the dtype of `w`: the next fault begins from there."""
+    """The radius after a fault, rounded to the dtype of `w` in which its result is stored: the next fault begins from there."""
     if not (away := largest(radius)):
         return radius
     kind = torch.finfo(w.dtype)

@@ -1,4 +1,4 @@
-"""uniform.py - weights rounded to evenly spaced levels: what storing them as whole numbers of few bits does to them."""
+"""uniform.py - weights rounded to evenly spaced levels: the effect of storing them as whole numbers of few bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UniformRounding(Fault):
     moves: which tensors are rounded, as in JointBall.
     The box holds every rounding within half a step, also that of a device that rounds ties or products in another way.  Values
     are rounded to the dtype of the tensor.  A channel of zeros stays as it is.
-    Source: e.g. Jacob et al., arXiv:1712.05877.  Raises InvalidInput for settings that are none, and weights that are not finite.
+    Source: e.g. Jacob et al., arXiv:1712.05877.  Raises InvalidInput for invalid settings, and weights that are not finite.
     """
 
     bits: int = 8
@@ -44,7 +44,7 @@ class UniformRounding(Fault):
 
     @property
     def levels(self) -> int:
-        """Above 0, and as many below: the lowest word of two's complement is not used."""
+        """Levels above 0, and as many below: the lowest word of two's complement is not used."""
         return 2 ** (self.bits - 1) - 1
 
     def words(self, weights: Weights) -> dict[str, Words]:

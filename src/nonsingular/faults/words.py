@@ -24,11 +24,11 @@ class Words:
 
     @property
     def step(self) -> Tensor:
-        """How far apart two neighbours are, in the shape of `largest`."""
+        """The distance of two neighbouring levels, in the shape of `largest`."""
         return self.largest / self.levels
 
     def values(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """What the words stand for, rounded to `dtype`."""
+        """The values of the words, rounded to `dtype`."""
         return (self.word.double() * self.largest / self.levels).to(dtype)  # not word * step, which may underflow
 
 

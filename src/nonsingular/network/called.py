@@ -36,7 +36,7 @@ class Called:
         return self.values[id(a)] if isinstance(a, Tensor) else a
 
     def rule(self) -> Callable[[Call], list[Node]] | None:
-        """By the function itself, else by its name, if it is a method."""
+        """The rule of the function itself, else of its name, if it is a method."""
         if self.func in RULES:
             return RULES[self.func]
         return RULES.get(self.label)

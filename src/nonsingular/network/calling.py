@@ -28,10 +28,11 @@ from nonsingular.threat.perturbation import Perturbation
 
 @contextmanager
 def products(precision: Literal["medium", "highest"]) -> Generator[None]:
-    """Products of float32 matrices at this precision of torch: "medium" where points are sought, "highest" where they are judged.
+    """Sets the precision of products of float32 matrices: "medium" to search for points, "highest" to judge them.
 
     "medium" may round the factors to bfloat16 or TF32, where the machine has units for that; elsewhere torch picks another
-    library.  Process-wide while it lasts.  Left alone where the caller set the precision of one backend (torch forbids both).
+    library.  It holds for the whole process inside the context.  Nothing changes where the caller set the precision of one
+    backend (torch forbids both).
     """
     try:
         before = torch.get_float32_matmul_precision()
@@ -47,7 +48,7 @@ def products(precision: Literal["medium", "highest"]) -> Generator[None]:
 
 @contextmanager
 def _plain_attention() -> Generator[None]:
-    """Without the fused path of nn.TransformerEncoder and nn.MultiheadAttention in eval mode, which has no rule for vmap."""
+    """Turns off the fused path of nn.TransformerEncoder and nn.MultiheadAttention in eval mode, which has no rule for vmap."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -57,10 +58,10 @@ def _plain_attention() -> Generator[None]:
 
 
 def outputs(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-    """(B, K) logits of a network at inputs (B, *input), on which its first operation may work in place.
+    """(B, K) logits of a network at inputs (B, *input), which its first operation may overwrite.
 
-    An example that is alone in its batch is given twice where the module squeezes a batch of one away.
-    Raises InvalidInput, in one line, for whatever its forward raises but a lack of memory, and unless it returns (B, K) logits.
+    A single example is run as a batch of two where the module squeezes a batch of one away.
+    Raises InvalidInput, in one line, for any error of its forward but a lack of memory, and unless it returns (B, K) logits.
     """
     given = x.clone() if len(x) == 1 else x
     with _plain_attention():
@@ -88,7 +89,7 @@ def outputs(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 
 
 def held_at(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """A network with these weights, by name, in the place of its own; differentiable in inputs and weights."""
+    """The network with these weights, by name, instead of its own; differentiable in inputs and weights."""
     if not weights:
         return model
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
@@ -103,7 +104,7 @@ def held_at(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor
 
 
 def gradient(value: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
-    """Of one number with respect to `points`, 0 where it does not depend on them.  Raises InvalidInput if torch has none."""
+    """The gradient of one number with respect to `points`, 0 where it does not depend on them.  InvalidInput if there is none."""
     if not value.requires_grad:
         raise InvalidInput(
             "the model's logits carry no gradient with respect to what moves; gradient attacks need a differentiable model (no "
@@ -123,7 +124,7 @@ _WITHOUT = "The attacks 'square' (on inputs) and 'corners' (on weights) need no 
 
 
 def _twice(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
-    """(1, K) logits of one example, from a batch that holds it twice; None if that does not give any."""
+    """(1, K) logits of one example, from a batch that holds it twice; None if that fails."""
     try:
         y = moving(torch.cat([x, x]))
     except Exception as e:
@@ -138,13 +139,13 @@ def _twice(moving: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
 Each = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(weights (N, *shape) by name, inputs (N, *input)) -> (N, K) logits, row n at the weights n.  Differentiable in both."""
 PROBED = 2
-"""Examples on which it is tried how a module can be run with weights for each."""
+"""Examples on which the ways to run a module with weights for each are tried."""
 MOVED = 0.05
-"""How far weights are moved for that, as a part of the largest of their tensor."""
+"""How far this trial moves weights, as a fraction of the largest in their tensor."""
 
 
 def per_sample_logits(moving: nn.Module, copies: int = 1) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """(weights of one example, one input) -> (K,) logits, fit for `vmap`.  It sees the input `copies` times."""
+    """(weights of one example, one input) -> (K,) logits, for `vmap`.  The module sees the input `copies` times."""
     module, seen = unwrapped(moving)
     places = aliases(module)
 
@@ -159,10 +160,10 @@ def per_sample_logits(moving: nn.Module, copies: int = 1) -> Callable[[Mapping[s
 
 
 def logits_of_each(model: nn.Module) -> Each:
-    """A network with weights for each example: by vmap where that does what the module does, else one example after the other.
+    """A network with weights for each example: by vmap where that gives the same as the module, else one example after the other.
 
-    Which of the two is tried at the first call, once for a network, on examples and weights that differ.  So attacks and verdicts
-    see the same function.  Without weights it is the module on the batch.
+    The first call decides between the two, once for a network, on different examples and weights.  So attacks and verdicts see
+    the same function.  Without weights the module runs on the batch.
     """
     network = network_of(model)
     return network.once(logits_of_each, lambda: _each(network))
@@ -209,7 +210,7 @@ def _one_by_one(moving: nn.Module) -> Each:
 
 
 class _OneByOne(torch.autograd.Function):
-    """Each example with its own weights written into the module, whatever that is made of; in the backward pass once more."""
+    """Writes the weights of each example into the module, of whatever kind; in the backward pass once more."""
 
     @staticmethod
     def forward(ctx: Any, moving: nn.Module, names: Sequence[str], x: Tensor, *weights: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -243,7 +244,7 @@ class _OneByOne(torch.autograd.Function):
 
 @contextmanager
 def _kept(moving: nn.Module, names: Sequence[str]) -> Generator[list[Tensor]]:
-    """The parameters of these names, which afterwards hold what they held before."""
+    """The parameters of these names; their values are restored afterwards."""
     params = dict(moving.named_parameters())
     live: list[Tensor] = [params[name] for name in names]
     before = [p.detach().clone() for p in live]
@@ -264,9 +265,9 @@ def _loaded(live: Sequence[Tensor], weights: Sequence[Tensor], x: Tensor, i: int
 
 
 def _way(moving: nn.Module, x: Tensor) -> Callable[[nn.Module], Each]:
-    """How this module is run with weights for each example: the first of three ways that gives what the last one gives.
+    """How to run this module with weights for each example: the first of three ways that agrees with the last one.
 
-    That is: logits and gradients.  What has a gradient in none of them goes one by one, too, where the attack says so.
+    Logits and gradients must agree.  A module without a gradient in any way runs one by one, and the attack reports it.
     """
     generator = torch.Generator(x.device).manual_seed(0)
     x, weights = x.detach(), dict[str, Tensor]()
@@ -305,19 +306,19 @@ def _measured(each: Each, weights: Mapping[str, Tensor], x: Tensor) -> tuple[Ten
 
 
 def _keeps(module: nn.Module, before: Sequence[Tensor]) -> bool:
-    """Whether it holds tensors that it did not hold `before`.  Under vmap they would be of all examples at once."""
+    """Whether the module holds tensors that it did not hold `before`.  Under vmap they would belong to all examples at once."""
     known = set(map(id, before))
     return any(id(t) not in known for t in _held(module))
 
 
 def _held(module: nn.Module) -> list[Tensor]:
-    """The tensors of a module beside its parameters."""
+    """The tensors of a module other than its parameters."""
     own = (value for part in unwrapped(module)[0].modules() for value in [*vars(part).values(), *part.buffers(recurse=False)])
     return [value for value in own if isinstance(value, Tensor)]
 
 
 def same(logits: Tensor, others: Tensor) -> bool:
-    """Whether two ways of computing the same differ by no more than rounding does."""
+    """Whether two computations of the same result differ by no more than rounding."""
     if logits.shape != others.shape:
         return False
     finite = others[torch.isfinite(others)].abs()
@@ -335,7 +336,7 @@ def recording() -> Generator[None]:
 
 @contextmanager
 def threads(n: int) -> Generator[None]:
-    """So many threads of torch while it lasts.  Raises InvalidInput below 1."""
+    """Sets the number of torch's threads inside the context.  Raises InvalidInput below 1."""
     if n < 1:
         raise InvalidInput(f"threads is {n}; give 1 or more")
     before = torch.get_num_threads()
@@ -347,7 +348,7 @@ def threads(n: int) -> Generator[None]:
 
 
 def logits_at(model: nn.Module, point: Perturbation, chunk: int = 1024) -> Tensor:
-    """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: verdicts are taken from these."""
+    """(B, K) logits of `model` at a perturbed input with the perturbed weights written out: the logits that decide verdicts."""
     network = network_of(model)
     own = point.scope == "sample" and bool(point.weights)
 

@@ -14,7 +14,7 @@ from nonsingular.network.nodes import Node, Parameter
 
 Head = Literal["softmax", "log_softmax"]
 HEADS = ("softmax", "log_softmax", "log")
-"""Operations that may come last: the logits are what is under them."""
+"""Operations that may come last: the logits are their input."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Name:
 
 
 COMPUTED = object()
-"""Stands for a value that is neither a constant nor a signal nor a part of one parameter: computed from them."""
+"""Stands for a computed value: neither a constant, nor a signal, nor a part of one parameter."""
 
 
 def rows_alike(t: Tensor) -> bool:
-    """Whether all examples have the same."""
+    """Whether all rows are the same."""
     return bool((t[1:] == t[:1]).all())
 
 

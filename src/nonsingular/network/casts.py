@@ -19,7 +19,7 @@ def at_least(new: torch.dtype, old: torch.dtype) -> bool:
 
 
 class Casts(TorchFunctionMode):
-    """While it lasts, casts to a floating-point type at least as precise as `own` are casts to `dtype`."""
+    """Until `leave_casts`, casts to a floating-point type at least as precise as `own` become casts to `dtype`."""
 
     def __init__(self, own: torch.dtype, dtype: torch.dtype) -> None:
         super().__init__()

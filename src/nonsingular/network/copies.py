@@ -15,7 +15,7 @@ from nonsingular.threat.ball import check_dense, check_parameter
 
 
 def check_module(model: nn.Module) -> None:
-    """Raises InvalidInput for what is no module, and for parameters without values; UnsupportedModel for integer networks."""
+    """Raises InvalidInput for anything but a module, and for parameters without values; UnsupportedModel for integer networks."""
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives
         raise InvalidInput(f"the model is of type {type(model).__name__}; give an nn.Module, (B, *input) -> (B, K) logits")
     for name, module in model.named_modules():
@@ -32,7 +32,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 class _Wrapped(nn.Module):
-    """What a wrapper wraps, under the wrapper's name for it, so that parameters keep the names that they have in the user's."""
+    """The module inside a wrapper, under the wrapper's name for it, so that parameters keep their names in the user's model."""
 
     def __init__(self, name: str, inner: nn.Module) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ _WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": "module",
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",  # of torch.compile
 }
-"""Modules that compute what another one does, elsewhere or faster -> their name for it.  Names, for importing them is slow."""
+"""Wrappers that run another module elsewhere or faster -> their name for it.  As text, because importing them is slow."""
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    """The name under which a wrapper has what it wraps; None for a module that does something of its own."""
+    """The name under which a wrapper holds its module; None for a module that is not a wrapper."""
     hooked = module._forward_hooks or module._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
     return None if hooked else _name_of_inner(type(module))
 
@@ -72,7 +72,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     check_module(model)
     known: dict[int, Any] = {}
     try:
-        with torch.no_grad():  # or the parameters of a copied script would not be leaves
+        with torch.no_grad():  # otherwise the parameters of a copied script are not leaves
             for module in model.modules():
                 for name, _ in _computed(module):
                     if isinstance(value := vars(module).get(name), Tensor):  # of the last pass, with its history
@@ -82,7 +82,7 @@ def duplicate(model: nn.Module) -> nn.Module:
                     inner = copy.deepcopy(cast(nn.Module, getattr(module, name)), known)
                     known[id(module)] = _Wrapped(name, inner).train(module.training)
             return copy.deepcopy(model, known)
-    except Exception as e:  # whatever a module of the user's keeps
+    except Exception as e:  # anything that a user's module may hold
         for name, p in model.named_parameters():
             check_dense(name, p)
         kept = [
@@ -91,7 +91,7 @@ def duplicate(model: nn.Module) -> nn.Module:
             for key, value in vars(module).items()
             if isinstance(value, Tensor) and not value.is_leaf
         ]
-        which = f", for it keeps {', '.join(kept[:3])}, computed with gradients" if kept else ""
+        which = f", because it keeps {', '.join(kept[:3])}, computed with gradients" if kept else ""
         raise UnsupportedModel(
             f"the model cannot be copied{which} ({first_line(e)}); make computed weights permanent (e.g. prune.remove), detach "
             "what forward stores, and keep nothing else that copy.deepcopy refuses"
@@ -99,12 +99,12 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 
 def parametrised(model: nn.Module) -> dict[str, str]:
-    """Name of a weight that is computed from parameters at each pass -> by what: weight norm, spectral norm, pruning, ..."""
+    """Name of a weight that is computed from parameters at each pass -> how: weight norm, spectral norm, pruning, ..."""
     return {f"{path}.{name}".lstrip("."): kind for path, module in model.named_modules() for name, kind in _computed(module)}
 
 
 def _computed(module: nn.Module) -> list[tuple[str, str]]:
-    """Of one module: torch.nn.utils.parametrize, or a hook of the older weight_norm, spectral_norm and prune."""
+    """The same for one module: torch.nn.utils.parametrize, or a hook of the older weight_norm, spectral_norm and prune."""
     found: list[tuple[str, str]] = []
     if parametrize.is_parametrized(module):
         each: Any = module.parametrizations

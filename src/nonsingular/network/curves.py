@@ -1,6 +1,6 @@
 """curves.py - how smooth activations bend, with the proofs: what a bound must know of them.
 
-An activation is told by its derivative and by the points where it turns between convex and concave.
+An activation is described by its derivative and by the points where it turns between convex and concave.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ class Dense:
     scalings: tuple[Activation, ...] = ()
     """What is done to the input before the first layer: fixed elementwise affine maps, as (x - mean) / std, and flattening."""
     stretch: float = 1.0
-    """How much these widen a distance at most: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
+    """The largest factor by which these widen a distance: |enter(x') - enter(x)| <= stretch |x' - x|, elementwise."""
     from_one: Tensor | None = None
-    """(2, 1) of a network with one logit z: its logits are from_one z.  None: the last layer's outputs are the logits."""
+    """(2, 1) for a network with one logit z: its logits are from_one z.  None: the last layer's outputs are the logits."""
 
     def enter(self, x: Tensor) -> Tensor:
         """(B, d) what the first layer sees of the inputs (B, *input)."""
@@ -106,7 +106,7 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.Graph:
     """The graph of `model` without leaf modules.  Tracing runs the model's own Python: give it a copy.
 
-    Of a OneLogit it is that of its inner network, without what makes (B,) of its (B, 1) at the end.
+    For a OneLogit: the graph of its inner network, without the reshaping of (B, 1) to (B,) at its end.
     Raises UnsupportedModel if torch.fx cannot follow its forward.
     """
     if isinstance(model, OneLogit):
@@ -124,7 +124,7 @@ _RESHAPED = {*_RESHAPES, "squeeze", torch.squeeze, "select", torch.select, opera
 
 
 def unflattened(graph: fx.Graph) -> fx.Graph:
-    """The same without the reshaping at its end, which turns one number of each example, (B, 1), into (B,)."""
+    """The same graph without the reshaping at its end, from one number for each example, (B, 1), to (B,)."""
     (out,) = (node for node in graph.nodes if node.op == "output")
     (value,) = out.args
     while isinstance(value, fx.Node) and value.target in _RESHAPED and isinstance(value.args[0], fx.Node):
@@ -157,7 +157,7 @@ def dense_chain(model: nn.Module | Dense) -> Dense:
 
 
 def _chain(replica: nn.Module, params: Mapping[str, Tensor]) -> Dense:
-    """Of a module that may be traced, whose parameters have the values `params`."""
+    """The dense network of a module that may be traced, whose parameters have the values `params`."""
     reader = _Reader(replica)
     for node in trace(replica).nodes:
         reader.read(node)
@@ -216,7 +216,7 @@ class _Reader:
         return UnsupportedModel(f"no rule for {getattr(target, '__name__', target)} at node '{node}': {why}")
 
     def _beside(self, node: fx.Node, args: list[Any]) -> None:
-        """What is no operation on the signal."""
+        """A node that is not an operation on the signal."""
         if node.op == "placeholder" and self.current is not None and node.users:
             raise UnsupportedModel(f"a dense network has one input; this model has another: '{node}'")
         if node.op == "placeholder" and self.current is None:
@@ -232,7 +232,7 @@ class _Reader:
             )
         return self.names[id(value)]
 
-    # each: whether it is the rule of this node
+    # each of these returns whether it is the rule for this node
 
     def _linear(self, node: fx.Node, args: list[Any]) -> bool:
         if node.target is not F.linear:
@@ -279,7 +279,7 @@ class _Reader:
 
 
 def _is_size(node: fx.Node) -> bool:
-    """Whether a node reads a shape, or a number of one."""
+    """Whether a node reads a shape or one of its numbers."""
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, fx.Node) and source.op != "placeholder" and _is_size(source)

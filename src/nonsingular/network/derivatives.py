@@ -18,7 +18,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """Of A apply(z, w), which is linear in z and in w.  N functions A (N, *shape), or S for each of B examples (S, B, *shape)."""
+    """Derivatives of A apply(z, w), bilinear.  N functions A (N, *shape), or S for each of B examples (S, B, *shape)."""
 
     z: Callable[[Tensor, Tensor], Tensor]
     """(A, w) -> (N, *input)."""
@@ -31,7 +31,7 @@ class Derivatives:
 
 
 def by_differentiation(apply: Callable[[Tensor, Tensor], Tensor], z_shape: tuple[int, ...], w: Tensor) -> Derivatives:
-    """Of any product.  w: a tensor of the weight's shape."""
+    """The derivatives of any product.  w: a tensor of the weight's shape."""
 
     def pulled(f: Callable[[Tensor], Tensor], at: Tensor, A: Tensor) -> Tensor:
         return vjp(f, at)[1](A)[0]
@@ -59,7 +59,7 @@ def _swapped(apply: Callable[[Tensor, Tensor], Tensor], w: Tensor, z: Tensor) ->
 def of_convolution(
     w_shape: tuple[int, ...], *, z_shape: tuple[int, ...], stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Derivatives | None:
-    """Of a convolution in two dimensions with numbers for padding; None for others."""
+    """The derivatives of a convolution in two dimensions with numbers for padding; None for others."""
     if len(z_shape) != 3 or isinstance(padding, str):
         return None
     stride, padding, dilation = ([v] * 2 if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
@@ -88,7 +88,7 @@ def of_convolution(
 
 
 def of_linear(w_shape: tuple[int, ...]) -> Derivatives:
-    """Of F.linear at any number of positions."""
+    """The derivatives of F.linear at any number of positions."""
     return Derivatives(
         z=lambda A, w: A @ w,
         z_each=lambda A, w: (A.flatten(1, -2) @ w).view(*A.shape[:-1], w.shape[-1]),
@@ -98,7 +98,7 @@ def of_linear(w_shape: tuple[int, ...]) -> Derivatives:
 
 
 def of_matmul(w_shape: tuple[int, ...]) -> Derivatives:
-    """Of z @ w with a matrix w, at any number of positions."""
+    """The derivatives of z @ w with a matrix w, at any number of positions."""
     return Derivatives(
         z=lambda A, w: A @ w.mT,
         z_each=lambda A, w: torch.einsum("n...o,nio->n...i", A, w),
@@ -108,7 +108,7 @@ def of_matmul(w_shape: tuple[int, ...]) -> Derivatives:
 
 
 def of_scale(w_shape: tuple[int, ...], *, spread: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Derivatives | None:
-    """Of z * spread(w) of the shape of z; None if w has a batch dimension too."""
+    """The derivatives of z * spread(w) of the shape of z; None if w has a batch dimension too."""
     if len(w_shape) > len(shape):
         return None
 

@@ -26,7 +26,7 @@ from nonsingular.threat.radius import Radius, Side, ends
 POINTS = 16
 """Examples at which a graph and its module are compared with moved inputs and weights."""
 KEPT = 16
-"""Balls of weights that are known to have been checked, of those of which none lies in another."""
+"""Checked balls of weights that are remembered; none of them lies in another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Graph:
 
 
 def precise(model: nn.Module, dtype: torch.dtype) -> Network:
-    """The network in another floating-point type: itself, where it is of that type alone.
+    """The network in another floating-point type; itself, if all of it has that type.
 
     Casts in its forward to the type of the model's own weights, or to a wider one, become casts to `dtype`.
     Raises UnsupportedModel for TorchScript.
@@ -101,7 +101,7 @@ def _precise(network: Network, dtype: torch.dtype) -> Network:
 
 
 class _Cast(Network):
-    """A network in another type.  original: what it was cast from, which is of the type `own`."""
+    """A network in another type.  original: the network before the cast, of the type `own`."""
 
     def __init__(self, inner: nn.Module, original: Network, own: torch.dtype) -> None:
         super().__init__(inner, original.told)
@@ -170,8 +170,7 @@ Ours = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 def check_graph(graph: Graph, model: nn.Module, x: Tensor, box: Interval, ball: JointBall) -> None:
     """Compares a graph with its module at the examples x (B, *input) and, for POINTS of these, at a point of the ball.
 
-    box: of the examples in the ball.  The weights stay where they are if they moved before, for a ball around this network in
-    which this one lies.
+    box: the box of the examples in the ball.  The weights are not moved again if they were for a ball that contains this one.
     Raises UnsupportedModel where the two differ by more than rounding.  Cost: two forward passes of the examples, two of POINTS.
     """
 
@@ -195,11 +194,11 @@ def check_chain(net: Dense, model: nn.Module | Dense, x: Tensor, ball: JointBall
 
 
 def _check(ours: Ours, kind: Hashable, still: Network, at: Tensor, box: Interval, ball: JointBall) -> None:
-    """kind: of reading.  What was checked of one says nothing of another."""
+    """kind: which reading is checked (graph or chain); each has its own checked balls."""
     if not len(at):
         return
     generator = torch.Generator(at.device).manual_seed(len(at))
-    few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # of few examples each several times
+    few = torch.linspace(0, len(at) - 1, POINTS, device=at.device).long()  # with few examples, each several times
     radii = ball.radii(dict(still.named_parameters()))
     before = still.once((kind, at.shape[1:], type(ball)), list[dict[str, Radius]])
     boxes = {} if any(_lies_in(radii, wider) for wider in before) else still.weight_boxes(ball)
@@ -239,10 +238,10 @@ def _lies_in(radii: Mapping[str, Radius], wider: Mapping[str, Radius]) -> bool:
 
 
 def _compare(ours: Tensor, theirs: Tensor, close: float | None = None) -> None:
-    """Raises UnsupportedModel if a graph's outputs are not its module's, but for rounding: `close`, relative to the largest."""
+    """Raises UnsupportedModel if the outputs of graph and module differ by more than `close`, relative to the largest."""
     limit = close or float(torch.finfo(theirs.dtype).eps) ** 0.5
     if ours.shape == theirs.shape:
-        finite = torch.isfinite(theirs).all(1) & torch.isfinite(ours).all(1)  # what overflows is no bound
+        finite = torch.isfinite(theirs).all(1) & torch.isfinite(ours).all(1)  # an overflow does not bound anything
         ours, theirs = ours[finite], theirs[finite]
         if not len(ours):
             return
@@ -263,7 +262,7 @@ def _recorded(replica: nn.Module, x: Tensor) -> Recorded:
         return record(replica, x)
     except UnsupportedModel:
         raise
-    except Exception as e:  # whatever the user's own forward raises
+    except Exception as e:  # any error of the user's forward
         raise UnsupportedModel(f"the model does not accept inputs of shape {tuple(x.shape)}: {e}") from e
 
 

@@ -1,5 +1,5 @@
-"""heads.py - the door that every network comes in by: weights that are computed become parameters, one output for two classes
-becomes logits (B, 2)."""
+"""heads.py - the entry of every network: computed weights become parameters, one output for two classes becomes
+logits (B, 2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nonsingular.network.one_logit import Adapter, OneLogit
 from nonsingular.threat.ball import JointBall
 
 LOOKED_AT = 64
-"""Examples, and as many far away from these, that tell a logit from a probability."""
+"""Examples, and as many far away from these, that distinguish a logit from a probability."""
 FAR = 100.0
 """How far away: in multiples of the largest |x|."""
 SIGMOIDS = {torch.sigmoid, F.sigmoid, "sigmoid", torch.special.expit}
@@ -32,12 +32,12 @@ _TAIL = {"squeeze", "flatten", "view", "reshape", "select", "ravel", torch.squee
 def classifier(model: nn.Module, x: Tensor, ball: JointBall | None = None) -> Network:
     """The network of a module, for questions about examples like `x` (B, *input); a Network is returned as it is.
 
-    Weights that parametrisations compute (weight norm, spectral norm, pruning, ...) are parameters of what comes back, under
-    their names: a device stores these, and radii move them.  A ball whose eps_w names the raw parameters keeps those.
-    A module that returns one number for each example is seen as a classifier of two classes (one_logit.py).  A sigmoid at the end
-    is left out, where the module or its graph shows it: the logit under it counts.
-    Raises InvalidInput for what is no module, cannot be copied, is in train mode with BatchNorm or Dropout, or returns
-    probabilities of one class without a sigmoid that can be seen.  What else is wrong with what it returns, check_inputs says.
+    Weights that parametrisations compute (weight norm, spectral norm, pruning, ...) are parameters of the network returned, under
+    their names: a device stores these, and radii move them.  A ball whose eps_w names the raw parameters keeps those.  A module
+    that returns one number for each example is seen as a classifier of two classes (one_logit.py).  A sigmoid at the end is left
+    out, where the module or its graph shows it: the logit under it counts.
+    Raises InvalidInput for a model that is not a module, cannot be copied, is in train mode with BatchNorm or Dropout, or returns
+    probabilities of one class without a sigmoid that can be seen.  `check_inputs` reports other faults of its outputs.
     Cost: a copy, and a pass of two examples.
     """
     if isinstance(model, Network):
@@ -50,16 +50,16 @@ def classifier(model: nn.Module, x: Tensor, ball: JointBall | None = None) -> Ne
 
 
 def two_classes(model: nn.Module, x: Tensor) -> nn.Module:
-    """`model` itself, or an adapter around it where it returns one number for each example: what is no copy, for training."""
+    """`model` itself, or an adapter around it where it returns one number for each example: not a copy, for training."""
     try:
         still = twin(model)
-    except (InvalidInput, UnsupportedModel):  # in train mode, or no copy of it: who uses the model says so
+    except (InvalidInput, UnsupportedModel):  # in train mode, or cannot be copied: reported where the model is used
         return model
     return _seen(model, still, x)
 
 
 def _seen(model: nn.Module, still: nn.Module, x: Tensor) -> nn.Module:
-    """A network of one logit as a classifier of two classes, any other as it is.  still: the same, to look at."""
+    """A network with one logit as a classifier of two classes, any other as it is.  still: a copy to run."""
     if isinstance(model, Adapter) or not x.dim() or not len(x):
         return model
     shape = _shape(still, torch.cat([x[:1], x[:1]]))
@@ -85,7 +85,7 @@ def moves_raw(model: nn.Module, ball: JointBall | None) -> bool:
 
 
 def told_of_weights(model: nn.Module, ball: JointBall | None) -> list[str]:
-    """What to say of weights that are computed from parameters."""
+    """Notes about weights that are computed from parameters."""
     computed = parametrised(model)
     if not computed:
         return []
@@ -99,11 +99,11 @@ def told_of_weights(model: nn.Module, ball: JointBall | None) -> list[str]:
 
 
 def _shape(still: nn.Module, two: Tensor) -> tuple[int, ...] | None:
-    """Of what the model returns for two examples; None where it fails or returns no tensor."""
+    """The shape that the model returns for two examples; None where it fails or returns no tensor."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             out = still(two.clone())
-    except Exception:  # whatever the user's forward raises: check_inputs says so
+    except Exception:  # any error of the user's forward: check_inputs reports it
         return None
     return tuple(out.shape) if isinstance(out, Tensor) else None
 
@@ -116,19 +116,19 @@ def _probabilities(still: nn.Module, x: Tensor) -> bool:
         near = still(x.clone())
         try:
             far = torch.cat([still(away), still(-away)])
-        except Exception:  # whatever the user's forward says to inputs outside its domain
+        except Exception:  # the user's forward may refuse inputs outside its domain
             far = near
     return bool(((near >= 0) & (near <= 1)).all() & ((far >= 0) & (far <= 1)).all())
 
 
 def _same(still: nn.Module, inner: nn.Module, x: Tensor) -> bool:
-    """Whether the sigmoid of `inner` is the model."""
+    """Whether the model is the sigmoid of `inner`."""
     with torch.no_grad():
         return torch.allclose(still(x.clone()), inner(x.clone()).sigmoid(), rtol=1e-3, atol=1e-4)
 
 
 def _under_sigmoid(model: nn.Module) -> nn.Module | None:
-    """The network without the sigmoid at its end, its parameters under their own names; None where there is none to see."""
+    """The network without the sigmoid at its end, its parameters under their own names; None if no sigmoid can be seen."""
     if isinstance(model, nn.Sequential) and len(model) and type(model).forward is nn.Sequential.forward:
         return _without_last(model)
     try:
@@ -151,7 +151,7 @@ def _under_sigmoid(model: nn.Module) -> nn.Module | None:
 
 
 def _keep_unused(found: nn.Module, model: nn.Module) -> None:
-    """Gives `found` the parameters that the graph of `model` has no use for, so that all its names are known."""
+    """Gives `found` the parameters that the graph of `model` does not use, so that all names exist."""
     held = dict(found.named_parameters())
     for name, p in model.named_parameters():
         if name not in held:
@@ -165,7 +165,7 @@ def _keep_unused(found: nn.Module, model: nn.Module) -> None:
 
 
 def _without_last(model: nn.Sequential) -> nn.Module | None:
-    """A Sequential of the same modules under the same names, less the sigmoid at the end, also within its last Sequential."""
+    """A Sequential of the same modules under the same names without the sigmoid at the end, also within its last Sequential."""
     *names, last = model._modules  # pyright: ignore[reportPrivateUsage]
     kept, end = nn.Sequential(), model._modules[last]  # pyright: ignore[reportPrivateUsage]
     for name in names:

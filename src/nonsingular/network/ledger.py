@@ -46,9 +46,9 @@ class Ledger:
         self.entries: dict[int, _Entry] = {}
         self.memories: dict[int, _Memory] = {}
         self.fresh: set[int] = set()
-        """Where constants lie that the forward makes; it may write into these."""
+        """Where the constants lie that the forward makes; it may write into these."""
         self.kept: list[Tensor] = []
-        """What must not be freed: memory is known by its address."""
+        """Tensors that must not be freed: memory is known by its address."""
         self.batch, self.dtype, self.device = len(x), x.dtype, x.device
         self.put(x, Signal(0, tuple(x.shape[1:])))
 
@@ -131,7 +131,7 @@ def version_of(t: Tensor) -> int:
 
 
 def memory_of(t: Tensor) -> int:
-    """The address of a tensor's storage; of an empty one another number."""
+    """The address of a tensor's storage; another number for an empty one."""
     return t.untyped_storage().data_ptr() or -id(t)
 
 

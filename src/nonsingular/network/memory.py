@@ -15,7 +15,7 @@ log = logging.getLogger("nonsingular")
 T = TypeVar("T")
 
 BUDGET = 2**28
-"""Bytes that work may take beside the model and the examples, about; larger work is done in pieces.
+"""About how many bytes work may take beside the model and the examples; larger work is done in pieces.
 
 Set it here (`nonsingular.network.memory.BUDGET = 2**32`); it is read at every call.  Results stay the same, up to rounding.
 One function of one example is the smallest piece of a bound: a few times the largest activation, or the largest kernel.
@@ -28,10 +28,10 @@ def room(like: Tensor) -> int:
 
 
 def halving(run: Callable[[int], T], size: int) -> T:
-    """run(size), and as long as memory runs out again with half the size.  Raises what `run` raises, at size 1 also that.
+    """run(size), and with half the size as often as memory runs out.  Raises what `run` raises, a lack of memory only at size 1.
 
-    run: does the whole of its work anew at each call, `size` examples at a time.  Only errors are caught that say that memory is
-    out; where the system ends the process instead, runs/engine.py does the work again.
+    run: repeats its whole work at each call, `size` examples at a time.  Only errors that report a lack of memory are caught;
+    where the system ends the process instead, runs/engine.py repeats the work.
     """
     while True:
         try:
@@ -52,5 +52,5 @@ def _tell(size: int) -> None:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """torch has a class of its own for the memory of accelerators, and none for that of the CPU."""
+    """torch has an error class for the memory of accelerators, but none for that of the CPU."""
     return isinstance(e, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(e)

@@ -1,4 +1,4 @@
-"""network.py - a model as questions are asked about it: one private copy, and what was found out about it, each found once."""
+"""network.py - a model to ask questions about: one private copy, and the answers so far, each computed once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Network(Adapter):
 
     Parameters, buffers and modules have the model's own names.  Its graph, its chain of dense layers, its form in another dtype
     (network/graph.py, dense.py) and the way to run it with weights for each example (calling.py) are found once, and kept here.
-    Whatever takes a module takes a Network, and asks it instead of making a copy of its own.
-    told: what a user should know of how the model is seen.
+    Every function that takes a module also takes a Network, and then makes no further copy.
+    told: notes for the user on how the model is seen.
     """
 
     told: tuple[str, ...]
@@ -35,7 +35,7 @@ class Network(Adapter):
     _spare: list[nn.Module]
 
     def __init__(self, inner: nn.Module, told: tuple[str, ...] = ()) -> None:
-        """inner: a copy that nobody else has (`twin`)."""
+        """inner: a private copy (`twin`)."""
         super().__init__(inner)
         self.keep(told=told, _found={}, _boxes={}, _spare=[])
 
@@ -46,7 +46,7 @@ class Network(Adapter):
         return Network(copy.deepcopy(self.inner, memo), self.told)
 
     def once(self, what: Hashable, find: Callable[[], T]) -> T:
-        """What `find` returns, or the UnsupportedModel that it raises, from the first call for `what`."""
+        """The result of `find`, or the UnsupportedModel that it raised, from the first call for `what`."""
         if what not in self._found:
             try:
                 with torch.inference_mode(False):  # or what is kept could not be used outside of it
@@ -59,23 +59,23 @@ class Network(Adapter):
         return cast(T, found)
 
     def weight_boxes(self, ball: JointBall) -> Mapping[str, Interval]:
-        """The boxes that cover a ball of weights, as of `JointBall.weight_boxes`, not to be written to.
+        """The boxes that cover a ball of weights, as in `JointBall.weight_boxes`; do not write into them.
 
-        They are asked for at every batch of examples; those asked for last are kept, in an eighth of the budget of memory.
+        Every batch of examples needs them, so the last ones used are kept, in an eighth of the memory budget.
         """
         key = type(ball), ball.of_weights
         boxes = self._boxes.pop(key, None)
         if boxes is None:
             with torch.inference_mode(False):
                 boxes = ball.weight_boxes(dict(self.named_parameters()), outward=True)
-        self._boxes[key] = boxes  # as the youngest
+        self._boxes[key] = boxes  # as the last one used
         while self._boxes and sum(map(_bytes, self._boxes.values())) > memory.BUDGET // 8:
             del self._boxes[next(iter(self._boxes))]
         return boxes
 
     @contextmanager
     def lent(self, weights: Mapping[str, Tensor] | None = None) -> Generator[nn.Module]:
-        """A copy whose parameters may be moved in place meanwhile, by name at `weights` to begin with.  Returned as it was."""
+        """A copy whose parameters may be moved in place inside the context.  It begins at `weights`, by name; restored after."""
         with torch.inference_mode(False):
             moving = self._spare.pop() if self._spare else twin(self.inner)
         try:
@@ -109,7 +109,7 @@ def load(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of `model` to look at, whose parameters ask for no gradient; a Network is one already.
+    """A copy of `model` to run, whose parameters need no gradient; a Network is one already.
 
     Raises InvalidInput in train mode if the model has BatchNorm or Dropout (its output would depend on the batch or on chance),
     and if the model cannot be copied.
@@ -128,7 +128,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def network_of(model: nn.Module) -> Network:
-    """The network of a module as it stands.  Doors for users go by heads.classifier, which also looks at what it returns."""
+    """The network of a module as it is.  Public functions use heads.classifier, which also checks what it returns."""
     if isinstance(model, Network):
         return model
     with torch.inference_mode(False):

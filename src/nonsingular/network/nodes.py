@@ -1,4 +1,4 @@
-"""nodes.py - what a network is read into: a graph of these, each with one rule in each bound."""
+"""nodes.py - the nodes of the graph of a network; each bound has one rule for each kind."""
 
 from __future__ import annotations
 

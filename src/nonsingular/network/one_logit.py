@@ -26,11 +26,11 @@ class Adapter(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        # the same mappings, so that what is swapped in one is in both
+        # the same mappings, so that a swap in one shows in both
         self.keep(inner=inner, training=inner.training, **{held: getattr(inner, held) for held in self._SHARED})
 
     def keep(self, **values: Any) -> None:
-        """Attributes of the adapter's own: no submodules, and not in the way of modules of these names in `inner`."""
+        """Sets attributes of the adapter itself: not submodules, and without a clash with modules of these names in `inner`."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         return self.seen(self.inner(x))
 
     def seen(self, out: Tensor) -> Tensor:
-        """What the output of `inner` is seen as."""
+        """The output of the adapter from the output of `inner`."""
         return out
 
     def train(self, mode: bool = True) -> Self:
@@ -48,7 +48,7 @@ class Adapter(nn.Module):
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The module within all adapters, and what they see its output as.  Its own names are safe there from those of adapters."""
+    """The module inside all adapters, and what they make of its output.  There its names cannot clash with those of adapters."""
     seen: list[Callable[[Tensor], Tensor]] = []
     while isinstance(model, Adapter):
         seen.append(model.seen)
@@ -77,7 +77,7 @@ class OneLogit(Adapter):
 
 
 def flat_of(model: nn.Module) -> bool | None:
-    """Of a model with one logit, whether it returns (B,) and not (B, 1); None of any other."""
+    """Whether a model with one logit returns (B,), not (B, 1); None for any other model."""
     while isinstance(model, Adapter):
         if isinstance(model, OneLogit):
             return model.flat

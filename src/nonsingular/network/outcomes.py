@@ -19,7 +19,7 @@ from nonsingular.network.vocabulary import CASTS, NATIVE, SAME, SELECTIONS, SHAP
 
 
 def of_parameters(ledger: Ledger, c: Called, result: Any) -> None:
-    """Of operations on parameters alone: a part or another order of one parameter, or computed."""
+    """Records the result of an operation on parameters alone: one parameter in part or in another order, or a computed value."""
     tensors = [t for t in flat(result) if isinstance(t, Tensor)]
     if not tensors and result is not None:
         raise c.refuse("it reads values of a parameter as numbers, which would not move with it")
@@ -38,7 +38,7 @@ def of_parameters(ledger: Ledger, c: Called, result: Any) -> None:
 
 
 def results(ledger: Ledger, c: Called, outputs: list[Tensor]) -> list[Any]:
-    """What each of the tensors holds that an operation on signals returns."""
+    """What each tensor returned by an operation on signals holds."""
     first = c.values.get(id(c.args[0])) if c.args and isinstance(c.args[0], Tensor) else None
     if isinstance(first, Signal) and first.head and not _keeps_order(c, first, outputs):
         raise UnsupportedModel(

@@ -19,11 +19,11 @@ _seen = [0, 0]
 
 
 def count(forward: int = 0, backward: int = 0) -> None:
-    """Called where a network is called.  What user functions and plug-ins do by themselves is not seen."""
+    """Called where a network is called.  Passes inside user functions and plug-ins are not counted."""
     _seen[0] += forward
     _seen[1] += backward
 
 
 def so_far() -> Passes:
-    """Of this process, since it began."""
+    """The passes of this process since it began."""
     return Passes(*_seen)

@@ -1,4 +1,4 @@
-"""preconditions.py - whether a model and its data can be given a number at all, and what looks like a mistake.
+"""preconditions.py - whether a number can be computed for a model and its data, and what looks like a mistake.
 
 A mistake that makes a number impossible or meaningless is an InvalidInput.  What only looks like one is a doubt: a sentence that
 is shown (logger "nonsingular", level WARNING) and kept, and the work goes on.
@@ -25,17 +25,17 @@ from nonsingular.threat.ball import JointBall
 log = logging.getLogger("nonsingular")
 
 ENOUGH = 20
-"""From so many examples on, their labels and the accuracy of the model say something."""
+"""Fewest examples for which labels and accuracy are checked for mistakes."""
 
 
 def check_inputs(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, classes: int | None = None, random: bool = False
 ) -> list[str]:  # fmt: skip
-    """Raises InvalidInput, with what to do, for data or a model that no number can be computed for.
+    """Raises InvalidInput, with a remedy, for data or a model for which no number can be computed.
 
     x: (N, *input) in ball.domain.  y: (N,).  classes: how many the data set names.  random: forward passes may be.
     Returns doubts: what looks like a mistake (probabilities instead of logits, an accuracy no better than chance, ...).
-    Cost: two passes over all examples: what a second one changes is random, or depends on the other examples.
+    Cost: two passes over all examples; logits that differ in the second are random, or depend on the other examples.
     """
     check_module(model)
     _check_tensors(x, y)
@@ -60,7 +60,7 @@ def check_inputs(
 
 
 def warn(doubts: Sequence[str]) -> None:
-    """Shows what `check_inputs` doubts."""
+    """Logs the doubts of `check_inputs`."""
     for doubt in doubts:
         log.warning("warning: %s", doubt)
 
@@ -103,12 +103,12 @@ def _check_values(x: Tensor) -> None:
 
 
 def _check_kinds(model: nn.Module, x: Tensor) -> None:
-    """Device and dtype of inputs and weights.  Weights of several kinds are left to the model."""
+    """Compares device and dtype of inputs and weights.  Weights of several dtypes are left to the model."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
     devices = {p.device for p in weights}
     if devices and x.device not in devices:
         raise InvalidInput(
-            f"the model is on {', '.join(sorted(map(str, devices)))} and x on {x.device}; bring one to the other: x.to(device)"
+            f"the model is on {', '.join(sorted(map(str, devices)))} and x on {x.device}; move one to the other: x.to(device)"
         )
     kinds = {p.dtype for p in weights}
     if len(kinds) == 1 and x.dtype not in kinds:
@@ -129,7 +129,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
             logits = halving(run, 1024)
     except InvalidInput as e:
-        if e.__cause__ is None:  # it is what came back, not what was given
+        if e.__cause__ is None:  # the output is at fault, not the input
             raise
         raise InvalidInput(f"{e}{_other_shape(still, x[:2])}") from e.__cause__
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
@@ -141,9 +141,9 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _check_repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Another pass, over batches cut in another way, gives the same logits up to rounding."""
+    """Checks that another pass, over other batches, gives the same logits up to rounding."""
     still, n = network_of(model), len(x)
-    other = torch.cat([x, x.flip(0) if n > 1 else 0.5 * x])  # examples meet others, and an only one is not alone
+    other = torch.cat([x, x.flip(0) if n > 1 else 0.5 * x])  # other neighbours in each batch, also for a single example
     slack = 200 * torch.finfo(logits.dtype).eps * (1 + logits.abs().amax().item())
 
     def moved(inputs: Tensor, cut: int) -> float:
@@ -172,7 +172,7 @@ def _check_repeatable(model: nn.Module, x: Tensor, logits: Tensor) -> None:
 
 
 def _other_shape(still: nn.Module, x: Tensor) -> str:
-    """The shape that the model would accept, if one of the usual ones."""
+    """A hint at the shape that the model would accept, if it is a usual one."""
     tries: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("channels last? Give x.permute(0, 3, 1, 2)", lambda t: t.permute(0, 3, 1, 2)),
         ("channels first? Give x.permute(0, 2, 3, 1)", lambda t: t.permute(0, 2, 3, 1)),
@@ -191,7 +191,7 @@ def _other_shape(still: nn.Module, x: Tensor) -> str:
 
 
 def _check_two_classes(y: Tensor, shape: tuple[int, ...]) -> None:
-    """Labels of a network whose output has this shape."""
+    """Checks the labels 0 and 1 of a network whose output has this shape."""
     lo, hi = int(y.min()), int(y.max())
     if lo < 0 or hi > 1:
         hint = " (give (y > 0).long())" if set(y.unique().tolist()) == {-1, 1} else ""
@@ -202,7 +202,7 @@ def _check_two_classes(y: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _check_classes(y: Tensor, k: int) -> None:
-    """Labels that count from 1."""
+    """Raises InvalidInput for labels that count from 1."""
     if y.dim() == 1 and len(y) and not y.is_floating_point() and int(y.min()) >= 1 and int(y.max()) == k:
         raise InvalidInput(
             f"labels span {int(y.min())}..{k}, but the model has {k} classes (0..{k - 1}); do they start at 1? Give y - 1"

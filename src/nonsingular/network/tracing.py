@@ -1,13 +1,13 @@
 """tracing.py - what a module does to a batch of inputs, operation by operation, as nodes (network/nodes.py).
 
 The module's own Python runs once, on real tensors of a known shape, and every torch function that it calls passes through a
-`TorchFunctionMode`: shapes, asserts and branches on shapes are what they are, hooks and parametrisations run, names of parameters
-are those of the module.  What is recorded is what was called, on which tensors; a value is known by its tensor, not by its name.
+`TorchFunctionMode`: shapes, asserts and branches on shapes work as usual, hooks and parametrisations run, and parameters keep
+the names of the module.  The record holds each call and its tensors; a value is known by its tensor, not by its name.
 
-Tensors share memory, and are written into: ledger.py, writes.py.
+For tensors that share memory and for writes in place: ledger.py, writes.py.
 
-*Refused, by name*: what has no rule; numbers and branches computed from values of the signal or of a parameter; changes of
-parameters and buffers; random numbers; parameters of another module.
+*Refused, by name*: operations without a rule; numbers and branches computed from values of the signal or of a parameter; changes
+of parameters and buffers; random numbers; parameters of another module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROBES = 5
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """nodes: in the order of computation, from the input to the logits.  head: what the module does to these at last."""
+    """nodes: in the order of computation, from the input to the logits.  head: what the module applies to these at its end."""
 
     nodes: tuple[Node, ...]
     head: Head | None
@@ -99,7 +99,7 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def _made(self, result: Any, given: list[Tensor]) -> Any:
-        """Of an operation on constants."""
+        """Keeps the result of an operation on constants, and notes memory that is new."""
         known = {memory_of(t) for t in given}
         for t in flat(result):
             if isinstance(t, Tensor):
@@ -128,7 +128,7 @@ class _Recorder(TorchFunctionMode):
             return
         outputs = [t for t in flat(result) if isinstance(t, Tensor)]
         if not outputs:
-            raise c.refuse("what it returns is no tensor: the forward depends on values of the signal")
+            raise c.refuse("what it returns is not a tensor: the forward depends on values of the signal")
         found = results(self.ledger, c, outputs)
         for t, value in zip(outputs, found, strict=True):
             self.ledger.put(t, value)

@@ -18,7 +18,7 @@ METADATA = _words(
     "is_tensor names has_names is_leaf grad_fn repr format str dim_order hash set_grad_enabled is_inference is_same_size "
     "is_conj is_neg is_mkldnn is_xla is_mps is_ipu is_xpu is_vulkan is_storage is_signed"
 )
-"""Operations that read no value.  (What is printed is taken for not coming back.)"""
+"""Operations that read no value.  (Printed text is taken not to come back into the network.)"""
 CONSTANT = _words(
     "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor rand_like randn_like"
 )
@@ -37,7 +37,7 @@ SELECTIONS = _words(
 )
 """Operations whose every output element is one of the elements of their first argument."""
 NATIVE = _words("permute transpose swapaxes swapdims movedim moveaxis pixel_shuffle pixel_unshuffle channel_shuffle flip mT")
-"""Of these, those whose arguments do not depend on the size of the batch: they are quicker than an index."""
+"""The operations above whose arguments do not depend on the size of the batch: quicker to run than an index."""
 CAREFUL = _words(
     "relu relu6 clamp clip clamp_min clamp_max add sub subtract mul multiply div divide true_divide sigmoid tanh abs "
     "neg negative leaky_relu elu celu selu silu hardtanh hardswish hardsigmoid threshold rrelu dropout dropout1d dropout2d "
@@ -65,7 +65,7 @@ def _labelled(func: Any) -> str:
 
 
 def _of_torch(func: Any, name: str) -> bool:
-    """Whether a function is what torch means by its name: not a custom operator of the same one."""
+    """Whether a function is torch's own of that name, not a custom operator of the same name."""
     places = (torch.Tensor, torch, nn.functional)
     if name in ("__get__", "__set__", "__delete__") or getattr(func, "__module__", None) == "torch._C._nn":
         return True

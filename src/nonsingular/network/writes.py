@@ -42,7 +42,7 @@ def write(ledger: Ledger, c: Called, changed: list[Tensor], written: Any, before
 
 
 def _wrote(ledger: Ledger, c: Called, written: Tensor, number: int, numbers: Tensor, at: Tensor | None = None) -> None:
-    """Keeps that the elements `numbers` (over all examples) of a node lie at the places of `written`, or at `at`."""
+    """Records that the elements `numbers` (over all examples) of a node lie at the places of `written`, or at `at`."""
     store = ledger.memory(written)
     places = torch.full((whole(written).numel(),), -1, dtype=torch.long, device=written.device)
     places[places_of(written) if at is None else at] = numbers

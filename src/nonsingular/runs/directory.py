@@ -1,7 +1,7 @@
-"""directory.py - the run directory: whose it is, who is at work in it, and what it was made with.  Torch only where it is asked.
+"""directory.py - the run directory: its settings, its lock, and the versions that made it.  Imports torch only where needed.
 
 It holds config.yaml (the effective settings), model.safetensors, events.jsonl (one line per finished piece of work) and
-results.json.  Whoever runs the same settings into the same directory again goes on where the last run ended.
+results.json.  The same settings in the same directory go on where the last run ended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PATIENCE = 5.0
 
 @contextmanager
 def claimed(out: Path, settings: Settings) -> Generator[None]:
-    """`out` is the run directory of these settings, made or found, and of this process alone while the context lasts.
+    """Makes or opens `out` as the run directory of these settings, for this process alone inside the context.
 
     Raises InvalidInput, leaving everything as it was, if it holds something else or another process is at work in it.
     """
@@ -63,17 +63,17 @@ def check_free(out: Path, settings: Settings) -> bool:
             raise InvalidInput(f"{out} holds a run with other settings ({', '.join(differ)}); choose another folder with --out")
         return False
     if out.exists() and (not out.is_dir() or any(_foreign(p) for p in out.iterdir())):
-        raise InvalidInput(f"{out} exists and is no run directory; choose another folder with --out")
+        raise InvalidInput(f"{out} exists and is not a run directory; choose another folder with --out")
     return True
 
 
 def _foreign(path: Path) -> bool:
-    """What neither a run that was killed at its very start leaves behind, nor runs within this one."""
+    """Whether a file is neither a trace of a run killed at its very start nor a run within this one."""
     return path.name not in ("models", LOCK) and path.suffix != ".part"
 
 
 def finished(out: Path, hashes: dict[str, str]) -> dict[str, Any] | None:
-    """The results that `out` holds, of a model and data with these hashes; None if there are none yet.
+    """The results in `out`, of a model and data with these hashes; None if there are none yet.
 
     Raises InvalidInput if they are of another model, of other data or of another format, or cannot be read: they are never
     overwritten.
@@ -95,16 +95,16 @@ def finished(out: Path, hashes: dict[str, str]) -> dict[str, Any] | None:
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """results.json of a finished run, held against its schema (assets/results.schema.json) and against its own lengths.
+    """results.json of a finished run, checked against its schema (assets/results.schema.json) and its own lengths.
 
-    Raises InvalidInput if it is missing or damaged, or if a number in it is none.
+    Raises InvalidInput if it is missing or damaged, or holds something else where a number belongs.
     """
     try:
         results = json.loads((run / RESULTS).read_text(encoding="utf-8"), parse_constant=_no_number)
         if isinstance(results, dict) and results.get("format") == FORMAT:
             _check_schema(results)
         elif not isinstance(results, dict) or not {"format", "models"} <= results.keys():
-            raise ValueError("it is no record of results")
+            raise ValueError("it is not a record of results")
     except FileNotFoundError:
         raise InvalidInput(f"{run} has no {RESULTS}; finish the run first, or give another folder") from None
     except (OSError, ValueError, RecursionError) as e:

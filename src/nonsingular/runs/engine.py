@@ -1,7 +1,7 @@
 """engine.py - where calls run: in this process, in processes of this machine, or on a Ray cluster.  The bits are the same.
 
 What is submitted is a function of a module and arguments that can be pickled.  It may be done twice: when the worker that did it
-dies before it has answered, the call is done again by another.  So it must come to the same end each time.
+dies before it has answered, the call is done again by another.  So it must give the same result each time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nonsingular.errors import InvalidInput
 
 ENGINES = ("local", "ray")
 DEATHS = 3
-"""A call is given up when it has lost so many workers."""
+"""A call that has lost this many workers is given up."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,13 +55,14 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
     """An executor of `workers` processes with one torch thread each; None for one local worker: then call the function here.
 
     name: "local", or "ray", which starts a Ray of `workers` CPUs on this machine, or joins the cluster at `address`: then its
-        CPUs decide how many calls run at once, and `workers` says nothing.
+    CPUs decide how many calls run at once, and `workers` is not used.
     What a node of a cluster needs: the same versions of nonsingular, torch, Python and Ray, a processor with the same vector
-    instructions, and the folders of data, models and runs under the same paths.  What is printed meanwhile goes to stderr.
-    On an error, and on Ctrl-C or a signal that cli/main.py makes one of it, what is not finished is given up, and every process
-    that was started here ends.
+    instructions, and the folders of data, models and runs under the same paths.  What is printed meanwhile goes to stderr.  On an
+    error, on Ctrl-C, and on a signal that cli/main.py treats as Ctrl-C, unfinished calls are given up, and every process that was
+    started here ends.
     A call that loses DEATHS workers fails with BrokenExecutor.
-    Raises InvalidInput for an unknown name, less than one worker, Ray that is not installed, or an address where none answers.
+    Raises InvalidInput for an unknown name, less than one worker, Ray that is not installed, or an address where no cluster
+    answers.
 
     Small matrices run far slower on many threads than on one, and with one the bits do not depend on the number of cores.
     """
@@ -70,12 +71,12 @@ def engine(name: str, workers: int, address: str | None = None) -> Generator[Exe
     if workers < 1:
         raise InvalidInput(f"workers is {workers}; give 1 or more")
     if name == "local" and address is not None:
-        raise InvalidInput(f"address is {address}, and engine local has none; choose engine ray, or leave the address out")
+        raise InvalidInput(f"address is {address}, and engine local takes none; choose engine ray, or leave the address out")
     torch.set_num_threads(1)
     if name == "local" and workers == 1:
         yield None
         return
-    # stdout is the caller's: what Ray tells there, of the death of a node, goes to stderr
+    # stdout belongs to the caller: Ray's messages there, such as the death of a node, go to stderr
     with redirect_stdout(sys.stderr) if name == "ray" else nullcontext():
         pool = Cluster(workers, address) if name == "ray" else Processes(workers)
         try:
@@ -97,7 +98,7 @@ def _lost() -> BrokenExecutor:
 
 
 class Processes(ThreadPoolExecutor):
-    """Threads with one process each, which does one call at a time: when it dies, it is known which call is to be done again."""
+    """Threads with one process each, which does one call at a time: when it dies, the call to repeat is known."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
@@ -138,7 +139,7 @@ class Processes(ThreadPoolExecutor):
             pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
     def stop(self) -> None:
-        """Gives up what is not finished."""
+        """Gives up unfinished calls."""
         with self._starting:
             self._stopped = True
         self.shutdown(wait=False, cancel_futures=True)
@@ -148,7 +149,7 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Generator[None]:
-    """A process that starts meanwhile inherits this: Ctrl-C and a terminal that closes are the parent's to handle."""
+    """Blocks Ctrl-C and hang-ups for processes started inside the context: the parent handles these."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -166,7 +167,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Ends a worker whose parent was killed: otherwise it would wait for work for ever."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -177,9 +178,9 @@ def _end_with_parent() -> None:
 
 
 def watched(fn: Callable[..., None], *args: Any, seconds: float) -> Generator[Any]:
-    """What fn(send, *args) sends from a process of its own, until it returns, dies, or `seconds` after its first message.
+    """Yields what fn(send, *args) sends from a separate process, until it returns, dies, or `seconds` after its first message.
 
-    It is ended then, whatever it does.  Raises what `fn` raises; BrokenExecutor if it dies before its first message.
+    The process is then ended in any case.  Raises what `fn` raises; BrokenExecutor if it dies before its first message.
     """
     context = get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
@@ -199,7 +200,7 @@ def watched(fn: Callable[..., None], *args: Any, seconds: float) -> Generator[An
             yield value
     except EOFError:  # it was killed: out of memory, say
         if end is None:
-            raise BrokenExecutor("the process that looks ahead died (killed, or out of memory)") from None
+            raise BrokenExecutor("the process of the estimate died (killed, or out of memory)") from None
     finally:
         child.kill()
         child.join()
@@ -245,13 +246,13 @@ class Cluster(Executor):
         future, errors = self._waiting.pop(ref), self._ray.exceptions
         try:
             future.set_result(pickle.loads(answer.result()))
-        except errors.RayTaskError as e:  # of the function
+        except errors.RayTaskError as e:  # raised by the function
             future.set_exception(e.cause)
-        except errors.RayError as e:  # of what should have run it
+        except errors.RayError as e:  # raised by Ray itself
             lost = _lost()
             lost.__cause__ = e
             future.set_exception(lost)
-        except BaseException as e:  # nobody may wait for ever
+        except BaseException as e:  # otherwise the caller waits for ever
             future.set_exception(e)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -263,7 +264,7 @@ class Cluster(Executor):
         self._ray.shutdown()  # leaves a cluster that was joined, ends one that was started here
 
     def stop(self) -> None:
-        """Gives up what is not finished."""
+        """Gives up unfinished calls."""
         self.shutdown(wait=False, cancel_futures=True)
 
 
@@ -275,7 +276,7 @@ def _ray(workers: int, address: str | None) -> Any:
     except ImportError:
         raise InvalidInput("engine ray needs the package ray; pip install 'nonsingular[ray]', or choose engine local") from None
     quiet = {"logging_level": "warning", "log_to_driver": False}
-    try:  # where nobody answers in time, Ray ends with SystemExit
+    try:  # without an answer in time, Ray raises SystemExit
         if address is None:
             ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
         else:
@@ -290,19 +291,19 @@ def _ray(workers: int, address: str | None) -> Any:
 
 
 def _knock(address: str) -> None:
-    """Ray waits for two minutes at an address where nothing listens, and then ends the process."""
+    """Raises OSError at an address where nothing listens: Ray would wait for two minutes, and then end the process."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=10).close()
 
 
 def _kind() -> dict[str, str]:
-    """What the bits of a result depend on beside the call."""
+    """Versions and hardware on which the bits of a result depend."""
     return {"nonsingular": version("nonsingular"), "torch": torch.__version__, "CPU": torch.backends.cpu.get_cpu_capability()}
 
 
 def _task(folder: str, kind: dict[str, str], call: bytes) -> bytes:
-    """The pickled result of a pickled call, done on a node in the folder of whoever asked."""
+    """The pickled result of a pickled call, done on a node in the caller's folder."""
     if _kind() != kind:
         raise InvalidInput(
             f"{socket.gethostname()} has {_kind()} and would compute other bits than {kind}; use nodes of one kind"

@@ -35,16 +35,16 @@ from nonsingular.settings import (
 
 log = logging.getLogger("nonsingular")
 BRIEF, LIMIT = 5.0, 20.0
-"""Seconds for the estimate before a run, and seconds after which an estimate that was asked for is ended as far as it is."""
+"""Seconds for the estimate before a run, and seconds after which an estimate on request ends, finished or not."""
 
 
 AGAIN = "nonsingular COMMAND --config config.yaml"
-"""How a run is done again from its directory, where the caller does not say it better."""
+"""The default command that repeats a run from its directory."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """Who is told of a run.  report: of progress.  announce: of what it is going to be, before it begins."""
+    """Callbacks of a run.  report: called with its progress.  announce: called with its estimate before it begins."""
 
     report: Report = lambda what, n: None
     announce: Callable[[Preflight], None] | None = None
@@ -55,7 +55,7 @@ QUIETLY = Told()
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What results state of how they were made: machine and versions, and the command line."""
+    """How results were made, as they state it: machine and versions, and the command line."""
 
     environment: dict[str, Any]
     command: str = AGAIN
@@ -77,7 +77,7 @@ def evaluate_run(
 def _announced(
     job: Attacked | Certified, out: Path, workplace: Workplace, told: Told, command: str
 ) -> dict[str, Any]:  # fmt: skip
-    """Says what the run is going to be, unless it goes on with an earlier one, and runs it."""
+    """Announces the estimate, unless the run goes on with an earlier one, and runs it."""
     new = check_free(out, job.settings)
     if new and job.proposed:
         log.info(job.proposed)
@@ -90,11 +90,11 @@ def _announced(
 def preflight_run(
     settings: EvaluateSettings | CertifySettings, workers: int, on_first: Callable[[Preflight], None] = lambda found: None
 ) -> Preflight:
-    """What `evaluate_run` or `certify_run` of these settings is going to be.  Writes nothing.
+    """The estimate of `evaluate_run` or `certify_run` with these settings.  Writes nothing.
 
     on_first: given the first estimate of the time, seconds before the last one.
-    Takes LIMIT seconds at most once model and data are loaded, whatever is asked: the clock runs in a process of its own, which
-    is ended then; what it had not finished is named.  Raises what the run would raise.
+    Takes at most LIMIT seconds once model and data are loaded: the clock runs in a separate process, which is then ended, and the
+    estimate names what did not finish.  Raises what the run would raise.
     """
     last: Preflight | None = None
     first = False
@@ -105,14 +105,12 @@ def preflight_run(
                 on_first(told)
             last = told
     if last is None:
-        raise InvalidInput(
-            f"the model is not through with its first examples after {LIMIT:.0f} s; give fewer of them with --limit"
-        )
+        raise InvalidInput(f"the model has not finished its first examples after {LIMIT:.0f} s; give fewer of them with --limit")
     return last
 
 
 def _preflight(send: Callable[[Any], None], settings: str, certify: bool, workers: int) -> None:
-    """Sends what is known, again and again as it gets better."""
+    """Sends the estimate again whenever it gets better."""
     started = time.perf_counter()
     schema = CertifySettings if certify else EvaluateSettings
     asked = schema.model_validate_json(settings)

@@ -109,7 +109,7 @@ class Job:
         """The settings with every default filled in."""
 
     def about(self) -> list[str]:
-        """What is worth a look before the run: the order of the classes, one logit, the columns that move."""
+        """What to check before the run: the order of the classes, one logit, the columns that move."""
         told = [self.data.order]
         if flat_of(self.case.network) is not None:
             told.append("the model returns one logit: above 0 is class 1")
@@ -128,7 +128,7 @@ class Job:
         return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"))
 
     def _submit(self, pool: Executor, task: Callable[..., Any]) -> Callable[..., Future[Any]]:
-        """Has a task of this job done by `pool`, where the job is made again from its settings."""
+        """Runs tasks of this job in `pool`, where the job is built again from its settings."""
         return partial(pool.submit, task, type(self), self.settings.model_dump_json(), self.case.hashes["model_sha256"])
 
 
@@ -139,9 +139,9 @@ def _radii_of(radii: Mapping[str, Any]) -> str:
 
 
 def _radii(settings: EvaluateSettings | CertifySettings, name: str, split: Split) -> tuple[Any, Any, bool, str | None]:
-    """(eps_x, eps_w, relative, what was proposed and why) of these settings: given, of the data set, or from the inputs.
+    """(eps_x, eps_w, relative, what was proposed and why) of these settings: given, from the data set, or from the inputs.
 
-    The weight radii of a data set are of its own networks: asked for in multiples of the weights, they are proposed.
+    The weight radii of a data set fit its own networks: in multiples of the weights, other ones are proposed.
     """
     default_x, default_w = GRIDS.get(name, (None, None))
     columns, rows, relative = settings.eps_x or default_x, settings.eps_w, settings.relative
@@ -204,11 +204,11 @@ class Attacked(Job):
         return surface(self.case, self.grid, self.method, self.bound, execution)
 
     def examples(self, log: Path) -> dict[str, Any]:
-        """What became of single examples, from the log of the finished surface and what lies beside it."""
+        """What became of single examples, from the log of the finished surface and the perturbations beside it."""
         return examples(self.case, self.grid, self.method, log)
 
     def plan(self, workers: int, loading: float = 0.0) -> Plan:
-        """What takes time."""
+        """The work of the run that takes time."""
         masks = self.settings.masking
         return Plan(self.case, self.grid, self.method, self.bound, masking=masks, workers=workers, loading=loading)
 
@@ -239,7 +239,7 @@ class Certified(Job):
             rehearse_proof(self.case, self.grid, self.bound)
 
     def plan(self, workers: int, loading: float = 0.0) -> Plan:
-        """What takes time."""
+        """The work of the run that takes time."""
         fronts = bool(self.settings.accuracy)
         return Plan(self.case, self.grid, bound=self.bound, fronts=fronts, workers=workers, loading=loading)
 

@@ -1,7 +1,7 @@
 """manifest.py - the hashes of the files of a run, which tie them together, and on request a signature of these.
 
-A manifest shows that files were changed after it was written.  Who changes them can write it again: what the numbers are worth
-is for `verification` to derive, and who wrote them for a signature to tell.
+A manifest shows that files were changed after it was written.  A person who changes them can write it again: `verification`
+checks the numbers, and a signature shows who wrote them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def seal(run: Path) -> None:
 
 
 def differences(run: Path) -> list[str]:
-    """What is not as the manifest says, as sentences.  Raises InvalidInput for a manifest that is none."""
+    """The differences from the manifest, as sentences.  Raises InvalidInput for a manifest that cannot be read."""
     path = run / MANIFEST
     if not path.is_file():
         return [f"{MANIFEST} is missing, so nothing ties the files of this run together"]
@@ -46,7 +46,7 @@ def differences(run: Path) -> list[str]:
         if written["format"] != 1:
             raise ValueError(f"format {written['format']}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise InvalidInput(f"{path} cannot be read ({type(e).__name__}: {e}); it is no manifest of a run") from None
+        raise InvalidInput(f"{path} cannot be read ({type(e).__name__}: {e}); it is not the manifest of a run") from None
     held = hashes(run)
     changed = sorted(name for name in held.keys() & stated.keys() if held[name] != stated[name])
     return [
@@ -95,7 +95,7 @@ def _key(path: Path, load: str, options: dict[str, Any]) -> Any:
         raise InvalidInput(f"there is no key {path}") from None
     except (OSError, ValueError, TypeError) as e:
         raise InvalidInput(
-            f"{path} is no key in PEM form without a password ({str(e).splitlines()[0] if str(e) else e!r})"
+            f"{path} is not a key in PEM form without a password ({str(e).splitlines()[0] if str(e) else e!r})"
         ) from e
     if not isinstance(key, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
         raise InvalidInput(f"{path} is another kind of key; give an Ed25519 one: openssl genpkey -algorithm ed25519 -out KEY.pem")

@@ -94,7 +94,7 @@ def _train_and_attack(
 
 
 def _rehearse_all(settings: ReproduceSettings, data: Dataset) -> None:
-    """Binds every objective and attacks one example of an untrained network: what does not fit says so before work is done."""
+    """Binds every objective and attacks one example of an untrained network: what does not fit fails before any work is done."""
     network = TrainSettings(data=settings.data, network=settings.network)
     model = build(network, tuple(data.train.x.shape[1:]), len(data.classes)).eval()
     for recipe in settings.recipes.values():

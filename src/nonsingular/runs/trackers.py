@@ -11,7 +11,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible, legible_all
 
 Tracker = Callable[[Mapping[str, Any], Path], None]
-"""(results, run directory with its pictures) -> nothing."""
+"""(results, run directory with its pictures) -> None."""
 
 NEEDS = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow"}
 
@@ -49,7 +49,7 @@ def _tensorboard(results: Mapping[str, Any], run: Path) -> None:
 
 
 def _mlflow(results: Mapping[str, Any], run: Path) -> None:
-    """A run of its name: settings as parameters, numbers as metrics, the report as artifacts; where, MLflow is asked."""
+    """A run of its name: settings as parameters, numbers as metrics, the report as artifacts; MLflow decides where."""
     mlflow = import_module(NEEDS["mlflow"])
     with mlflow.start_run(run_name=run.name):
         mlflow.log_params({legible(name): legible(str(value))[:500] for name, value in results["config"].items()})

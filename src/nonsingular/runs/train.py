@@ -42,12 +42,12 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
     objective = objective_in(settings.recipe, data)
     objective(model)  # a network that the method has no rule for is an error before anything is written,
-    _ = descent_of(settings)  # and so are numbers that do not go together
+    _ = descent_of(settings)  # as are numbers that do not go together
     with claimed(out, settings):
         started = time.perf_counter()
         _fit(settings, model, data, objective, out, on_epoch)
         about = {"built_for": json.dumps({"input_shape": tuple(data.train.x.shape[1:]), "classes": len(data.classes)})}
-        # one key in what is said about the weights: the same bytes every time
+        # one key in the metadata: the same bytes every time
         write_atomic(out / WEIGHTS, save({k: v.clone() for k, v in model.state_dict().items()}, about))
         summary = {
             "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
@@ -75,7 +75,7 @@ def objective_in(recipe: Recipe, data: Dataset) -> LossOf:
 
 
 def descent_of(settings: TrainSettings) -> Descent:
-    """How it is lowered."""
+    """How training lowers it."""
     recipe = settings.recipe
     return Descent(
         recipe.epochs, settings.seed, recipe.batch_size, recipe.lr, recipe.optimizer, recipe.schedule, recipe.weight_decay,

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PAIRS = 8
-"""Certified pairs (example, cell) that are proven again where nobody asks for more.  Which ones, no run can foresee."""
+"""Certified pairs (example, cell) that are proven again by default.  Drawn at random: no run can foresee them."""
 SURVIVORS = 8
-"""Examples that are said to survive, and are attacked again, where nobody asks for more."""
+"""Examples recorded as surviving that are attacked again by default."""
 TOLERANCE = 1e-3
 """How far a margin may lie from the recorded one, relative to 1 + its size: last bits differ from machine to machine."""
 SHOWN = 3
-"""Differences of a kind that are named."""
+"""Most differences of one kind that are named."""
 
 
 @dataclass
 class Verification:
-    """What was found: sentences.  confirmed: derived again and equal.  wrong: not.  open: what this cannot tell."""
+    """What was found, as sentences.  confirmed: derived again, and equal.  wrong: different.  open: cannot be checked."""
 
     confirmed: list[str] = field(default_factory=list[str])
     wrong: list[str] = field(default_factory=list[str])

@@ -1,8 +1,8 @@
-"""verify.py - a finished run derived again from what it stored, and held against what it says.
+"""verify.py - a finished run derived again from what it stored, and compared with its results.
 
-Everything in results.json but times, versions and the checks of masked gradients comes again out of the settings, the model, the
-data, the log and the stored perturbations, by the code that made it.  What does not, or is missing, is named.  That an example
-survives shows nowhere but in a certificate: some are attacked again.
+Everything in results.json but times, versions and the checks of masked gradients is computed again from the settings, the model,
+the data, the log and the stored perturbations, by the code that made it.  Differences and missing parts are named.  Only a
+certificate proves that an example survives: some others are attacked again.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def verify_run(
 ) -> Verification:  # fmt: skip
     """Derives a finished run of evaluate, certify or reproduce (demo) again.
 
-    effort: examples that are said to survive are attacked again from nothing, each in the largest ball where it does; in scopes
-        batch and dataset two cells of one group, unless it is 0.  That nothing was found leaves no trace which could be derived
-        again: a run whose perturbations were weakened or left out everywhere is found out by this alone.
+    effort: examples recorded as surviving are attacked again from nothing, each in the largest ball where it survives; in scopes
+        batch and dataset two cells of one group, unless it is 0.  An attack that found nothing leaves no trace to derive again:
+        only this exposes a run whose perturbations were weakened or left out everywhere.
     where: paths of the settings are looked up from here, from the run and from the folders above it.  A model that is code
         (file.py:function) runs: it must be named here.
-    public_key: that must have signed the manifest.
+    public_key: the key that must have signed the manifest.
     Raises InvalidInput for a run that is not finished, or damaged, or whose model or data cannot be found.
     Cost: a few passes for every stored perturbation, the pages, and the attacks and certificates asked for.  Memory: that of
     the run with one worker.
@@ -101,9 +101,9 @@ def verify_run(
 # --- the records ----------------------------------------------------------------------------------------------------------
 
 _STATED = {"environment", "command", "masking", "seconds", "wall_seconds", "fronts"}
-"""What is not derived again; times are not."""
+"""Fields that are not derived again; times are not."""
 _NEWER = {"median"}
-"""What runs of the first release do not state."""
+"""Fields that runs of the first release lack."""
 
 
 def _unequal(said: Any, again: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -21,7 +21,7 @@ from nonsingular.runs.verification import TOLERANCE, Verification
 
 
 def attack_survivors(job: Attacked, again: Surface, found: Verification, attacks: int) -> None:
-    """Attacks some of what is said to survive uncertified, from nothing.  Honest runs began from smaller balls and found more."""
+    """Attacks some uncertified survivors from nothing.  Honest runs began from smaller balls and found more."""
     assert again.outcomes is not None
     held = None if again.certified is None else again.certified.outcomes
     said = again.outcomes if held is None else again.outcomes & ~held
@@ -78,7 +78,7 @@ def _attacked_cells(job: Attacked, outcomes: NDArray[np.bool_], attacks: int) ->
 
 
 def prove_again(job: Attacked | Certified, held: NDArray[np.bool_], found: Verification, recompute: int | None) -> None:
-    """Proves some of what is certified again: each pair in its cell, or in the largest ball in which the run certifies it."""
+    """Proves some certificates again: each pair in its cell, or in the largest ball in which the run certifies it."""
     pairs = np.argwhere(held)
     if not len(pairs):
         return

@@ -1,4 +1,4 @@
-"""verify_outcomes.py - outcomes and margins of a finished run, held against its log and its stored perturbations."""
+"""verify_outcomes.py - outcomes and margins of a finished run, compared with its log and its stored perturbations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nonsingular.threat.grid import Radii
 
 
 def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verification) -> None:
-    """What is lost, example by example and cell by cell, is what the stored tensors break."""
+    """Checks that the stored tensors break exactly the lost examples, cell by cell."""
     method = job.method
     assert again.outcomes is not None
     stored = stored_perturbations(job, run / FOLDER)
@@ -35,7 +35,7 @@ def check_perturbations(job: Attacked, run: Path, again: Surface, found: Verific
         found.wrong.append(f"{FOLDER} is missing: nothing shows that the examples that count as lost are")
         return
     lost = lost_to(stored, job, run / EVENTS)
-    differ = [f"a stored perturbation lies at {r}, which is no point of the grid" for r in off]
+    differ = [f"a stored perturbation lies at {r}, which is not a point of the grid" for r in off]
     undecided = 0
     for i, eps_w in enumerate(job.grid.eps_w):
         for j, eps_x in enumerate(job.grid.eps_x):
@@ -102,7 +102,7 @@ def stored_perturbations(job: Attacked, folder: Path) -> Stored:
 
 
 def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
-    """(rows, columns, n) what the stored perturbations break, by the rule of the scope.
+    """(rows, columns, n) which examples the stored perturbations break, by the rule of the scope.
 
     sample: an example that is broken in a ball is broken in every larger one.  batch, dataset, and attacks that take no start:
     what the perturbation breaks that the log names for a group and a cell.
@@ -169,7 +169,7 @@ def _near(odd: NDArray[Any], stored: Stored) -> NDArray[Any]:
 
 
 def check_margins(job: Attacked, log: Path, stored: Stored) -> list[str]:
-    """What of the log is not the margin of a stored perturbation, where there is one found in that very ball."""
+    """Margins of the log that differ from those of the perturbations stored for the same ball."""
     wrong: list[str] = []
     for span, cell in _cells(job, log):
         if cell.margins is None or (cell.origin or (cell.eps_x, cell.eps_w)) != (cell.eps_x, cell.eps_w):

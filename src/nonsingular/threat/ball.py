@@ -40,7 +40,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def check_scope(scope: str) -> None:
-    """Raises InvalidInput, with the three names, for anything else."""
+    """Raises InvalidInput unless `scope` is one of the three names."""
     if scope not in SCOPES:
         raise InvalidInput(f"scope is {scope!r}; choose one of {', '.join(SCOPES)}")
 
@@ -119,9 +119,9 @@ class JointBall:
         return largest(self.eps_x) > 0
 
     def eps_x_number(self, who: str) -> float:
-        """The radius of all elements.  Raises InvalidInput if they have radii of their own, which `who` cannot use."""
+        """The one radius of all elements.  Raises InvalidInput if elements have different radii, which `who` cannot use."""
         if not isinstance(self.eps_x, float):
-            raise InvalidInput(f"{who} knows one input radius for all elements; give eps_x as a number")
+            raise InvalidInput(f"{who} takes one input radius for all elements; give eps_x as a number")
         return self.eps_x
 
     def reach(self, x: Tensor) -> Side:
@@ -144,7 +144,7 @@ class JointBall:
         return below, above
 
     def rounded(self, dtype: torch.dtype) -> JointBall:
-        """The ball for inputs that are numbers of this dtype: the domain with its ends as they are there, too."""
+        """The ball for inputs that are numbers of this dtype: the ends of the domain are rounded to it, too."""
         if self.domain is None:
             return self
         lo, hi = torch.tensor(self.domain, dtype=torch.float64).to(dtype).tolist()
@@ -263,9 +263,9 @@ def _largest(name: str, p: Tensor) -> float:
 
 
 def _rounding(border: float, value: float, dtype: torch.dtype) -> float:
-    """How far beyond a border, relative to the size of the domain, an input that was computed from a number at it may lie.
+    """How far beyond a border an input computed from a number at that border may lie, relative to the size of the domain.
 
-    A few units of the type it was computed in (of float64 that may be one of fewer bits, widened); nothing beyond a border that
+    A few units of the type it was computed in (a float64 input may come from a type of fewer bits); nothing beyond a border that
     is a number of that type, such as 0, 1 and 255.
     """
 

@@ -22,7 +22,7 @@ def by_column(radii: Mapping[Any, Any], shape: Sequence[int], columns: Sequence[
 
     radii: name or number (from 0) -> a number, or a pair (below, above).  "*" in a name stands for anything; later entries win:
     {"*": 0.1, "country_*": 0} moves all columns but these.
-    Raises InvalidInput for a column that is not there, and for inputs that have no columns.
+    Raises InvalidInput for an unknown column, and for inputs without columns.
     """
     if len(shape) != 1:
         raise InvalidInput(

@@ -73,7 +73,7 @@ class Grid:
         return self.at(self.radii(i, j))
 
     def at(self, radii: Radii) -> JointBall:
-        """The ball with these radii, which need not be of a cell."""
+        """The ball with these radii, in a cell of the grid or not."""
         return self.unit.scaled(*radii)
 
     @property

@@ -47,7 +47,7 @@ def box_around(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
 
 
 PIECE = 2**15
-"""Numbers rounded at a time, about: the many passes over them then stay in the cache of the processor."""
+"""About how many numbers are rounded at a time: the many passes over them then stay in the cache of the processor."""
 _CUT = {torch.float32: 29, torch.bfloat16: 45}
 """Types with the exponents of float32 -> how many bits shorter than those of float64 their numbers are."""
 
@@ -63,7 +63,7 @@ def _usual(r: Tensor) -> bool:
 
 
 def _cut_ends(p: Tensor, below: Tensor, above: Tensor, outward: bool) -> list[Tensor]:
-    """As `_ends`, for usual radii, in fewer passes, each over memory that is there."""
+    """As `_ends`, for usual radii, in fewer passes, each over memory that is allocated already."""
     s, spare = torch.empty(2, *p.shape, dtype=torch.float64, device=p.device)
     return [_cut(p, r, s, spare.view(torch.int64), up=up) for r, up in ((-below, not outward), (above, outward))]
 

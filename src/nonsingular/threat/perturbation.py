@@ -30,13 +30,13 @@ class Perturbation:
         return iter((self.x, self.weights))
 
     def part(self, at: Tensor | slice) -> Perturbation:
-        """That of some of its examples; a W' that all share stays as it is."""
+        """The perturbation of some of its examples; a W' that all share stays as it is."""
         own = self.scope == "sample"
         return Perturbation(self.x[at], {n: w[at] if own else w for n, w in self.weights.items()}, self.scope)
 
     @staticmethod
     def joined(parts: Sequence[Perturbation]) -> Perturbation:
-        """One of examples that were attacked apart, in their order: of scope sample, unless there is one part."""
+        """Joins the perturbations of examples attacked separately, in their order: of scope sample, unless there is one part."""
         first, *others = parts
         if not others:
             return first
@@ -44,9 +44,9 @@ class Perturbation:
         return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
 
     def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
-        """Itself, after comparing the stored tensors with the boxes of `ball` around `x` and the model's parameters.
+        """Itself, after the stored tensors are compared with the boxes of `ball` around `x` and the model's parameters.
 
-        What lies outside by rounding alone, as x + eps_x does in the dtype of x, is put onto the box.
+        Values outside by rounding alone, such as x + eps_x in the dtype of x, are moved onto the box.
         Raises NotInBall if a tensor has another shape or has left its box: a fault of the attack.
         """
         params = dict(model.named_parameters())

@@ -42,7 +42,7 @@ def told(radius: Radius) -> Any:
 
 
 def checked_radius(name: str, radius: Any) -> Radius:
-    """A copy of a radius in its simplest form.  Raises InvalidInput if it is none."""
+    """A copy of a radius in its simplest form.  Raises InvalidInput for anything but a radius."""
     if not isinstance(radius, tuple):
         return _checked_side(name, radius)
     if len(radius) != 2:

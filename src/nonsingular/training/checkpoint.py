@@ -1,4 +1,4 @@
-"""checkpoint.py - what a training has come to, in a file: it goes on from there to the same bits."""
+"""checkpoint.py - the state of a training in a file, from which it goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from nonsingular.results.files import write_atomic
 
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMISER = ("optimiser.", "adam.")
-"""Before the names of its tensors: as written, and as version 0.1.0 wrote it."""
+"""Prefixes of the names of its tensors: the current one, and that of version 0.1.0."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch left: mean loss, and accuracy on the validation examples, in [0, 1]; None without any."""
+    """The result of one epoch: mean loss, and accuracy on the validation examples, in [0, 1]; None without such examples."""
 
     epoch: int
     loss: float
@@ -42,7 +42,7 @@ class Checkpoint:
     tag: str = ""
 
     def save(self, model: nn.Module, optimiser: Optimizer, history: Sequence[Epoch]) -> None:
-        """Written whole, or not at all.  Raises InvalidInput for an optimiser whose state is not of tensors and numbers."""
+        """Writes the whole file, or nothing.  Raises InvalidInput for an optimiser whose state is not of tensors and numbers."""
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         numbers: dict[str, float] = {}
         for i, state in optimiser.state_dict()["state"].items():
@@ -62,7 +62,7 @@ class Checkpoint:
         write_atomic(self.path, save({k: v.clone() for k, v in tensors.items()}, about))
 
     def restore(self, model: nn.Module, optimiser: Optimizer) -> tuple[int, list[Epoch]]:
-        """How many epochs are done, and what they left; model and optimiser as they were then.  (0, []) without a file.
+        """How many epochs are done, and their results; restores model and optimiser.  (0, []) without a file.
 
         Raises InvalidInput, before anything is changed, for the file of another run and for a damaged one.
         """
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def _state(tensors: dict[str, Tensor], numbers: dict[str, float]) -> dict[int, dict[str, Any]]:
-    """Of an optimiser: number of a parameter -> name -> value."""
+    """The state of an optimiser: number of a parameter -> name -> value."""
     named: dict[str, Any] = dict(numbers)
     for key, value in tensors.items():
         for prefix in OPTIMISER:

@@ -20,7 +20,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
     "step": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,  # He et al., arXiv:1512.03385
 }
-"""Name -> (part of the training that is done, in [0, 1]) -> what the learning rate is multiplied by."""
+"""Name -> (part of the training that is done, in [0, 1]) -> factor of the learning rate."""
 OPTIMIZERS = ("adam", "adamw", "sgd")
 Parameters = Iterable[nn.Parameter]
 
@@ -29,11 +29,11 @@ Parameters = Iterable[nn.Parameter]
 class Descent:
     """Everything but the network, the examples and the objective that trained weights depend on.
 
-    optimizer: a name, or a function (parameters) -> torch optimiser, whose learning rates, decays and so on are its own: lr,
+    optimizer: a name, or a function (parameters) -> torch optimiser, which sets its own learning rates, decays and so on: lr,
         weight_decay and momentum are then None.
     schedule: a name, or a function (part of the training that is done) -> factor of the learning rate.
-    weight_decay: as in torch: of adam and sgd added to the gradient, of adamw apart from it.  momentum: of sgd.
-    Raises InvalidInput for what cannot be.
+    weight_decay: as in torch: adam and sgd add it to the gradient, adamw applies it separately.  momentum: of sgd.
+    Raises InvalidInput for impossible values.
     """
 
     epochs: int = 12
@@ -71,7 +71,7 @@ class Descent:
             raise InvalidInput(f"momentum is {self.momentum}, which {self.optimizer} does not use; leave it out, or choose sgd")
 
     def optimiser(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """A new one, of these parameters."""
+        """A new optimiser of these parameters."""
         if not isinstance(self.optimizer, str):
             made = self.optimizer(parameters)
             if not isinstance(made, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user's function gives
@@ -87,7 +87,7 @@ class Descent:
                 return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=self.momentum or 0.0)
 
     def factor(self, progress: float) -> float:
-        """What the learning rate is multiplied by when this part of the training is done."""
+        """The factor of the learning rate when this part of the training is done."""
         schedule = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
         factor = schedule(progress)
         if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]

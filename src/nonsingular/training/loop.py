@@ -19,12 +19,12 @@ from nonsingular.training.descent import Descent
 from nonsingular.training.objectives import Loss, LossOf
 
 Callback = Callable[[Epoch, nn.Module], object]
-"""Called after every epoch, with what it left and the network as it is then, in eval mode: to be looked at, not to be changed."""
+"""Called after every epoch with its result and the current network, in eval mode, which it must not change."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What is learnt from, and what is only measured, never used to choose; None: nothing is."""
+    """Examples to learn from, and examples that are only measured, never used to choose; None: no such examples."""
 
     train: Split
     val: Split | None = None
@@ -41,10 +41,10 @@ def fit(
 ) -> tuple[Epoch, ...]:  # fmt: skip
     """Lowers `objective` over the examples, in the parameters of `model` that ask for a gradient; it is left in eval mode.
 
-    checkpoint: written after every epoch, before the callbacks; where it has one already, training goes on from there.
+    checkpoint: written after every epoch, before the callbacks; if the file exists, training goes on from there.
     Each epoch draws its order and its attacks from a generator seeded by (seed, epoch), so a resumed run gives the same bits.
-    Returns what each epoch left, also those from before an interruption.
-    Raises InvalidInput for a damaged or foreign checkpoint, a loss that is not finite, and what is no loss.
+    Returns the result of each epoch, also from before an interruption.
+    Raises InvalidInput for a damaged or foreign checkpoint, a loss that is not finite, and anything but a loss.
     """
     loss_of = objective(model)
     if not callable(loss_of):  # what a user's function gives
@@ -94,7 +94,7 @@ def _epoch(loss_of: Loss, optimiser: Optimizer, rates: list[Any], data: Split, d
 
 
 def _checked(loss: Any) -> Tensor:
-    """The loss of a batch.  Raises InvalidInput for what no step can be taken on."""
+    """The loss of a batch.  Raises InvalidInput for a loss that allows no step."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
         raise InvalidInput(f"the loss has {what}; return a tensor of one number, the mean over the batch")

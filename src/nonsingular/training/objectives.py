@@ -65,7 +65,7 @@ class Adversarial:
     steps: of PGD; each moves 2.5 eps_x / steps.
     warmup: the radius grows linearly from zero over this first part of the training: without that, a radius of 0.2 leaves the
         default MNIST network near chance.
-    Cost: `steps` + 1 passes forward and backward.  Raises InvalidInput for settings that are none.
+    Cost: `steps` + 1 passes forward and backward.  Raises InvalidInput for invalid settings.
     """
 
     eps_x: float
@@ -107,7 +107,7 @@ class TheoremRegularised:
     warmup: alpha and beta grow linearly from zero over this first part of the training: from the first step on, beta >= 1e-3
         collapses the default network to chance.
     Cost beyond `base`: one forward and backward pass of a dense network and O(B K^2).  Dense networks only (UnsupportedModel).
-    Raises InvalidInput for settings that are none.
+    Raises InvalidInput for invalid settings.
     """
 
     base: LossOf = natural
@@ -155,7 +155,7 @@ class JointlyAdversarial:
     eps_x, eps_w, domain: as in JointBall.  steps: of the inner ascent; each moves 2.5 / steps of each radius.
     warmup: both radii grow linearly from zero over this first part of the training; without that it collapses to chance.
     Cost: `steps` + 1 passes forward and backward, like adversarial training on the inputs alone.  Dense networks only
-    (UnsupportedModel).  Raises InvalidInput for settings that are none.
+    (UnsupportedModel).  Raises InvalidInput for invalid settings.
     """
 
     eps_x: Radius
@@ -208,6 +208,6 @@ def standard() -> LossOf:
 def at_beta(
     *, eps_x: float, eps_w: float, beta: float, steps: int = STEPS, warmup: float | None = None, domain: Domain = (0.0, 1.0)
 ) -> TheoremRegularised:
-    """Adversarial training on the inputs with the beta term.  warmup: of both; by default that of each."""
+    """Adversarial training on the inputs with the beta term.  warmup: of both; by default each has its own."""
     base = Adversarial(eps_x, steps, RADII if warmup is None else warmup, domain)
     return TheoremRegularised(base, eps_w=eps_w, beta=beta, warmup=TERMS if warmup is None else warmup)

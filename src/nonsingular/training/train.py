@@ -32,7 +32,7 @@ from nonsingular.training.objectives import LossOf
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` gives.  model: a trained copy, in eval mode.  history: what each epoch left, the first one first."""
+    """What `train` gives.  model: a trained copy, in eval mode.  history: the result of each epoch, in order."""
 
     model: nn.Module
     history: tuple[Epoch, ...]
@@ -48,16 +48,16 @@ def train(
     val: Any = None, domain: Domain = "own", directory: str | PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (), threads: int = 1,
 ) -> Trained:  # fmt: skip
-    """A copy of `model` that a method has trained.
+    """A copy of `model`, trained by a method.
 
     data: as in `evaluate`, (x, y), a torch Dataset or a DataLoader, gathered in its order; or a data set of three splits from
-        `load`, of which the first is learnt from.  Each epoch draws an order of its own.
+        `load`, of which the first is used to learn.  Each epoch draws its own order.
     method: a name of the catalog, with the numbers it uses from eps_x to warmup (radii in the units of data and weights); or an
-        objective, any function model -> ((x, y, progress, generator) -> loss), with settings of its own, e.g. Adversarial(0.1).
+        objective, any function model -> ((x, y, progress, generator) -> loss), which has its own settings, e.g. Adversarial(0.1).
     lr: of the optimizer, 1e-3 unless said.  optimizer: "adam", "adamw", "sgd", or a function (parameters) -> torch optimiser.
-    schedule: what lr is multiplied by: "cosine" (to 0), "constant", "linear" (to 0), "step" (0.1 from the half, 0.01 from three
+    schedule: the factor of lr: "cosine" (to 0), "constant", "linear" (to 0), "step" (0.1 from the half, 0.01 from three
         quarters), or a function (part of the training that is done) -> factor.
-    seed: of the orders and the attacks, not of the weights that training begins with: these are the model's.
+    seed: of the orders and the attacks, not of the first weights: these are the model's.
     val: examples that are measured after every epoch and never learnt from, as data or as the part of data set aside for it; by
         default those of a data set of three splits, or none.
     domain: the range of the inputs; by default that of the data set or the objective, else (0, 1).  None: no limits.
@@ -82,7 +82,7 @@ def train(
 def objective_of(
     method: str | Objective | LossOf, numbers: Mapping[str, Any], domain: tuple[float, float] | None
 ) -> LossOf:  # fmt: skip
-    """What a method lowers, with the numbers of a recipe (None: not given) in the domain of the data.
+    """The objective of a method, with the numbers of a recipe (None: not given) in the domain of the data.
 
     Raises InvalidInput for an unknown name, a number that it needs or does not use, and numbers beside an objective.
     """
@@ -96,16 +96,16 @@ def objective_of(
         raise InvalidInput(f"method is {method!r}; choose one of {', '.join(OBJECTIVES)}, or give a function model -> loss")
     if given := [name for name, value in numbers.items() if value is not None]:
         raise InvalidInput(
-            f"{given[0]} is {numbers[given[0]]}, and method is an objective with settings of its own; set {given[0]} there"
+            f"{given[0]} is {numbers[given[0]]}, and method is an objective with its own settings; set {given[0]} there"
         )
     return method
 
 
-# --- what is given, as it is needed -----------------------------------------------------------------------------------------
+# --- the arguments, as training needs them --------------------------------------------------------------------------------
 
 
 def _domain(given: Domain, data: Any, method: Any) -> tuple[float, float] | None:
-    """The range of the inputs.  Raises InvalidInput where an objective has another one than is given."""
+    """The range of the inputs.  Raises InvalidInput if the objective has another domain than the one given."""
     own: Any = "own"
     while own == "own" and not isinstance(method, str | Objective | type | None):
         own, method = getattr(method, "domain", "own"), getattr(method, "base", None)  # or that of what it is composed of
@@ -140,7 +140,7 @@ def _split(name: str, data: Any) -> Split:
 
 
 def _held_out(data: Split, part: float, seed: int) -> Examples:
-    """A part drawn by a generator of its own, so that the orders of training do not depend on it."""
+    """A part drawn by a separate generator, so that the orders of training do not depend on it."""
     if isinstance(part, bool) or not 0 < part < 1:
         raise InvalidInput(f"val is {part}; give the part of the data to set aside, between 0 and 1, or examples")
     n = len(data)
@@ -171,7 +171,7 @@ def _checked(copy: nn.Module, examples: Examples, ball: JointBall) -> tuple[nn.M
 
 
 def _checkpoint(folder: Path, model: nn.Module, objective: LossOf, data: Split, descent: Descent) -> Checkpoint:
-    """Where it is kept, under a tag that names everything that the weights depend on."""
+    """The checkpoint of a directory, under a tag that names everything that the weights depend on."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

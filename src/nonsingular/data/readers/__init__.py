@@ -1,1 +1,1 @@
-"""Readers: one file format a module.  Each turns files into a `Raw`, and every fault of a file into one InvalidInput."""
+"""Readers: one module for each file format.  Each turns files into a `Raw`, and raises InvalidInput for a faulty file."""

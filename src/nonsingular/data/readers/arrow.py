@@ -36,9 +36,9 @@ def found(path: Path) -> bool:
 
 
 def read(path: Path, files: Sequence[Path] | None = None) -> Raw:
-    """A file, which is the test split, or a folder whose files or sub-folders have train, validation or test in their names.
+    """Reads one file as the test split, or a folder whose files or sub-folders have train, validation or test in their names.
 
-    files: those of the folder that count.
+    files: those to read in the folder.
     Labels: the column label (or labels, target, y, or the only ClassLabel): whole numbers, named by the schema's ClassLabel if
     there is one, or text, numbered in sorted order.
     Inputs: a column of images {bytes, path}; else the only column of lists, all of one shape; else all columns of numbers, in
@@ -63,12 +63,12 @@ def read(path: Path, files: Sequence[Path] | None = None) -> Raw:
 
 
 def _check_shards(shards: Sequence[Path]) -> None:
-    """Names say how many there are: train-00000-of-00003.parquet."""
+    """Raises InvalidInput if shards are missing: names state how many there are, as train-00000-of-00003.parquet."""
     for shard in shards:
         stated = re.search(r"-of-(\d{1,6})", shard.name)
         if stated and (n := sum(s.parent == shard.parent for s in shards)) != int(stated[1]):
             raise InvalidInput(
-                f"{shard.parent} holds {n} of the {int(stated[1])} files of which {shard.name} is one; get the others"
+                f"{shard.parent} holds {n} of the {int(stated[1])} files that belong with {shard.name}; get the others"
             )
 
 
@@ -95,7 +95,7 @@ def _alike(path: Path, tables: Mapping[Part, Any]) -> dict[Part, Any]:
     for part, table in tables.items():
         if sorted(table.column_names) != sorted(names):
             differ = ", ".join(sorted(set(table.column_names) ^ set(names))) or "one of them twice"
-            raise InvalidInput(f"{path}: its splits have different columns ({differ} in {part} or not); write them alike")
+            raise InvalidInput(f"{path}: its splits have different columns ({differ} in {part} or not); give all the same")
     return {part: table.select(names) if len(set(names)) == len(names) else table for part, table in tables.items()}
 
 
@@ -123,9 +123,10 @@ def _rows(arrow: Any, path: Path) -> Any:
 
 
 def _no_more(path: Path, batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """The batches of a file, as long as they are not more than may be.
+    """The batches of a file, up to the limit on its unpacked size.
 
-    Raises ArrowInvalid for one whose offsets lead out of it: pyarrow follows them without looking, also to count bytes.
+    Raises InvalidInput beyond the limit, and ArrowInvalid for a batch whose offsets lead out of it: pyarrow follows them
+    unchecked, even to count bytes.
     """
     total = 0
     for batch in batches:
@@ -136,7 +137,7 @@ def _no_more(path: Path, batches: Iterable[Any], size: int) -> Iterator[Any]:
 
 
 def _features(table: Any) -> Mapping[str, Any]:
-    """What `datasets` wrote into the schema about each column; nothing if it is not there, or no such thing."""
+    """What `datasets` wrote into the schema about each column; empty if there is nothing, or nothing valid."""
     try:
         found = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: f for name, f in found.items() if isinstance(f, dict)}
@@ -151,7 +152,7 @@ def _label(path: Path, table: Any) -> str:
         if table.column_names.count(name) == 1:
             return name
     several = f"; {' and '.join(declared)} could be it: rename one to label" if declared else f", one of {', '.join(LABELS)}"
-    raise InvalidInput(f"{path} has columns {table.column_names}; expected one of labels{several}")
+    raise InvalidInput(f"{path} has columns {table.column_names}; expected a column of labels{several}")
 
 
 def _names(table: Any, label: str) -> tuple[str, ...] | None:
@@ -167,7 +168,7 @@ def _column(path: Path, table: Any, name: str) -> NDArray[Any]:
         arrow.types.is_integer(kind) or arrow.types.is_string(kind) or arrow.types.is_large_string(kind)
     ):
         raise InvalidInput(
-            f"{path}: column '{name}' is {column.type}, with {column.null_count} cells empty; "
+            f"{path}: column '{name}' is {column.type}, with {column.null_count} empty cells; "
             "expected whole numbers or names, in all rows"
         )
     return np.array(column.to_pylist()) if arrow.types.is_dictionary(column.type) else column.to_numpy()
@@ -226,11 +227,11 @@ def _stacked(path: Path, name: str, column: Any) -> NDArray[Any]:
         if len(odd := np.flatnonzero(lengths != lengths[0])) or not lengths[0]:
             row = odd[0] * n // len(lengths) if len(odd) else 0
             raise InvalidInput(
-                f"{path}: column '{name}' has no one shape: its first list holds {lengths[0]} values, one in row {row} (the "
-                "first is 0) another number; pad or cut them to one length"
+                f"{path}: column '{name}' holds empty lists, or lists of different lengths: {lengths[0]} values in the "
+                f"first, another number in row {row} (the first is 0); pad or cut them to one length"
             )
         shape.append(int(lengths[0]))
         array = array.flatten()
     if array.null_count or not (types.is_integer(array.type) or types.is_floating(array.type)):
-        raise InvalidInput(f"{path}: column '{name}' is of {array.type}, with {array.null_count} values empty; expected numbers")
+        raise InvalidInput(f"{path}: column '{name}' is of {array.type}, with {array.null_count} empty values; expected numbers")
     return array.to_numpy(zero_copy_only=False).reshape(shape)

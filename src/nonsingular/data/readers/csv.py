@@ -14,18 +14,19 @@ from nonsingular.errors import InvalidInput
 
 
 def read(path: Path) -> Raw:
-    """A CSV file, which is the test split, or a folder of them with train, val or test in their names.
+    """Reads one CSV file as the test split, or a folder of them with train, val or test in their names.
 
     x: (N, d) float32.  Labels are whole numbers from 0; or -1 and 1, or text, which are numbered in sorted order (numbers as
     numbers).
-    The first row is a header if one of its cells, the label apart, is no number.  No domain: columns have their own units.
+    The first row is a header if one of its cells, apart from the label, is not a number.  No domain: columns have their own
+    units.
     """
     files: dict[Part, list[Path]] = {"test": [path]} if path.is_file() else by_part(path, sorted(path.glob("*.csv")))
     tables = {part: [_table(file) for file in found] for part, found in files.items()}
     heads = sorted({(head, names) for found in tables.values() for head, names, _, _ in found})
     if len(heads) > 1:
         differ = f"{', '.join(heads[0][0])} and {', '.join(heads[1][0])}"
-        raise InvalidInput(f"{path}: its files have different columns, {differ}; write them alike")
+        raise InvalidInput(f"{path}: its files have different columns, {differ}; give all the same columns")
     x = {part: inputs(f"{path}: x", np.concatenate([x for _, _, x, _ in found])) for part, found in tables.items()}
     y = {part: np.concatenate([y for _, _, _, y in found]) for part, found in tables.items()}
     if all(_whole(column) for column in y.values()) and not _signs(y.values()):
@@ -54,7 +55,7 @@ def _signs(columns: Iterable[NDArray[np.str_]]) -> bool:
 
 
 def _table(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.float64], NDArray[np.str_]]:
-    """(the names of all columns, or their numbers; those of the inputs as they are written, or none; x; labels)"""
+    """(names of all columns, or their numbers; names of the input columns as written, empty without a header; x; labels)"""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
@@ -71,7 +72,7 @@ def _table(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.flo
             raise InvalidInput(f"{path}: row {i} has {len(row)} cells, the first has {len(head)}; expected the same number")
         cells = row[:label] + row[label + 1 :]
         if odd := next((cell for cell in cells if not _is_number(cell)), None):
-            raise InvalidInput(f"{path}: row {i} holds {odd!r}, which is no number; encode such columns as numbers first")
+            raise InvalidInput(f"{path}: row {i} holds {odd!r}, which is not a number; encode such columns as numbers first")
         if "" in row:
             raise InvalidInput(f"{path}: row {i} has an empty cell; fill it, or remove the row")
         x.append([float(cell) for cell in cells])

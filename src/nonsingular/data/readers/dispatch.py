@@ -1,4 +1,4 @@
-"""dispatch.py - a path -> what the first format that knows it reads there.  The formats are in the catalog."""
+"""dispatch.py - reads a path with the first format that recognises it.  The formats are in the catalog."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nonsingular.errors import InvalidInput
 KINDS = "; ".join(entry.says for entry in FORMATS.values())
 """What `read` takes, in words."""
 SUFFIXES = frozenset({".npy", *(suffix for entry in FORMATS.values() for suffix in entry.suffixes)})
-"""A name that ends so is meant to be a file, even if there is none."""
+"""A name with such an ending means a file, even if the file does not exist."""
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 
 
 def read(path: Path) -> Raw:
-    """The examples in a file or folder.  Raises InvalidInput for what is not there, cannot be read, or is of no known kind."""
+    """The examples in a file or folder.  Raises InvalidInput if it is missing, unreadable, or of an unknown format."""
     try:
         if not path.is_file() and not path.is_dir():
             raise InvalidInput(f"'{path}' {'is not a file' if path.exists() else 'does not exist'}; give the path of {KINDS}")
@@ -35,7 +35,7 @@ def _why_not_a_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return f"{path} holds one array; write inputs and labels into one file: numpy.savez('test.npz', x=x, y=y)"
-    why = " may hold a pickle, which is never opened" if suffix in PICKLES else " is of no kind that is read here"
+    why = " may hold a pickle, which is never opened" if suffix in PICKLES else " has no format that is known here"
     return f"{path}{why}; save numpy.savez('test.npz', x=x, y=y), or give the path of {KINDS}"
 
 

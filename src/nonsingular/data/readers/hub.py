@@ -1,6 +1,6 @@
 """hub.py - data sets of the Hugging Face Hub, as parquet: hf:owner/name or hf:owner/name:config.
 
-What is in the local cache is taken from there, without a network.  Nothing of a data set is ever executed.
+Files in the local cache are read from there, without a network.  No code of a data set is ever executed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read(name: str) -> Raw:
     """The parquet files of a data set on the Hub, all splits.  Raises InvalidInput if it is neither cached nor reachable."""
     spec = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+))?", name)
     if spec is None:
-        raise InvalidInput(f"'{name}' names no data set of the Hub; write hf:owner/name, or hf:owner/name:config")
+        raise InvalidInput(f"'{name}' is not the name of a data set on the Hub; write hf:owner/name, or hf:owner/name:config")
     repository, config = spec[1], spec[2]
     try:
         hub: Any = importlib.import_module("huggingface_hub")
@@ -82,7 +82,7 @@ def _folder(name: str, folder: Path, config: str | None) -> Raw:
 
 
 def _of_config(name: str, files: list[Path], config: str | None) -> list[Path]:
-    """The files of one config: those below a folder of its name; folders named data or for a split are of none."""
+    """The files of one config: those below a folder of its name; folders named data or after a split belong to no config."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(files):
         steps = [step for step in file.parts[:-1] if step != "data" and not part_of(step)]

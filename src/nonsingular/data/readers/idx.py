@@ -21,7 +21,7 @@ IMAGES, LABELS = "-images-idx3-ubyte", "-labels-idx1-ubyte"
 
 
 def unpacked(path: Path, remedy: str = "get it again") -> bytes:
-    """The bytes of a file, which is unpacked if its name ends in .gz."""
+    """The bytes of a file, unpacked if its name ends in .gz."""
     try:
         if path.suffix != ".gz":
             return path.read_bytes()
@@ -37,20 +37,20 @@ def unpacked(path: Path, remedy: str = "get it again") -> bytes:
 
 
 def array_of(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of bytes in an IDX file of so many dimensions."""
+    """The array of bytes in an IDX file with this number of dimensions."""
     data = unpacked(path)
     # 0, 0, 8 = unsigned bytes, the number of dimensions, every dimension in 4 bytes, then the bytes themselves
     head = bytes([0, 0, 8, dimensions])
     if data[:4] != head:
         raise InvalidInput(
-            f"{path} starts with bytes [{data[:4].hex(' ')}], expected [{head.hex(' ')}]: it is no IDX file of unsigned bytes "
+            f"{path} starts with bytes [{data[:4].hex(' ')}], expected [{head.hex(' ')}]: not an IDX file of unsigned bytes "
             f"in {dimensions} dimensions; get it again, or give an .npz file"
         )
     start = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
     if len(data) != start + math.prod(shape):
         raise InvalidInput(
-            f"{path} is {len(data)} bytes long unpacked; its header says {shape}, which is {start + math.prod(shape)}: "
+            f"{path} is {len(data)} bytes long unpacked; its header states {shape}, which takes {start + math.prod(shape)}; "
             "get it again"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
@@ -72,9 +72,9 @@ def found(path: Path) -> bool:
 
 
 def read(path: Path) -> Raw:
-    """A folder of pairs of IDX files, or the pair of one of them.  Images (H, W) get a channel: (N, 1, H, W).
+    """Reads a folder of pairs of IDX files, or the pair of one of them.  Images (H, W) get a channel: (N, 1, H, W).
 
-    Pairs with train, test (t10k) or val in their names are these splits; a single other pair is the test split.
+    Pairs with train, test (t10k) or val in their names become these splits; a single other pair is the test split.
     Raises InvalidInput for damaged files, half pairs, and folders with several data sets.
     """
     path = folder_of(path) or path

@@ -1,4 +1,4 @@
-"""images.py - pictures, one by one or in a folder with one sub-folder a class, as torchvision's ImageFolder has them."""
+"""images.py - pictures, one by one or in a folder with one sub-folder for each class, as in torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def extra(module: str, what: object) -> Any:
 def decode(
     names: Sequence[str], blobs: Sequence[Any], like: Form | None = None, formats: Sequence[str] = FORMATS, remedy: str = RESIZE
 ) -> NDArray[np.uint8]:
-    """(N, C, H, W) pictures out of files or bytes, all of the form `like`, or without it of that of the first.
+    """(N, C, H, W) pictures from files or bytes, all of the form `like`, by default that of the first.
 
     names: what each is called in a message.  blobs: a Path or bytes; everything else counts as missing.
-    One thread: Pillow is slower in four on small images.
+    One thread: on small images, four are slower.
     """
     pillow = extra("PIL.Image", names[0])
     x: NDArray[np.uint8] | None = None
@@ -97,7 +97,7 @@ def decode(
 def read(root: Path) -> Raw:
     """A folder of images: class/*.png, or train, val and test above it.  Classes are numbered in the order of their names.
 
-    Images are (C, H, W), uint8.  Hidden files, and files whose name is not that of an image, are passed over.
+    Images are (C, H, W), uint8.  Hidden files, and files without the suffix of an image, are skipped.
     Raises InvalidInput for no images, an image of another size or mode, and splits with different classes.
     """
     folders = _folders(root)
@@ -114,7 +114,7 @@ def read(root: Path) -> Raw:
         named = tuple(f.name for f in _folders(folder))
         if classes not in (None, named):
             differ = sorted(set(named) ^ set(classes))
-            raise InvalidInput(f"{folder} holds other classes than the other splits do: {', '.join(differ[:5])}")
+            raise InvalidInput(f"{folder} holds other classes than the other splits: {', '.join(differ[:5])}")
         classes = named
         parts[part] = _labelled(folder, named)
     if len({x.shape[1:] for x, _ in parts.values()}) > 1:

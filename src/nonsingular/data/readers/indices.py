@@ -16,7 +16,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.untrusted import check_array
 
 MOST = 2**28
-"""Bytes of a file of indices that are read."""
+"""Most bytes of a file of indices that are read."""
 
 
 def read(path: Path, n: int) -> NDArray[np.int64]:
@@ -52,14 +52,14 @@ def _numbers(path: Path) -> NDArray[Any]:
         match path.suffix:
             case ".npy":
                 with warnings.catch_warnings(), path.open("rb") as file:
-                    warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
+                    warnings.simplefilter("ignore")  # e.g. for a file from Python 2
                     check_array(path, file, path.stat().st_size)
                     file.seek(0)
                     return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
             case ".json":
                 found = json.loads(path.read_text(encoding="utf-8"))
                 if not isinstance(found, list) or any(type(i) is not int for i in found):
-                    raise ValueError("no list of whole numbers")
+                    raise ValueError("not a list of whole numbers")
                 return np.array(found)
             case ".txt":
                 return np.array([int(word) for word in path.read_text(encoding="utf-8").replace(",", " ").split()])

@@ -65,7 +65,7 @@ class _Absent(InvalidInput):
 
 
 def read(name: str, data_dir: Path | None) -> tuple[Arrays, Arrays]:
-    """Training and test arrays of a name in SOURCES, from `data_dir`, or without it from the cache, filled first if need be."""
+    """Training and test arrays of a name in SOURCES, from `data_dir`, or from the cache, downloaded if needed."""
     source = SOURCES[name]
     if data_dir is not None:
         if not data_dir.is_dir():
@@ -95,20 +95,20 @@ def _read(source: Source, root: Path) -> tuple[Arrays, Arrays]:
 
 
 def _originals(source: Source, folder: Path) -> dict[str, Path]:
-    """Name of every original file that `folder` holds -> its path, unpacked if it is there in both forms."""
+    """Name of every original file that `folder` holds -> its path; the unpacked one where both forms exist."""
     forms = {name: (folder / _unpacked(name), folder / name) for name in source.files}
     return {name: next(p for p in paths if p.is_file()) for name, paths in forms.items() if any(p.is_file() for p in paths)}
 
 
 def _download(source: Source, cache: Path) -> None:
-    """Fetch the original files that `cache` lacks.  A file is there whole and with the right md5, or not at all."""
+    """Fetch the original files that `cache` lacks.  Each is stored whole and with the right md5, or not at all."""
     import pooch
 
     folder = cache / source.places[0]
     fetch: Any = pooch.HTTPDownloader(timeout=(5, 30), chunk_size=1 << 20)  # seconds to connect, seconds between bytes
     chatter = pooch.get_logger()
     level = chatter.level
-    chatter.setLevel(logging.WARNING)  # it would say the same as we do
+    chatter.setLevel(logging.WARNING)  # it would repeat our messages
     try:
         for name in (name for name in source.files if name not in _originals(source, folder)):
             log.info("downloading %s to %s", source.url + name, folder)
@@ -124,7 +124,7 @@ def _download(source: Source, cache: Path) -> None:
         chatter.setLevel(level)
 
 
-# ---- public data sets: what their files say --------------------------------------------------------------------------
+# ---- public data sets: their files -----------------------------------------------------------------------------------
 
 
 def _read_idx(source: Source, files: Mapping[str, Path]) -> tuple[Arrays, Arrays]:
@@ -146,7 +146,7 @@ def _idx(path: Path, source: Source, shape: tuple[int, ...]) -> NDArray[np.uint8
     head = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
     if data[:4] != head[:4]:
         raise InvalidInput(
-            f"{path} starts with bytes [{data[:4].hex(' ')}], expected [{head[:4].hex(' ')}]: no such IDX file; {remedy}"
+            f"{path} starts with bytes [{data[:4].hex(' ')}], expected [{head[:4].hex(' ')}]: not this IDX file; {remedy}"
         )
     if len(data) >= len(head) and data[: len(head)] != head:
         stated = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, len(head), 4))
@@ -219,7 +219,7 @@ def _shard(path: Path, source: Source) -> Arrays:
     y: NDArray[Any] = labels.to_numpy()
     if y.dtype.kind not in "iu":
         raise InvalidInput(
-            f"{path}: column 'label' is {labels.type}, with {labels.null_count} cells empty; expected whole numbers"
+            f"{path}: column 'label' is {labels.type}, with {labels.null_count} empty cells; expected whole numbers"
         )
     _check_labels(path, y := y.astype(np.int64), source)
     return _pictures(path, table[image].to_pylist(), source.shape), y

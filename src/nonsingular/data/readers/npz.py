@@ -21,14 +21,14 @@ UNREADABLE = (
     OSError, EOFError, TypeError, ValueError, KeyError, IndexError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
     SyntaxError, tokenize.TokenError, AttributeError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What NumPy and zipfile raise for damaged files: they parse a header that may hold anything."""
+"""Errors of NumPy and zipfile for damaged files: they parse a header that may hold anything."""
 
 
 def read(path: Path) -> Raw:
-    """x_test and y_test, or x and y, which are then the test split; if there, x_train, y_train, x_val, y_val.
+    """Reads x_test and y_test, or x and y as the test split; also x_train, y_train, x_val and y_val, if they exist.
 
     x: uint8, or floats.  y: whole numbers from 0.  classes: names of the class indices.
-    domain: the two ends of the range that x lives in, or an empty array for none; [0, 1] without it.
+    domain: the two ends of the range that x lives in, or an empty array for no limits; by default [0, 1].
     """
     stored = arrays(path)
     if not stored.keys() & {"x_test", "y_test"} and stored.keys() & {"x", "y"}:
@@ -51,12 +51,12 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     name = ""
     try:
         with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
-            warnings.simplefilter("ignore")  # e.g. that a file is of Python 2
+            warnings.simplefilter("ignore")  # e.g. for a file from Python 2
             found: dict[str, NDArray[Any]] = {}
             for entry in entries(archive, path, packed=True):
                 name = entry.filename.removesuffix(".npy")
                 if name == entry.filename:
-                    raise TypeError("it is no array")
+                    raise TypeError("it is not an array")
                 with archive.open(entry) as stream:
                     check_array(f"{path}: array {name}", stream, entry.file_size)
                 with archive.open(entry) as stream:
@@ -74,7 +74,7 @@ def _classes(path: Path, names: NDArray[Any] | None) -> tuple[str, ...] | None:
         raise InvalidInput(f"{path}: classes has shape {names.shape}; expected one name per class, (K,)")
     try:
         return None if names is None else tuple(map(str, names))
-    except SystemError as e:  # text that is no Unicode
+    except SystemError as e:  # text that is not Unicode
         raise InvalidInput(f"{path}: classes holds damaged text; write the file again") from e
 
 

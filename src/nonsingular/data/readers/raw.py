@@ -23,14 +23,14 @@ NAMED: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "t10k", "eval"), "test"),
 }
-"""What files and folders call a split."""
+"""Names of a split in files and folders."""
 
 
 @dataclass(frozen=True)
 class Raw:
     """Examples as they were stored.
 
-    where: the file or folder, for messages.  parts: "train", "val", "test": those that there are.
+    where: the file or folder, for messages.  parts: "train", "val", "test": those that exist.
     classes: the name of every class index, if the files name them.  domain: the range of the inputs once uint8 is divided by 255;
     None for inputs without limits.  columns: of a table, the names of its columns, if the file names them.
     """
@@ -43,7 +43,7 @@ class Raw:
 
 
 def part_of(name: str) -> Part | None:
-    """The split that the name of a file or folder speaks of.
+    """The split that the name of a file or folder contains; None without one.
 
     >>> part_of("train-00000-of-00002.parquet"), part_of("validation"), part_of("latest.csv")
     ('train', 'val', None)
@@ -53,9 +53,9 @@ def part_of(name: str) -> Part | None:
 
 
 def by_part(root: Path, files: Iterable[Path]) -> dict[Part, list[Path]]:
-    """Files below `root` by the split that their own name, or else their folder's, speaks of; all are "test" if none speaks.
+    """Files below `root` by the split in their own name, else in their folder's; all are "test" if no name contains one.
 
-    Raises InvalidInput if some speak of a split and some do not.
+    Raises InvalidInput if some names contain a split and some do not.
     """
     found: dict[Part | None, list[Path]] = {}
     for file in files:
@@ -71,7 +71,7 @@ def by_part(root: Path, files: Iterable[Path]) -> dict[Part, list[Path]]:
 
 
 def examples(x_name: str, x: NDArray[Any], y_name: str, y: NDArray[Any]) -> Arrays:
-    """uint8 or finite float32 inputs, and int64 labels from 0.  Raises InvalidInput, with what to do, for everything else."""
+    """uint8 or finite float32 inputs, and int64 labels from 0.  Raises InvalidInput, with a remedy, for anything else."""
     return inputs(x_name, x), labels(y_name, y, len(x))
 
 
@@ -91,7 +91,7 @@ def inputs(name: str, x: NDArray[Any]) -> NDArray[Any]:
         )
     if x.dtype.kind != "f":
         raise InvalidInput(f"{given}; expected floats, or uint8 pixels, which are divided by 255")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, a signalling NaN quiet: refused
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow to infinity and signalling NaN: refused below
         x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if bad.size:
@@ -116,7 +116,7 @@ def labels(name: str, y: NDArray[Any], n: int) -> NDArray[np.int64]:
 
 
 def _label_hint(y: NDArray[Any], n: int) -> str:
-    """What the user may have meant."""
+    """A hint at what the user may have meant."""
     if y.ndim == 2 and len(y) == n and y.shape[1] > 1:
         return ". One-hot rows or scores? Give y.argmax(1)"
     if y.ndim == 2 and y.shape == (n, 1):
@@ -129,7 +129,7 @@ def _label_hint(y: NDArray[Any], n: int) -> str:
 
 
 def numbered(name: str, columns: Mapping[Part, NDArray[Any]]) -> tuple[dict[Part, NDArray[np.int64]], tuple[str, ...]]:
-    """Labels that are text -> their places in the sorted list of all of them (numbers as numbers), and that list."""
+    """Text labels -> their places in the sorted list of all labels (numbers as numbers), and that list."""
     classes = sorted({str(label) for y in columns.values() for label in y})
     with contextlib.suppress(ValueError):  # not all are numbers
         classes.sort(key=float)

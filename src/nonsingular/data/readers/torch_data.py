@@ -17,11 +17,11 @@ EXPECTED = "give (x, y), two tensors or arrays; a torch.utils.data.Dataset of (x
 
 
 def tensors(data: Any) -> tuple[Tensor, Tensor]:
-    """All inputs and labels, in the order of the data; dtypes as they are.
+    """All inputs and labels, in the order of the data; dtypes are kept.
 
-    A DataLoader that shuffles is gathered in the order of its dataset, and with its last batch: the same in every run.
-    Raises InvalidInput for a loader that draws examples by chance, a dataset that gives another x at every look (random
-    augmentation), examples that are no (x, y), and shapes that differ.
+    A DataLoader that shuffles is read in the order of its dataset, with its last batch: the same in every run.
+    Raises InvalidInput for a loader that draws examples at random, a dataset whose x changes from read to read (random
+    augmentation), examples that are not (x, y), and different shapes.
     """
     if isinstance(data, DataLoader):
         return _from_loader(data)
@@ -40,7 +40,7 @@ def tensors(data: Any) -> tuple[Tensor, Tensor]:
 
 
 def _is_pair(data: Any) -> bool:
-    """(x, y) rather than a list of two examples."""
+    """Whether the data are (x, y) rather than a list of two examples."""
     return isinstance(data, tuple | list) and len(data) == 2 and not all(isinstance(part, tuple) for part in data)
 
 
@@ -50,10 +50,10 @@ def _tensor(name: str, values: Any) -> Tensor:
             array = np.asarray(values)
             wide = array.astype(np.int64) if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
             native = wide.astype(wide.dtype.newbyteorder("="), copy=False)
-            values = np.require(native, requirements=("C", "W"))  # torch takes no steps backwards, and warns of read-only memory
+            values = np.require(native, requirements=("C", "W"))  # torch refuses negative strides, and warns of read-only memory
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
-        raise InvalidInput(f"{name} is {_kind(values)} and no array of numbers ({str(e).splitlines()[0]}); {EXPECTED}") from e
+        raise InvalidInput(f"{name} is {_kind(values)}, not an array of numbers ({str(e).splitlines()[0]}); {EXPECTED}") from e
 
 
 def _from_dataset(data: Any) -> tuple[Tensor, Tensor]:
@@ -64,11 +64,11 @@ def _from_dataset(data: Any) -> tuple[Tensor, Tensor]:
 
 
 def _check_still(look: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    """Two looks at the first example."""
+    """Reads the first example twice; raises InvalidInput if the two differ."""
     first, again = look()[0], look()[0]
     if first.shape != again.shape or not torch.equal(first.nan_to_num(), again.nan_to_num()):
         raise InvalidInput(
-            "the first example of the data set is not the same twice: a random transform (augmentation)? "
+            "the first example of the data set changes when it is read again: a random transform (augmentation)? "
             "Give the data set with its transforms for testing"
         )
 
@@ -83,7 +83,7 @@ def _from_loader(loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
     whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(data)  # pyright: ignore[reportArgumentType]
     if not whole and not isinstance(sampler, SequentialSampler):
         raise InvalidInput(
-            f"the DataLoader draws its examples by {type(sampler).__name__}: which ones is not known beforehand; "
+            f"the DataLoader draws its examples by {type(sampler).__name__}: which ones cannot be known beforehand; "
             "give its dataset, or a torch.utils.data.Subset of it"
         )
     _check_still(lambda: _batch(loader.collate_fn([data[0]])))
@@ -104,7 +104,7 @@ def _in_order(data: Any) -> Iterable[Any]:
 
 
 def _is_batch(item: Any) -> bool:
-    """(x, y) with several labels rather than one."""
+    """Whether a batch is (x, y) with several labels rather than one."""
     return isinstance(item, tuple | list) and len(item) == 2 and getattr(item[1], "ndim", 0) > 0
 
 

@@ -25,7 +25,7 @@ def _matmul(call: Call) -> list[Node]:
 def _product(call: Call, a: Any, b: Any) -> list[Node]:
     """torch.matmul(a, b) of which one is a signal.
 
-    The signal keeps its batch only if that is no row or column that is summed, and if no dimension of the other comes before it.
+    The signal keeps its batch only if the batch is not a row or column that is summed, and no dimension of the other precedes it.
     """
     if isinstance(a, Signal) == isinstance(b, Signal):
         raise call.refuse("a product of two signals is not linear")
@@ -55,7 +55,7 @@ def _product(call: Call, a: Any, b: Any) -> list[Node]:
 
 
 def _one(call: Call, other: Any, view: View) -> View:
-    """How a weight with a batch dimension of its own is seen: its rows are alike."""
+    """How a weight with its own batch dimension is seen: all its rows are the same."""
     alike = other.shape[0] == 1 or (other.rows_alike if isinstance(other, Name) else rows_alike(other))
     if not alike:
         raise call.refuse("its weight is different for each example of the batch")
@@ -68,7 +68,7 @@ def _added(call: Call) -> list[Node]:
     if "batch1" in call.kwargs or "batch2" in call.kwargs:
         a, b = call.kwargs.get("batch1", a), call.kwargs.get("batch2", b)
     if not any(isinstance(v, Signal) for v in (a, b)):
-        raise call.refuse("its product is none of the signal")
+        raise call.refuse("its product does not contain the signal")
     nodes = _product(call, a, b)
     if alpha != 1:
         nodes.append(Sum(call.name, (-1,), call.out, (float(alpha),)))
