@@ -60,7 +60,7 @@ class Product(Node):
     derivatives: Callable[[tuple[int, ...]], Derivatives | None] = lambda w_shape: None
     """From the weight's shape: the derivatives of `apply` written out, where they are known."""
     kernel: Kernel | None = None
-    """Of a convolution in two dimensions whose weight is the parameter itself."""
+    """How a convolution in two dimensions walks, if its weight is the parameter itself."""
     see: Callable[[Tensor], Tensor] = lambda w: w
     """Where it scales: what it multiplies z with."""
 

@@ -61,7 +61,7 @@ def _convolution(call: Call, *names: str) -> list[Node]:
 
 
 def _kernel(size: tuple[int, ...], settings: dict[str, Any]) -> Kernel | None:
-    """Of a convolution in two dimensions; None where its padding is a name."""
+    """How a convolution in two dimensions walks; None where its padding is a name."""
     if isinstance(settings.get("padding"), str):
         return None
     pairs = [settings.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
