@@ -1,6 +1,7 @@
 """One W' for all examples: planes below true margins, counts above brute force, and the certificate against attacks."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,7 +147,12 @@ def random_planes(seed, examples=6, each=2, shapes=((2, 3), (3, 1))):
         for (n, m), (a, b) in zip(shapes, common, strict=True)
     )
     l1 = sum(o.left.abs().sum(1) * o.right.abs().sum(1) for o in blocks)
-    return Planes(torch.arange(examples).repeat_interleave(each), l1 * (0.2 + torch.rand(P, generator=g).double()), blocks)
+    return Planes(
+        torch.arange(examples).repeat_interleave(each),
+        torch.zeros(P, dtype=torch.long),
+        l1 * (0.2 + torch.rand(P, generator=g).double()),
+        blocks,
+    )
 
 
 def corners(shapes):
@@ -172,7 +178,7 @@ def test_the_count_is_less_than_all_where_examples_want_opposite_moves():
     """40 examples, each broken by one corner of d of its own alone: no d breaks many."""
     g = torch.Generator().manual_seed(0)
     left = torch.randn(40, 200, generator=g).double()
-    found = Planes(torch.arange(40), 0.8 * left.abs().sum(1), (Outer(left, torch.ones(40, 1).double()),))
+    found = Planes(torch.arange(40), torch.arange(40), 0.8 * left.abs().sum(1), (Outer(left, torch.ones(40, 1).double()),))
     assert 1 <= most_broken(found) < 10
 
 
@@ -180,6 +186,7 @@ def test_a_count_by_hand():
     """t = d and t = -d, both b = 0.5: with c = 0.25 each square is ((d + c) / 0.75)^2; any multipliers count at least 1."""
     found = Planes(
         torch.tensor([0, 1]),
+        torch.tensor([1, 0]),
         torch.tensor([0.5, 0.5]).double(),
         (Outer(torch.tensor([[1.0], [-1.0]]).double(), torch.ones(2, 1).double()),),
     )
@@ -209,9 +216,19 @@ def test_groups_count_no_less(monkeypatch):
     assert parts >= most_at_corners(found, corners(((2, 3), (3, 1)))) and whole <= 12
 
 
+def test_a_bound_just_above_0_at_zero_does_not_spoil_the_count():
+    """Its square would be of 1e12 times the size; its theta and c must give it up."""
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(41, 200, generator=g).double()
+    at_zero = 0.8 * left.abs().sum(1)
+    at_zero[0] = 1e-9
+    none = torch.zeros(41, dtype=torch.long)
+    assert most_broken(Planes(torch.arange(41), none, at_zero, (Outer(left, torch.ones(41, 1).double()),))) < 11
+
+
 def test_lost_examples_count_in_full():
     found = random_planes(1, 3, 2)
-    lost = Planes(found.example, found.at_zero * torch.tensor([1, 1, 0, 1, 1, 1]).double(), found.blocks)
+    lost = replace(found, at_zero=found.at_zero * torch.tensor([1, 1, 0, 1, 1, 1]).double())
     assert most_broken(lost) >= 1
     assert most_broken(found[torch.tensor([], dtype=torch.long)]) == 0
 
@@ -220,7 +237,7 @@ def test_the_ascent_finds_multipliers_as_good_as_its_relaxation():
     """No more than a tenth above the tails at its end, which are below the optimum of the relaxation."""
     g = torch.Generator().manual_seed(0)
     left = torch.randn(60, 80, generator=g).double() + 0.3
-    found = Planes(torch.arange(60), 0.4 * left.abs().sum(1), (Outer(left, torch.ones(60, 1).double()),))
+    found = Planes(torch.arange(60), torch.arange(60), 0.4 * left.abs().sum(1), (Outer(left, torch.ones(60, 1).double()),))
     by = multipliers(found.to(torch.float32), found.example, 60)
     assert proven(found, found.example, by) < 60
 

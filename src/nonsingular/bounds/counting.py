@@ -93,7 +93,9 @@ def multipliers(planes: Planes, owner: Tensor, count: int, *, steps: int = STEPS
     t = planes.falls(V)
     slope, tails = _slopes(t, b, owner, count)
     gap, variance = b - t[:, 0], (t[:, 1:] ** 2).sum(1)
-    c = torch.where(gap > 1e-3 * b, variance / gap.clamp(min=1e-20) - t[:, 0], b)
+    # the least square of a plane is at c = variance / gap - mean, which goes to infinity where its mean reaches b
+    size = variance.sqrt() + t[:, 0].abs() + b
+    c = torch.where(gap > 1e-3 * size, variance / gap.clamp(min=1e-20) - t[:, 0], 1e3 * size)
     return Multipliers(((1 - tails) / SOFT).sigmoid(), c, tuple(o.back(slope).norm(dim=2) / 2 for o in planes.blocks))
 
 

@@ -62,10 +62,12 @@ class Outer:
 class Planes:
     """P linear functions L_p(d) = at_zero_p - sum of `blocks` at d, each below one margin of one example, for d in [-1, 1].
 
-    example: (P,) whose margin.  at_zero: (P,) L at the middle of the weight boxes.  blocks: one for each moving tensor at a node.
+    example, other: (P,) whose margin, over which class.  at_zero: (P,) L at the middle of the boxes.  blocks: one for each moving
+    tensor at a node.
     """
 
     example: Tensor
+    other: Tensor
     at_zero: Tensor
     blocks: tuple[Outer, ...]
 
@@ -73,7 +75,7 @@ class Planes:
         return len(self.at_zero)
 
     def __getitem__(self, at: Tensor) -> Planes:
-        return Planes(self.example[at], self.at_zero[at], tuple(block[at] for block in self.blocks))
+        return Planes(self.example[at], self.other[at], self.at_zero[at], tuple(block[at] for block in self.blocks))
 
     def falls(self, d: Sequence[Tensor]) -> Tensor:
         """(P, R) how much L falls at d, (n, m, R) for each block."""
@@ -88,18 +90,18 @@ class Planes:
         """These planes where `keep` (P,) is true, elsewhere the others of the same margins."""
         blocks = zip(self.blocks, others.blocks, strict=True)
         return Planes(
-            self.example, torch.where(keep, self.at_zero, others.at_zero),
+            self.example, self.other, torch.where(keep, self.at_zero, others.at_zero),
             tuple(Outer(*(torch.where(keep[:, None], *t) for t in ((a.left, b.left), (a.right, b.right)))) for a, b in blocks),
         )  # fmt: skip
 
     def to(self, dtype: torch.dtype) -> Planes:
-        return Planes(self.example, self.at_zero.to(dtype), tuple(block.to(dtype) for block in self.blocks))
+        return Planes(self.example, self.other, self.at_zero.to(dtype), tuple(block.to(dtype) for block in self.blocks))
 
     @staticmethod
     def join(parts: Sequence[Planes]) -> Planes:
         blocks = zip(*(p.blocks for p in parts), strict=True)
         return Planes(
-            torch.cat([p.example for p in parts]), torch.cat([p.at_zero for p in parts]),
+            torch.cat([p.example for p in parts]), torch.cat([p.other for p in parts]), torch.cat([p.at_zero for p in parts]),
             tuple(Outer(torch.cat([o.left for o in same]), torch.cat([o.right for o in same])) for same in blocks),
         )  # fmt: skip
 
@@ -140,7 +142,7 @@ def planes(heard: Heard, example: Tensor, other: Tensor) -> Planes:
         for gain, block in _blocks(node, heard.where, heard.boxes[node.inputs[0]], A, example):
             at_zero = at_zero + gain
             blocks.append(block)
-    return Planes(example, at_zero, tuple(blocks))
+    return Planes(example, other, at_zero, tuple(blocks))
 
 
 def _blocks(node: Product, where: Region, z: Interval, A: Tensor, example: Tensor) -> list[tuple[Tensor, Outer]]:

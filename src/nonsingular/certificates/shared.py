@@ -7,7 +7,7 @@ weights (bounds/planes.py), and one move can only take so many of these to 0 (bo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +73,18 @@ def certify_shared(
     model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     y = y.long()
-    safe = verified(Prover(model, bound)(x, y, ball), y)
+    lower = Prover(model, bound)(x, y, ball)
+    safe = verified(lower, y)
     with torch.no_grad():
         wrong = ~is_correct(model(x.clone()), y)
     left = (~safe & ~wrong).nonzero().flatten()
     exact = precise(model, torch.float64)
     with products("highest"):
-        found = _planes(exact, x[left].double(), y[left], ball.rounded(x.dtype), steps) if len(left) else None
-        if found is None:
+        if not len(left):
             return SharedCertificate(safe, safe & False, ~safe, int((~safe).sum()), bound)
+        found = _planes(exact, x[left].double(), y[left], ball.rounded(x.dtype), steps)
+        proven = lower[left] > 0
+        found = found[(~proven[found.example, found.other]).nonzero().flatten()]
         broken = most_broken(found)
     lost = ~safe & wrong
     lost[left[found.example[~(found.at_zero > 0)].unique()]] = True
@@ -105,7 +108,7 @@ def _planes(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, steps: int)
         for part, labels in pieces(whole, y, size):
             off = rounding(part, torch.float64).detach()
             found = _steepest(part, labels, steps, deep)
-            parts.append(Planes(found.example + done, found.at_zero - off[found.example], found.blocks))
+            parts.append(replace(found, example=found.example + done, at_zero=found.at_zero - off[found.example]))
             done += len(labels)
     return Planes.join(parts)
 
