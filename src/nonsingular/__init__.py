@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nonsingular.catalog import Attack, Objective
     from nonsingular.certificates.certify import Certificate, certify, decide
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
+    from nonsingular.certificates.shared import SharedCertificate, certify_shared
     from nonsingular.data.datasets import load
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation.attacked import evaluate
@@ -52,6 +53,7 @@ _HOME = {
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
+    **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure",
     **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
@@ -78,6 +80,7 @@ __all__ = [
     "Normalized",
     "Objective",
     "Perturbation",
+    "SharedCertificate",
     "SoundnessError",
     "Surface",
     "TheoremRegularised",
@@ -91,6 +94,7 @@ __all__ = [
     "certified_radius",
     "certified_surface",
     "certify",
+    "certify_shared",
     "compare",
     "contours",
     "decide",

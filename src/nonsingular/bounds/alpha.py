@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import Region, region
-from nonsingular.bounds.linear import Choose, hidden_bounds, margin_bounds, pieces
+from nonsingular.bounds.linear import Choose, Slopes, hidden_bounds, margin_bounds, pieces
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
 from nonsingular.threat.ball import JointBall
+
+T = TypeVar("T")
 
 
 def alpha_crown(
@@ -27,11 +30,16 @@ def alpha_crown(
     """
     with recording():
         whole = region(model, x.clone(), y, ball)
-        logits, hidden = _kept(whole)
-        most = room(x) // 2
-        deep = logits + hidden <= most
-        size = min(batch, most // (logits + hidden if deep else logits))
+        size, deep = together(whole, batch)
         return torch.cat([ascend(part, labels, steps, rate, deep) for part, labels in pieces(whole, y.long(), size)])
+
+
+def together(where: Region, batch: int) -> tuple[int, bool]:
+    """(examples at a time, whether hidden bounds take part) in an ascent whose gradients fit into memory."""
+    logits, hidden = _kept(where)
+    most = room(where.x.lo) // 2
+    deep = logits + hidden <= most
+    return min(batch, most // (logits + hidden if deep else logits)), deep
 
 
 def _kept(where: Region) -> tuple[int, int]:
@@ -71,25 +79,34 @@ class _Alphas:
 
 def ascend(where: Region, y: Tensor, steps: int, rate: float, deep: bool = True) -> Tensor:
     """Adam on the sum of the margins' bounds, with a rate that falls by 5 % a step; hidden bounds take part if `deep`."""
-    alphas = _Alphas(where)
     with torch.no_grad():
         fixed = None if deep else hidden_bounds(where)
 
-    def bounds() -> Tensor:
-        return margin_bounds(where, fixed or hidden_bounds(where, alphas), y, alphas)
+    def bounds(slopes: Slopes) -> tuple[Tensor, Tensor]:
+        low = margin_bounds(where, fixed or hidden_bounds(where, slopes), y, slopes)
+        return low.sum(), low.detach()
 
-    low = bounds()
-    best = low.detach()
-    if not alphas.of or not low.requires_grad or not steps:
-        return best
+    found = ascent(where, bounds, steps, rate)
+    best = next(found)
+    for low in found:
+        best = torch.fmax(best, low)
+    return best
+
+
+def ascent(where: Region, evaluate: Callable[[Slopes], tuple[Tensor, T]], steps: int, rate: float) -> Iterator[T]:
+    """What `evaluate` gives beside its goal, a sum that Adam raises: at the default slopes, and after each of up to `steps`."""
+    alphas = _Alphas(where)
+    goal, found = evaluate(alphas)
+    yield found
+    if not alphas.of or not goal.requires_grad or not steps:
+        return
     optimiser = torch.optim.Adam(alphas.of.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.95)
     for _ in range(steps):
         optimiser.zero_grad()
-        low.sum().neg().backward()
+        goal.neg().backward()
         optimiser.step()
         schedule.step()
         alphas.clamp_()
-        low = bounds()
-        best = torch.fmax(best, low.detach())
-    return best
+        goal, found = evaluate(alphas)
+        yield found

@@ -1,0 +1,151 @@
+"""shared.py - what is proven of many examples under one W' for all of them: one device (scope `dataset`).
+
+Images that hold for every W' of their own are safe.  The margins of the others lie above linear functions of the one move of the
+weights (bounds/planes.py), and one move can only take so many of these to 0 (bounds/counting.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.bounds.alpha import ascent, together
+from nonsingular.bounds.counting import most_broken
+from nonsingular.bounds.interval import Region, region
+from nonsingular.bounds.linear import Slopes, hidden_bounds, pieces
+from nonsingular.bounds.planes import Heard, Planes, margins_heard, planes
+from nonsingular.bounds.rounding import rounding
+from nonsingular.certificates.certify import Prover, verified
+from nonsingular.errors import InvalidInput
+from nonsingular.network.calling import products, recording
+from nonsingular.network.graph import precise
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import is_correct
+from nonsingular.network.preconditions import check_inputs
+from nonsingular.threat.ball import JointBall, Scope
+from nonsingular.threat.interval import Interval
+
+BATCH = 64
+"""Examples whose slopes are moved together, at most."""
+
+
+@dataclass(frozen=True)
+class SharedCertificate:
+    """How many examples one W' of the ball can break, each with its own worst input against it (scope `dataset`).
+
+    certified: (B,) no W' of the ball breaks it, not even one of its own.  lost: (B,) counted as broken: wrong undisturbed, or
+    with a bound that is below 0 at the middle of the box of weights.  open: (B,) the others, of which not all can break at once.
+    broken: no W' breaks more examples than this, those lost included.
+    """
+
+    certified: Tensor
+    open: Tensor
+    lost: Tensor
+    broken: int
+    bound: str
+    scope: Scope = "dataset"
+
+    @property
+    def accuracy(self) -> float:
+        """Certified accuracy in [0, 1] where all examples share W': never below that of `certify`."""
+        return (len(self.certified) - self.broken) / len(self.certified)
+
+
+def certify_shared(
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, bound: str = "best", steps: int = 10
+) -> SharedCertificate:
+    """Bounds from above how many examples one W' of the ball can break, where all of them share it.
+
+    x: (B, *input) in ball.domain.  y: (B,).  model: in eval mode, of the operations in network/operators.py.
+    bound: a sound bound of the catalog, for the examples that hold with a W' each.  steps: of ascent on the slopes of the others.
+    Guarantee: for every W' of the ball and every x'_i of the ball around x_i, at most `broken` of the x'_i are misclassified, in
+    exact arithmetic; sums of the count itself are rounded outward.  Never below the accuracy that `bound` certifies.
+    Raises UnsupportedModel, naming node and operation, without a rule, InvalidInput for a bound that is not sound.
+    Cost: that of `bound`; of the examples left open `steps` times `crown` with gradients; then half a minute for each 2,000 of
+    their open margins.  Memory: about 1 GB, however many examples.
+    Source: Cantelli's inequality and a diagonal bound of a quadratic form over a box; proof: docs/certificates.
+    """
+    if steps < 0:
+        raise InvalidInput(f"steps is {steps}; give 0 or more")
+    model = classifier(model, x, ball)
+    check_inputs(model, x, y, ball)
+    y = y.long()
+    lower = Prover(model, bound)(x, y, ball)
+    safe = verified(lower, y)
+    with torch.no_grad():
+        wrong = ~is_correct(model(x.clone()), y)
+    left = (~safe & ~wrong).nonzero().flatten()
+    exact = precise(model, torch.float64)
+    with products("highest"):
+        if not len(left):
+            return SharedCertificate(safe, safe & False, ~safe, int((~safe).sum()), bound)
+        found = _planes(exact, x[left].double(), y[left], ball.rounded(x.dtype), steps)
+        proven = lower[left] > 0
+        found = found[(~proven[found.example, found.other]).nonzero().flatten()]
+        broken = most_broken(found)
+    lost = ~safe & wrong
+    lost[left[found.example[~(found.at_zero > 0)].unique()]] = True
+    safe = safe.clone()
+    safe[left[_absent(found, len(left))]] = True  # every margin of it is above 0 at all d
+    total = math.floor(broken) + int(wrong.sum())
+    return SharedCertificate(safe, ~safe & ~lost, lost, min(total, int((~safe).sum())), bound)
+
+
+def _absent(found: Planes, count: int) -> Tensor:
+    """The examples of `count` that have no plane left."""
+    return (torch.bincount(found.example, minlength=count) == 0).nonzero().flatten()
+
+
+def _planes(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, steps: int) -> Planes:
+    """The planes of the margins that some W' may bring to 0, each with the best slopes of the ascent; lowered by rounding."""
+    with recording():
+        whole = region(model, x, y, ball)
+        size, deep = together(whole, BATCH)
+        parts, done = list[Planes](), 0
+        for part, labels in pieces(whole, y, size):
+            off = rounding(part, torch.float64).detach()
+            found = _steepest(part, labels, steps, deep)
+            parts.append(replace(found, example=found.example + done, at_zero=found.at_zero - off[found.example]))
+            done += len(labels)
+    return Planes.join(parts)
+
+
+def _steepest(where: Region, y: Tensor, steps: int, deep: bool) -> Planes:
+    """Of each margin not above 0 everywhere the plane with the largest at_zero / |fall|_2 on the way of the slopes."""
+    with torch.no_grad():
+        fixed = None if deep else hidden_bounds(where)
+        example, other = _pairs(y, where.graph.nodes[-1].shape[0])
+
+    def evaluate(slopes: Slopes) -> tuple[Tensor, Heard]:
+        heard = margins_heard(where, fixed or hidden_bounds(where, slopes), y, slopes)
+        return heard.low.sum(), heard
+
+    low = best = score = None
+    for heard in ascent(where, evaluate, steps, 0.5):
+        with torch.no_grad():
+            heard = _still(heard)
+            now = planes(heard, example, other)
+            low = heard.low if low is None else torch.fmax(low, heard.low)
+            new = now.at_zero / now.spread().clamp(min=1e-300)
+            if best is None or score is None:
+                best, score = now, new
+            else:
+                take = new > score
+                best, score = best.where(~take, now), torch.where(take, new, score)
+    assert low is not None and best is not None
+    return best[(~(low[other, example] > 0)).nonzero().flatten()]
+
+
+def _pairs(y: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """(example, other class) of every margin."""
+    example, other = (torch.arange(K, device=y.device) != y[:, None]).nonzero().unbind(1)
+    return example, other
+
+
+def _still(heard: Heard) -> Heard:
+    """The same without gradients."""
+    boxes = [Interval(z.lo.detach(), z.hi.detach()) for z in heard.boxes]
+    return Heard(heard.where, boxes, heard.low.detach(), {i: A.detach() for i, A in heard.at.items()})
