@@ -88,7 +88,8 @@ def main() -> int:
             n = len(right)
             print(f"{name} pooling, eps_x {255 * eps:g}/255, {n} images: {below} of {9 * n} margins below, by {-worst:.3g} at most; "
                   f"seconds an image {seconds['ours'] / n:.2f} and {seconds['auto_LiRPA'] / n:.2f}", flush=True)  # fmt: skip
-            missed |= verdict("margins below", below, 0) | verdict("time over time", seconds["ours"] / seconds["auto_LiRPA"], 1.0)
+            missed |= verdict("margins below", below, 0)
+            missed |= verdict("time over time", seconds["ours"] / seconds["auto_LiRPA"], 1.0)
     return missed
 
 

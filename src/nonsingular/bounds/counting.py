@@ -27,7 +27,7 @@ from torch import Tensor
 from nonsingular.bounds.planes import Planes
 
 RANK, STEPS = 6, 150
-"""Of the matrix of second moments, the first column its mean; and steps of its ascent."""
+"""Rank of the matrix of second moments, its first column the mean; and steps of its ascent."""
 SOFT = 0.05
 """How far the smallest of 1 and a tail is rounded off, so that theta may lie between 0 and 1."""
 TOGETHER = 2000

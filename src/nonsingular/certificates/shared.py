@@ -114,7 +114,7 @@ def _planes(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, steps: int)
 
 
 def _steepest(where: Region, y: Tensor, steps: int, deep: bool) -> Planes:
-    """Of each margin not above 0 everywhere the plane with the largest at_zero / |fall|_2 on the way of the slopes."""
+    """The plane, of each margin not above 0 everywhere, with the largest at_zero / |fall|_2 on the way of the slopes."""
     with torch.no_grad():
         fixed = None if deep else hidden_bounds(where)
         example, other = _pairs(y, where.graph.nodes[-1].shape[0])
