@@ -427,7 +427,6 @@ REFUSED = {
         lambda self, x: self.inside[0](F.interpolate(x.view(-1, 1, 1, 3), size=(1, 3), mode="bicubic").flatten(1)),
         nn.Linear(3, 3),
     ),
-    "mul at node 'mul'": lambda: Wrap(lambda self, x: self.inside[0](x * x), nn.Linear(3, 3)),
     "mean at node": lambda: Wrap(lambda self, x: self.inside[0](x - x.mean(dim=0)), nn.Linear(3, 3)),
     "linear at node": lambda: Wrap(lambda self, x: F.linear(x, self.inside[0].weight * 2), nn.Linear(3, 3)),
     "does not keep the batch": lambda: Wrap(lambda self, x: x[0], nn.Linear(3, 3)),
@@ -435,7 +434,7 @@ REFUSED = {
     "amax at node": lambda: Wrap(lambda self, x: self.inside[0](x - x.amax(0)), nn.Linear(3, 3)),
     "flip at node": lambda: Wrap(lambda self, x: self.inside[0](x.flip(0)), nn.Linear(3, 3)),
     "statistics of the batch": lambda: nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 3)),
-    "pow at node": lambda: Wrap(lambda self, x: self.inside[0](x**2), nn.Linear(3, 3)),
+    "pow at node": lambda: Wrap(lambda self, x: self.inside[0](2**x), nn.Linear(3, 3)),
 }
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
+from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.products import dot, expanded, pull, pull_all, through_product, through_sum
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -76,10 +77,18 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     return lowest(where, boxes, last, A, slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes).T
 
 
+def refined(where: Region) -> set[int]:
+    """Nodes whose boxes a relaxation starts from.  The box of an activation is its range over such a box, and as good."""
+    nodes = where.graph.nodes
+    found = {i for node in nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
+    factors = {i for node in nodes if isinstance(node, Bilinear) for i in node.inputs}
+    return found | {i for i in factors if not isinstance(nodes[i], Activation)}
+
+
 def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
-    nonlinear = {i for node in nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
+    nonlinear = refined(where)
     boxes, tight = [where.x], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
@@ -171,8 +180,9 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, cho
 
 
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
-    """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner."""
-    return offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+    """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner.  No number: no bound."""
+    found = offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+    return torch.where(torch.isfinite(found), found, -torch.inf)
 
 
 def pull_back(
@@ -211,6 +221,8 @@ def pull_back(
                 route = z[0].lo.expand(len(A), *z[0].lo.shape)
                 parts = (pull(node.apply, route, up.expand(len(A), len(z[0].lo), *node.shape)),)
                 offset = dot(down, boxes[i].hi)
+            case Bilinear():
+                parts, offset = through_bilinear(node, *z, A)
             case Sum():
                 parts = through_sum(node, [nodes[k].shape for k in node.inputs], A)
                 moved = isinstance(node.offset, Tensor) or node.offset != 0.0

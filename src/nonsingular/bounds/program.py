@@ -24,7 +24,7 @@ from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.bounds.interval import Region
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Maximum, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Map, Maximum, Node, Product, Sum
 from nonsingular.threat.interval import Interval
 
 
@@ -230,6 +230,8 @@ def refuse_relaxations(where: Region) -> None:
     for i, node in enumerate(where.graph.nodes):
         if isinstance(node, Maximum):
             raise UnsupportedModel(f"no exact rule for node '{node.name}': it is a maximum of several elements; use 'best'")
+        if isinstance(node, Bilinear):
+            raise UnsupportedModel(f"no exact rule for node '{node.name}': it is a product of two signals; use 'best'")
         if isinstance(node, Activation) and node.form != "hinge":
             raise UnsupportedModel(
                 f"no exact rule for node '{node.name}': its activation is smooth, not ReLU or LeakyReLU; use 'best'"

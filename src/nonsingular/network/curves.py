@@ -22,6 +22,7 @@ class Curve:
     begins, the smaller of the two; where a concave piece begins, the larger.
     bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
     slack: the function that torch computes is rho up to this, and rho itself up to `exact_to`.
+    defined: from the ends of boxes, whether rho is defined (and as told here) on all of each; None: on every box.
     """
 
     slope_at: Callable[[Tensor], Tensor]
@@ -30,6 +31,7 @@ class Curve:
     bottom: float = -math.inf
     slack: float = 0.0
     exact_to: float = math.inf
+    defined: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def error(self, hi: Tensor) -> Tensor | float:
         """How far the computed function may be from rho below `hi`."""
@@ -102,3 +104,21 @@ def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor],
         return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
     return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta, exact_to=threshold / beta)
+
+
+# exp'' = exp > 0
+EXP = Curve(torch.exp)
+# log'' = -1 / z^2 < 0
+LOG = Curve(torch.reciprocal, convex=False, defined=lambda lo, hi: lo > 0)
+# sqrt'' = -z^(-3/2) / 4 < 0; at 0 its slope is infinite
+SQRT = Curve(lambda z: torch.rsqrt(z) / 2, convex=False, defined=lambda lo, hi: lo >= 0)
+# z^(-1/2) falls, and bends up: 3/4 z^(-5/2) > 0
+RSQRT = Curve(lambda z: -(z**-1.5) / 2, bottom=math.inf, defined=lambda lo, hi: lo > 0)
+# 1/z falls on either side of its pole, where it bends down for z < 0 and up for z > 0: 2 / z^3
+RECIPROCAL = Curve(lambda z: -(z**-2.0), (0.0,), False, bottom=math.inf, defined=lambda lo, hi: (lo > 0) | (hi < 0))
+
+
+def power(n: int) -> Curve:
+    """z^n for n >= 2: convex with its bottom at 0 for even n; otherwise it rises, and turns from concave to convex at 0."""
+    even = n % 2 == 0
+    return Curve(lambda z: n * z ** (n - 1), () if even else (0.0,), even, bottom=0.0 if even else -math.inf)

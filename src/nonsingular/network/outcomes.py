@@ -49,7 +49,7 @@ def results(ledger: Ledger, c: Called, outputs: list[Tensor]) -> list[Any]:
         raise c.refuse("its argument is a softmax, which is only known at the end of a network")
     if c.label in CASTS or c.label in SAME:
         return [_same(c, first, outputs[0])]
-    if c.label in HEADS:
+    if c.label in HEADS and not (c.label == "log" and isinstance(first, Signal) and not first.head):
         return [_head(c, first)]
     if c.rule() is None and c.label in SELECTIONS and isinstance(first, Signal) and (len(signals) == 1 or c.label in SHAPED):
         return [_selected(ledger, c, first, t, k) for k, t in enumerate(outputs)]
@@ -96,9 +96,7 @@ def _keeps_order(c: Called, z: Signal, outputs: list[Tensor]) -> bool:
 
 def _head(c: Called, z: Any) -> Signal:
     """A softmax or log_softmax over the classes, if it turns out to be the last operation: the logits under it."""
-    if c.label == "log":
-        if not isinstance(z, Signal) or z.head != "softmax":
-            raise c.refuse("nonsingular does not know it")
+    if c.label == "log" and isinstance(z, Signal):
         return replace(z, head="log_softmax")
     if not isinstance(z, Signal):
         raise c.refuse("its first argument is not the signal")

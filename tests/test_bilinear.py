@@ -1,0 +1,283 @@
+"""Products of two signals and what is made of them: hand numbers, fine grids, radius zero, and brute force on every operator."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nonsingular as ns
+from nonsingular.bounds.activations import lines
+from nonsingular.bounds.alpha import alpha_crown
+from nonsingular.bounds.bilinear import bilinear_range, through_bilinear
+from nonsingular.bounds.interval import curve_range, interval, region
+from nonsingular.bounds.linear import crown, crown_ibp
+from nonsingular.errors import UnsupportedModel
+from nonsingular.network import curves
+from nonsingular.network.graph import trace_graph
+from nonsingular.network.margins import margins
+from nonsingular.network.nodes import Activation, Bilinear
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from soundness import Wrap, check_sound
+
+BOUNDS = {"interval": interval, "crown-ibp": crown_ibp, "crown": crown, "alpha-crown": alpha_crown}
+INF = math.inf
+
+
+def box(*ends: tuple[float, float]) -> Interval:
+    """One example of as many elements as there are pairs of ends."""
+    lo, hi = torch.tensor(ends, dtype=torch.float64).T
+    return Interval(lo[None], hi[None])
+
+
+def node_of(f, *shapes: tuple[int, ...]) -> Bilinear:
+    """The node of a product of parts of an input, of these shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def forward(self, x):
+        return f(*(t.reshape(len(x), *shape) for t, shape in zip(x.split(sizes, 1), shapes, strict=True))).flatten(1)
+
+    return next(n for n in trace_graph(Wrap(forward).double().eval(), (sum(sizes),)).nodes if isinstance(n, Bilinear))
+
+
+# --- curves ------------------------------------------------------------------------------------------------------------------
+
+CURVES = {
+    "exp": (torch.exp, curves.EXP, -4.0, 3.0), "log": (torch.log, curves.LOG, 1e-3, 5.0),
+    "sqrt": (torch.sqrt, curves.SQRT, 0.0, 5.0), "rsqrt": (torch.rsqrt, curves.RSQRT, 1e-3, 5.0),
+    "reciprocal": (torch.reciprocal, curves.RECIPROCAL, 1e-2, 5.0), "below 0": (torch.reciprocal, curves.RECIPROCAL, -5.0, -1e-2),
+    **{f"power {n}": (lambda z, n=n: z**n, curves.power(n), -2.0, 2.0) for n in range(2, 9)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_lines_enclose_a_curve_on_a_fine_grid(name):
+    rho, curve, least, most = CURVES[name]
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.rand(2, 400, generator=generator, dtype=torch.float64) ** 3
+    ends[1, :100] = (ends[0, :100] + 10 ** -(14 * ends[1, :100])).clamp(max=1)  # narrow ones too
+    lo, hi = (least + (most - least) * ends).sort(0).values
+    lo[:3], hi[:3] = torch.tensor([least, most, least]), torch.tensor([least, most, most])
+    z = Interval(lo[None], hi[None])
+    found = lines(Activation("", (), (400,), rho, "smooth", curve=curve), z, lambda s: s)
+    reached = curve_range(rho, curve, z)
+    for t in torch.linspace(0, 1, 501, dtype=torch.float64):
+        at = torch.lerp(lo, hi, t).clamp(lo, hi)[None]
+        y = rho(at)
+        slack = 1e-12 * (1 + y.abs() + found.lower.abs() * at.abs() + found.upper.abs() * at.abs())
+        assert (found.lower * at + found.below <= y + slack).all()
+        assert (found.upper * at + found.above >= y - slack).all()
+        assert ((reached.lo <= y + slack) & (y <= reached.hi + slack)).all()
+    ends = torch.minimum(rho(lo), rho(hi)), torch.maximum(rho(lo), rho(hi))
+    inside = torch.where((lo < 0) & (hi > 0) & (curve.bottom == 0), 0.0, ends[0])
+    torch.testing.assert_close(reached.lo[0], inside)
+    torch.testing.assert_close(reached.hi[0], ends[1])
+
+
+def test_lines_of_curves_by_hand():
+    z = box((1.0, 4.0))
+    root = lines(Activation("", (), (1,), torch.sqrt, "smooth", curve=curves.SQRT), z, lambda s: s)
+    # chord through (1, 1) and (4, 2); tangent at 5/2: slope 1 / (2 sqrt 2.5)
+    torch.testing.assert_close(torch.cat([root.lower, root.below]).T[0].tolist(), [1 / 3, 2 / 3])
+    torch.testing.assert_close(root.upper.item(), 0.5 / 2.5**0.5)
+    torch.testing.assert_close(root.above.item(), 2.5**0.5 / 2)
+    inverse = lines(Activation("", (), (1,), torch.reciprocal, "smooth", curve=curves.RECIPROCAL), z, lambda s: s)
+    # chord from 1 to 1/4: slope -1/4, at 0: 5/4; tangent at 5/2: slope -4/25, at 0: 4/5
+    found = torch.cat([inverse.upper, inverse.above, inverse.lower, inverse.below]).T[0].tolist()
+    torch.testing.assert_close(found, [-1 / 4, 5 / 4, -4 / 25, 4 / 5])
+
+
+@pytest.mark.parametrize(
+    "text", ["z.log()", "z.sqrt()", "z.rsqrt()", "z.reciprocal()", "1 / z", "z**-0.5", "torch.log1p(z - 1)"]
+)
+def test_a_box_outside_of_the_domain_certifies_nothing(text):
+    """Its margins are minus infinity, those of other examples in the batch what they are alone; nothing is NaN."""
+    torch.manual_seed(0)
+    f, last = eval(f"lambda z: {text}", {"torch": torch}), nn.Linear(3, 3)
+    model = Wrap(lambda self, x: self.inside[0](f(x)), last).double().eval()
+    x, y = torch.tensor([[0.5, 1.0, 2.0], [0.05, 1.0, 2.0], [1.0, 1.5, 2.5]]).double(), torch.tensor([0, 1, 2])
+    ball = JointBall(0.1, 0.01, None, moves="all")
+    other = torch.arange(3) != y[:, None]
+    for name, bound in BOUNDS.items():
+        low = bound(model, x, y, ball)
+        assert (low[1][other[1]] == -INF).all(), name
+        assert torch.isfinite(low[[0, 2]]).all(), name
+        torch.testing.assert_close(low[[0, 2]], bound(model, x[[0, 2]], y[[0, 2]], ball))
+    for name in ("best", "branch-and-bound"):
+        assert not ns.certify(model, x, y, ball, bound=name).verified[1]
+    assert ns.decide(model, x, y, ball, parts=5).status[1] != "verified"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_overflows_certifies_nothing(deep):
+    layers = [nn.Linear(2, 2), Wrap(lambda self, x: torch.exp(300 * x))] * (1 + deep)
+    model = nn.Sequential(*layers, Wrap(lambda self, x: x - x.flip(1)), nn.Linear(2, 3)).double().eval()
+    x, y = torch.rand(2, 2).double(), torch.tensor([0, 1])
+    for bound in BOUNDS.values():
+        low = bound(model, x, y, JointBall(5.0, 0.5, None))
+        assert not torch.isnan(low).any() and not (low == INF).any()
+        assert not ns.certify(model, x, y, JointBall(5.0, 0.5, None), bound="interval").verified.any()
+
+
+# --- products ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_product_of_two_intervals_by_hand():
+    """a in [-1, 2], b in [-3, 5]: corners 3, -5, -6, 10.  Planes in the middle: m = 1/2, m' = 1, r = 3/2, r' = 4, m m' +- r r'."""
+    node, a, b = node_of(torch.mul, (1,), (1,)), box((-1, 2)), box((-3, 5))
+    found = bilinear_range(node, a, b)
+    assert (found.lo.item(), found.hi.item()) == (-6.0, 10.0)
+    (of_a, of_b), offset = through_bilinear(node, a, b, torch.ones(1, 1, 1).double())
+    assert (of_a.item(), of_b.item(), offset.item()) == (1.0, 0.5, -0.5 - 6.0)
+    (of_a, of_b), offset = through_bilinear(node, a, b, -torch.ones(1, 1, 1).double())
+    assert (of_a.item(), of_b.item(), offset.item()) == (-1.0, -0.5, 0.5 - 6.0)
+
+
+NODES = {
+    "product": (torch.mul, (2,), (2,)),
+    "spread": (torch.mul, (2, 1), (1, 2)),
+    "matmul": (torch.matmul, (2, 3), (3, 2)),
+    "matmul, spread": (torch.matmul, (1, 2, 3), (2, 3, 1)),
+    "bmm": (torch.bmm, (1, 4), (4, 2)),
+    "einsum": (lambda a, b: torch.einsum("nijk,nkhi->nhj", a, b), (2, 3, 2), (2, 2, 2)),
+    "einsum, outer": (lambda a, b: torch.einsum("ni,nj->nji", a, b), (2,), (3,)),
+    "einsum, one summed alone": (lambda a, b: torch.einsum("nij,nk->nk", a, b), (2, 2), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name):
+    f, *shapes = NODES[name]
+    node, generator = node_of(f, *shapes), torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for _ in range(20):
+        a, b = (Interval(c - r, c + r) for s in shapes for c, r in [(random(2, *s), random(2, *s).abs())])
+        found, A = bilinear_range(node, a, b), random(3, 2, *node.shape)
+        (of_a, of_b), offset = through_bilinear(node, a, b, A)
+        reached = found.hi.new_full((2, *node.shape), INF), found.hi.new_full((2, *node.shape), -INF)
+        for k in range(300):
+            p, q = (torch.rand(t.lo.shape, generator=generator, dtype=torch.float64) for t in (a, b))
+            p, q = (p.round(), q.round()) if k % 2 else (p, q)
+            z, w = torch.lerp(a.lo, a.hi, p), torch.lerp(b.lo, b.hi, q)
+            y = f(z, w)
+            assert ((found.lo <= y + 1e-12) & (y <= found.hi + 1e-12)).all()
+            line = (of_a * z).flatten(2).sum(2) + (of_b * w).flatten(2).sum(2) + offset
+            assert (line <= (A * y).flatten(2).sum(2) + 1e-12).all()
+            reached = torch.minimum(reached[0], y), torch.maximum(reached[1], y)
+        if all(math.prod(s) <= 2 for s in shapes):
+            torch.testing.assert_close(reached[0], found.lo)
+            torch.testing.assert_close(reached[1], found.hi)
+
+
+def test_a_square_knows_that_its_factors_are_one_signal():
+    """x x on [-1, 2] is in [0, 4], where two signals would be in [-2, 4]."""
+    model = Wrap(lambda self, x: torch.cat([x * x, x * 0], 1)).double().eval()
+    low = interval(model, torch.full((1, 1), 0.5).double(), torch.tensor([0]), JointBall(1.5, 0.0, None))
+    assert low[0, 1] == 0
+    assert crown(model, torch.full((1, 1), 0.5).double(), torch.tensor([1]), JointBall(1.5, 0.0, None))[0, 0] == -4
+
+
+# --- every operator ----------------------------------------------------------------------------------------------------------
+
+FORWARDS = {
+    "exp": lambda a, b: torch.exp(a),
+    "expm1": lambda a, b: torch.expm1(a),
+    "square": lambda a, b: a**2,
+    "cube": lambda a, b: a**3,
+    "fourth power": lambda a, b: a.pow(4),
+    "one over a square": lambda a, b: 1 / (0.5 + a.square()),
+    "over a negative signal": lambda a, b: b / (-0.5 - a.square()),
+    "root of a square": lambda a, b: (a * a).sqrt(),
+    "rsqrt": lambda a, b: torch.rsqrt(a**2 + 0.1),
+    "root by power": lambda a, b: (a**2 + 0.1) ** -0.5 + (a**2 + 0.1) ** 0.5,
+    "log": lambda a, b: (a**2 + 0.1).log() + torch.log1p(b.exp()),
+    "product": lambda a, b: a * b,
+    "product, spread": lambda a, b: a * b[:, :1] + a[:, 1:2].mul(b),
+    "silu": lambda a, b: b * torch.sigmoid(b),
+    "in place": lambda a, b: a.mul_(b),
+    "quotient": lambda a, b: b / (1 + a.sigmoid()),
+    "outer": lambda a, b: torch.einsum("bi,bj->bij", a, b).sum(2),
+    "einsum": lambda a, b: torch.einsum("nik,njk->nji", a[:, :, None] * b[:, None], b[:, None].expand(-1, 2, -1)).sum(1),
+    "matmul": lambda a, b: (a[:, :, None] @ b[:, None]).mean(1),
+    "bmm": lambda a, b: torch.bmm(a[:, None].expand(-1, 2, -1), b[:, :, None].expand(-1, -1, 3)).sum(1),
+    "glu": lambda a, b: F.glu(torch.cat([a, b], 1)),
+    "glu of channels": lambda a, b: F.glu(torch.stack([a, b], 1), 1)[:, 0],
+}
+
+
+def of(name: str) -> nn.Module:
+    f = FORWARDS[name]
+    return Wrap(lambda self, x: self.inside[1](f(self.inside[0](x), x)), nn.Linear(3, 3), nn.Linear(3, 3)).double().eval()
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_no_point_of_a_region_beats_a_bound(name):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = of(name)
+        x, y = torch.randn(2, 3).double(), torch.tensor([0, 2])
+        check_operator(model, x, y, seed)
+
+
+def check_operator(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
+    torch.testing.assert_close(trace_graph(model, x.shape[1:])(x), model(x))
+    check_sound(model, region(model, x, y, JointBall((0.0, 0.1, 0.3)[seed % 3], (0.02, 0.1)[seed % 2], None, moves="all")), y)
+    exact = margins(model(x), y).detach()
+    for bound in BOUNDS.values():
+        torch.testing.assert_close(bound(model, x, y, JointBall(0, 0, None)), exact, rtol=1e-9, atol=1e-9)
+    # for small radii a relaxation is exact to first order: half the radius leaves about half the loss
+    small, half = (exact - crown(model, x, y, JointBall(r, r, None)) for r in (2e-5, 1e-5))
+    assert (half <= 0.75 * small + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["product", "matmul", "square", "rsqrt"])
+def test_bounds_lie_below_a_fine_grid(name):
+    """Three inputs."""
+    torch.manual_seed(1)
+    model, x, y = of(name), torch.randn(1, 3).double(), torch.tensor([0])
+    at = torch.tensor(list(itertools.product(torch.linspace(-0.3, 0.3, 25).tolist(), repeat=3))).double()
+    worst = margins(model(x + at), y.expand(len(at))).detach().amin(0)
+    for bound in BOUNDS.values():
+        low = bound(model, x, y, JointBall(0.3, 0.0, None))[0]
+        assert (low <= worst + 1e-12).all()
+
+
+REFUSED = {
+    "no rule for matmul at node 'matmul': signals of different numbers": lambda x: torch.matmul(x[:, None, None], x[:, :, None]),
+    "no rule for pow at node .*exponent is 3.5": lambda x: x**3.5,
+    "no rule for pow at node .*exponent is 9": lambda x: x**9,
+    "no rule for pow at node .*exponent is not a number": lambda x: x**x,
+    "no rule for div at node .*only two plain": lambda x: torch.div(x, 1 + x.exp(), rounding_mode="floor"),
+    "no rule for einsum at node .*batch": lambda x: torch.einsum("ij,kj->ik", x, x),
+    "no rule for einsum at node .*only letters": lambda x: torch.einsum("bii,bi->bi", x[:, None] * x[:, :, None], x),
+    "no rule for mul at node .*different numbers": lambda x: x[:, None] * x,
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_not_known_is_refused_by_name(message):
+    model = Wrap(lambda self, x: self.inside[0](REFUSED[message](x).reshape(len(x), -1)[:, :3]), nn.Linear(3, 3)).eval()
+    for bound in BOUNDS.values():
+        with pytest.raises(UnsupportedModel, match=message):
+            bound(model, torch.rand(2, 3), torch.tensor([0, 1]), JointBall(0.1, 0.1))
+
+
+def test_an_exact_bound_refuses_a_product_of_two_signals():
+    pytest.importorskip("highspy")
+    with pytest.raises(UnsupportedModel, match="no exact rule for node 'mul': it is a product of two signals"):
+        ns.certify(of("product").float(), torch.rand(1, 3), torch.tensor([0]), JointBall(0.1, 0.1), bound="exact")
+
+
+def test_float32_certificates_of_curves_without_a_largest_slope_are_computed_in_float64():
+    torch.manual_seed(0)
+    model, x, y = of("rsqrt").float(), torch.rand(2, 3), torch.tensor([0, 2])
+    narrow, wide = (ns.certify(model, x, y, JointBall(0.01, 0.01), bound="crown", dtype=d) for d in (torch.float32, torch.float64))
+    assert narrow.margins.equal(wide.margins)
