@@ -209,6 +209,23 @@ FORWARDS = {
     "matmul": lambda a, b: (a[:, :, None] @ b[:, None]).mean(1),
     "bmm": lambda a, b: torch.bmm(a[:, None].expand(-1, 2, -1), b[:, :, None].expand(-1, -1, 3)).sum(1),
     "glu": lambda a, b: F.glu(torch.cat([a, b], 1)),
+    "softmax": lambda a, b: torch.softmax(a, 1),
+    "softmax of channels": lambda a, b: torch.stack([a, b, a * b], 1).softmax(1).flatten(1)[:, 2:5],
+    "softmax of the classes, reused": lambda a, b: a.softmax(1) * b + a.softmax(1)[:, :1].log(),
+    "log softmax": lambda a, b: F.log_softmax(a, 1) + F.softmin(b, -1),
+    "softmax of one": lambda a, b: b * a[:, :1].softmax(1),
+    "layer norm": lambda a, b: F.layer_norm(a, (3,)),
+    "layer norm, wide eps": lambda a, b: F.layer_norm(torch.stack([a, b], 1), (2, 3), eps=0.5)[:, 1],
+    "rms norm": lambda a, b: F.rms_norm(a, (3,), eps=1e-3),
+    "group norm": lambda a, b: F.group_norm(torch.stack([a, b, a + b, b - 1], 1), 2, eps=0.1)[:, 1],
+    "instance norm": lambda a, b: F.instance_norm(torch.stack([a, b], 1), eps=0.1)[:, 0],
+    "attention": lambda a, b: F.scaled_dot_product_attention(*(t[:, :, None] * b[:, None] for t in (a, b, a))).mean(1),
+    "attention, causal": lambda a, b: F.scaled_dot_product_attention(
+        *(t[:, :, None] * b[:, None] for t in (a, b, a)), is_causal=True
+    )[:, 1],
+    "attention, masked": lambda a, b: F.scaled_dot_product_attention(
+        *(t[:, None, :, None] * b[:, None, None] for t in (a, b, a)), attn_mask=torch.tensor([[0.3, -INF, 1.0]] * 3), scale=0.5
+    )[:, 0, 1],
     "glu of channels": lambda a, b: F.glu(torch.stack([a, b], 1), 1)[:, 0],
 }
 

@@ -29,6 +29,14 @@ class Signal:
     head: Head | None = None
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A signal whose batch is not the first dimension but another one, `dim`: only operations that move elements are known."""
+
+    signal: Signal
+    dim: int
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A recorded operation: its arguments hold Signals, constants, and parameters by name; `out` is its output's shape.

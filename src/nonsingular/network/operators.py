@@ -17,6 +17,7 @@ FAMILIES = (
     "activations",
     "arithmetic",
     "products",
+    "normal",
     "moves",
 )
 """Modules of network/rules/, each with a table RULES."""
