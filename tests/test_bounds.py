@@ -281,6 +281,22 @@ def test_hidden_neurons_under_their_own_weights_are_exact():
         torch.testing.assert_close(boxes[1].hi, hi)
 
 
+class Reordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.scale = nn.Linear(3, 3), nn.Linear(3, 3), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return self.last(self.first(x) * self.scale.flip(0))
+
+
+@pytest.mark.parametrize("seed", first(3, range(20)))
+def test_a_scale_in_another_order_moves_in_its_own_radii(seed):
+    torch.manual_seed(seed)
+    model, x, y = Reordered().double(), torch.randn(2, 3).double(), torch.tensor([0, 2])
+    check_sound(model, region(model, x, y, JointBall(0.5, {"scale": torch.tensor([0.5, 0.01, 2.0])}, None)), y, steps=0)
+
+
 def kernel_net(activation: nn.Module) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), activation, nn.Flatten(), nn.Linear(32, 3)).double()
