@@ -235,6 +235,95 @@ def of(name: str) -> nn.Module:
     return Wrap(lambda self, x: self.inside[1](f(self.inside[0](x), x)), nn.Linear(3, 3), nn.Linear(3, 3)).double().eval()
 
 
+class Layers(nn.Module):
+    """Layers by name, and a forward of (self, x (N, 2, 3)) to (N, any)."""
+
+    def __init__(self, forward, **layers: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.run = nn.ModuleDict(layers), forward
+        width = forward(self.inside, torch.zeros(2, 2, 3)).flatten(1).shape[1]
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.run(self.inside, x).flatten(1))
+
+
+def squeezed(m, x: Tensor) -> Tensor:
+    """Squeeze-and-excitation: channels times a gate computed from their means."""
+    h = m["enter"](x)
+    return h * torch.sigmoid(m["up"](F.relu(m["down"](h.mean(2)))))[:, :, None]
+
+
+def vision(m, x: Tensor) -> Tensor:
+    """A block of a vision transformer as timm writes it: queries, keys and values cut from one linear map."""
+    h = m["enter"](x)
+    q, k, v = m["qkv"](m["norm"](h)).reshape(len(h), 2, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (q * 0.7) @ k.transpose(-2, -1)
+    h = h + m["out"]((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(len(h), 2, 4))
+    return h + m["last"](F.gelu(m["mlp"](m["norm 2"](h))))
+
+
+def recurrent(kind: type, **options):
+    return lambda: Layers(lambda m, x: m["cell"](x)[0], cell=kind(3, 2, batch_first=True, **options))
+
+
+LAYERS = {
+    "layer norm": lambda: Layers(lambda m, x: m["norm"](m["enter"](x)), enter=nn.Linear(3, 4), norm=nn.LayerNorm(4, 0.1)),
+    "layer norm of all": lambda: Layers(lambda m, x: F.relu(m["norm"](x)), norm=nn.LayerNorm((2, 3), 0.1)),
+    "rms norm": lambda: Layers(lambda m, x: m["norm"](m["enter"](x)), enter=nn.Linear(3, 4), norm=nn.RMSNorm(4, 0.1)),
+    "group norm": lambda: Layers(lambda m, x: m["norm"](m["conv"](x)), conv=nn.Conv1d(2, 4, 2), norm=nn.GroupNorm(2, 4, 0.1)),
+    "instance norm": lambda: Layers(
+        lambda m, x: m["norm"](m["conv"](x)), conv=nn.Conv1d(2, 2, 1), norm=nn.InstanceNorm1d(2, 0.1, affine=True)
+    ),
+    "squeeze and excitation": lambda: Layers(squeezed, enter=nn.Conv1d(2, 4, 2), down=nn.Linear(4, 2), up=nn.Linear(2, 4)),
+    "attention": lambda: Layers(lambda m, x: m["a"](*[m["e"](x)] * 3)[0], e=nn.Linear(3, 4), a=nn.MultiheadAttention(4, 2, batch_first=True)),
+    "attention across": lambda: Layers(
+        lambda m, x: m["a"](x[:, :1], x, x[:, 1:].expand(-1, 2, -1), need_weights=False)[0],
+        a=nn.MultiheadAttention(3, 1, batch_first=True, bias=False),
+    ),
+    "attention, its weights": lambda: Layers(lambda m, x: m["a"](x, x, x)[1], a=nn.MultiheadAttention(3, 3, batch_first=True)),
+    "attention, batch second": lambda: Layers(
+        lambda m, x: m["a"](*[x.transpose(0, 1)] * 3, need_weights=False)[0].transpose(0, 1), a=nn.MultiheadAttention(3, 1)
+    ),
+    "attention, sizes of their own": lambda: Layers(
+        lambda m, x: m["a"](x, x[..., :2], x[..., 1:])[0], a=nn.MultiheadAttention(3, 1, kdim=2, vdim=2, batch_first=True)
+    ),
+    "attention, masked": lambda: Layers(
+        lambda m, x: m["a"](x, x, x, attn_mask=torch.tensor([[False, True], [False, False]]))[0],
+        a=nn.MultiheadAttention(3, 1, batch_first=True),
+    ),
+    "vision transformer": lambda: Layers(
+        vision, enter=nn.Linear(3, 4), qkv=nn.Linear(4, 12), out=nn.Linear(4, 4), mlp=nn.Linear(4, 3), last=nn.Linear(3, 4),
+        norm=nn.LayerNorm(4, 0.1), **{"norm 2": nn.LayerNorm(4, 0.1)},
+    ),
+    "encoder": lambda: Layers(lambda m, x: m["e"](x), e=nn.TransformerEncoderLayer(3, 1, 4, 0.0, batch_first=True, norm_first=True)),
+    "lstm": recurrent(nn.LSTM),
+    "lstm, two layers, both ways": recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+    "lstm, projected, without biases": recurrent(nn.LSTM, proj_size=1, bias=False),
+    "gru": recurrent(nn.GRU),
+    "gru, without biases": recurrent(nn.GRU, bias=False, bidirectional=True),
+    "rnn": recurrent(nn.RNN, nonlinearity="relu"),
+    "lstm, its last state": lambda: Layers(lambda m, x: m["cell"](x)[1][1][-1], cell=nn.LSTM(3, 2, batch_first=True)),
+    "gru, its last state, time first": lambda: Layers(lambda m, x: m["cell"](x.transpose(0, 1))[1][0], cell=nn.GRU(3, 2)),
+    "lstm cell": lambda: Layers(lambda m, x: m["c"](x[:, 1], m["c"](x[:, 0]))[0], c=nn.LSTMCell(3, 2)),
+    "gru cell": lambda: Layers(lambda m, x: m["c"](x[:, 1], m["c"](x[:, 0])), c=nn.GRUCell(3, 2)),
+    "rnn cell": lambda: Layers(lambda m, x: m["c"](x[:, 1], m["c"](x[:, 0])), c=nn.RNNCell(3, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_point_of_a_region_beats_a_bound_of_a_layer(name):
+    """Every parameter moves, also scales, shifts and what projects queries, keys and values."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = LAYERS[name]().double().eval()
+        x, y = torch.randn(2, 2, 3).double(), torch.tensor([0, 2])
+        check_operator(model, x, y, seed)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", FORWARDS)
 def test_no_point_of_a_region_beats_a_bound(name):
     for seed in range(3):

@@ -26,6 +26,7 @@ from nonsingular.network.calls import COMPUTED, Head, Name, Signal, Turned
 from nonsingular.network.ledger import Ledger, flat, memory_of, tensors, version_of, whole
 from nonsingular.network.nodes import Node
 from nonsingular.network.outcomes import of_parameters, results
+from nonsingular.network.spelled import spelled
 from nonsingular.network.vocabulary import CONSTANT, METADATA, SHAPED, name_of
 from nonsingular.network.writes import write
 
@@ -49,7 +50,7 @@ def record(module: nn.Module, x: Tensor) -> Recorded:
     """
     mode = _Recorder(module, x)
     chance = torch.random.get_rng_state()
-    with mode:
+    with spelled(module), mode:
         y = module(x)
     if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(x):
         raise UnsupportedModel("the model does not return one (B, K) tensor of logits")
