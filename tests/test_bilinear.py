@@ -92,9 +92,7 @@ def test_lines_of_curves_by_hand():
     torch.testing.assert_close(found, [-1 / 4, 5 / 4, -4 / 25, 4 / 5])
 
 
-@pytest.mark.parametrize(
-    "text", ["z.log()", "z.sqrt()", "z.rsqrt()", "z.reciprocal()", "1 / z", "z**-0.5", "torch.log1p(z - 1)"]
-)
+@pytest.mark.parametrize("text", ["z.log()", "z.sqrt()", "z.rsqrt()", "z.reciprocal()", "1 / z", "z**-0.5", "torch.log1p(z - 1)"])
 def test_a_box_outside_of_the_domain_certifies_nothing(text):
     """Its margins are minus infinity, those of other examples in the batch what they are alone; nothing is NaN."""
     torch.manual_seed(0)
@@ -128,7 +126,7 @@ def test_what_overflows_certifies_nothing(deep):
 
 
 def test_a_product_of_two_intervals_by_hand():
-    """a in [-1, 2], b in [-3, 5]: corners 3, -5, -6, 10.  Planes in the middle: m = 1/2, m' = 1, r = 3/2, r' = 4, m m' +- r r'."""
+    """a in [-1, 2], b in [-3, 5]: corners 3, -5, -6, 10.  In the middle m = 1/2, m' = 1, r = 3/2, r' = 4: -m m' -+ r r'."""
     node, a, b = node_of(torch.mul, (1,), (1,)), box((-1, 2)), box((-3, 5))
     found = bilinear_range(node, a, b)
     assert (found.lo.item(), found.hi.item()) == (-6.0, 10.0)
@@ -276,7 +274,9 @@ LAYERS = {
         lambda m, x: m["norm"](m["conv"](x)), conv=nn.Conv1d(2, 2, 1), norm=nn.InstanceNorm1d(2, 0.1, affine=True)
     ),
     "squeeze and excitation": lambda: Layers(squeezed, enter=nn.Conv1d(2, 4, 2), down=nn.Linear(4, 2), up=nn.Linear(2, 4)),
-    "attention": lambda: Layers(lambda m, x: m["a"](*[m["e"](x)] * 3)[0], e=nn.Linear(3, 4), a=nn.MultiheadAttention(4, 2, batch_first=True)),
+    "attention": lambda: Layers(
+        lambda m, x: m["a"](*[m["e"](x)] * 3)[0], e=nn.Linear(3, 4), a=nn.MultiheadAttention(4, 2, batch_first=True)
+    ),
     "attention across": lambda: Layers(
         lambda m, x: m["a"](x[:, :1], x, x[:, 1:].expand(-1, 2, -1), need_weights=False)[0],
         a=nn.MultiheadAttention(3, 1, batch_first=True, bias=False),
@@ -296,7 +296,9 @@ LAYERS = {
         vision, enter=nn.Linear(3, 4), qkv=nn.Linear(4, 12), out=nn.Linear(4, 4), mlp=nn.Linear(4, 3), last=nn.Linear(3, 4),
         norm=nn.LayerNorm(4, 0.1), **{"norm 2": nn.LayerNorm(4, 0.1)},
     ),
-    "encoder": lambda: Layers(lambda m, x: m["e"](x), e=nn.TransformerEncoderLayer(3, 1, 4, 0.0, batch_first=True, norm_first=True)),
+    "encoder": lambda: Layers(
+        lambda m, x: m["e"](x), e=nn.TransformerEncoderLayer(3, 1, 4, 0.0, batch_first=True, norm_first=True)
+    ),
     "lstm": recurrent(nn.LSTM),
     "lstm, two layers, both ways": recurrent(nn.LSTM, num_layers=2, bidirectional=True),
     "lstm, projected, without biases": recurrent(nn.LSTM, proj_size=1, bias=False),
@@ -385,5 +387,7 @@ def test_an_exact_bound_refuses_a_product_of_two_signals():
 def test_float32_certificates_of_curves_without_a_largest_slope_are_computed_in_float64():
     torch.manual_seed(0)
     model, x, y = of("rsqrt").float(), torch.rand(2, 3), torch.tensor([0, 2])
-    narrow, wide = (ns.certify(model, x, y, JointBall(0.01, 0.01), bound="crown", dtype=d) for d in (torch.float32, torch.float64))
+    narrow, wide = (
+        ns.certify(model, x, y, JointBall(0.01, 0.01), bound="crown", dtype=d) for d in (torch.float32, torch.float64)
+    )
     assert narrow.margins.equal(wide.margins)

@@ -97,9 +97,8 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
     """
     box = _propagated(node, where, [boxes[i] for i in node.inputs])
     most = torch.finfo(box.lo.dtype).max
-    return Interval(
-        box.lo.nan_to_num(-torch.inf, posinf=most, neginf=-torch.inf), box.hi.nan_to_num(torch.inf, posinf=torch.inf, neginf=-most)
-    )
+    lo = box.lo.nan_to_num(-torch.inf, posinf=most, neginf=-torch.inf)
+    return Interval(lo, box.hi.nan_to_num(torch.inf, posinf=torch.inf, neginf=-most))
 
 
 def _propagated(node: Node, where: Region, z: Sequence[Interval]) -> Interval:

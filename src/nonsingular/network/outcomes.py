@@ -145,9 +145,7 @@ def _selected(ledger: Ledger, c: Called, z: Signal | Turned, out: Tensor, k: int
     dim, index = next(((d, own) for d in places if (own := along(d)) is not None), (0, None))
     if index is None:
         first = found.dim() > 0 and len(found) == ledger.batch
-        raise c.refuse(
-            "it takes a part of the batch, or mixes it" if first else "it does not keep the batch as first dimension"
-        )
+        raise c.refuse("it takes a part of the batch, or mixes it" if first else "it does not keep the batch as first dimension")
     shape = (*out.shape[:dim], *out.shape[dim + 1 :])
     once = len(index.unique()) == len(index)
     plain = c.label in NATIVE and dim == turned == 0

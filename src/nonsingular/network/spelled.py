@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-State = tuple[Tensor, ...]
+State = tuple[Tensor, *tuple[Tensor, ...]]
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Of the input, of the state, their biases, and the projection of an LSTM."""
 Step = Callable[[Weights, Tensor, "State | None"], State]
@@ -36,15 +36,17 @@ def spelled(module: nn.Module) -> Generator[None]:
             del m.forward
 
 
-def attention(
-    m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
-    need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+MASKS = {"key_padding_mask": None, "need_weights": True, "attn_mask": None, "average_attn_weights": True, "is_causal": False}
+"""What nn.MultiheadAttention takes besides queries, keys and values, in order."""
+
+
+def attention(m: Any, query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
     """Queries, keys and values by three linear maps, cut into heads; with a mask, without the weights of attention."""
-    plain = m.bias_k is None and m.bias_v is None and not m.add_zero_attn and key_padding_mask is None
+    asked = {**MASKS, **dict(zip(MASKS, given, strict=False)), **named}
+    attn_mask, need_weights = asked["attn_mask"], asked["need_weights"]
+    plain = m.bias_k is None and m.bias_v is None and not m.add_zero_attn and asked["key_padding_mask"] is None
     if not plain or query.dim() != 3 or (attn_mask is not None and attn_mask.dim() != 2) or (m.dropout and m.training):
-        masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        return type(m).forward(m, query, key, value, *masks)
+        return type(m).forward(m, query, key, value, *given, **named)
     q, k, v = (_heads(m, t) for t in _projected(m, query, key, value))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = ~attn_mask  # True: not allowed here, allowed there
@@ -52,14 +54,14 @@ def attention(
     if need_weights and attn_mask is None:
         weights = (q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]))).softmax(-1)
         y = weights @ v
-        weights = weights.mean(1) if average_attn_weights else weights
+        weights = weights.mean(1) if asked["average_attn_weights"] else weights
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask)
     y = F.linear(y.transpose(1, 2).flatten(2), m.out_proj.weight, m.out_proj.bias)
     return (y if m.batch_first else y.transpose(0, 1)), weights
 
 
-def _projected(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+def _projected(m: Any, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
     b, d = m.in_proj_bias, m.embed_dim
     if query is key is value and m.in_proj_weight is not None:
         z = query if m.batch_first else query.transpose(0, 1)
@@ -73,7 +75,7 @@ def _projected(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tens
     return [F.linear(t, w, c) for t, w, c in zip(signals, weights, biases, strict=True)]
 
 
-def _heads(m: nn.MultiheadAttention, t: Tensor) -> Tensor:
+def _heads(m: Any, t: Tensor) -> Tensor:
     """(N, L, E) -> (N, heads, L, E / heads)."""
     return t.unflatten(-1, (m.num_heads, -1)).transpose(1, 2)
 
@@ -90,8 +92,12 @@ def _sum(w: Weights, x: Tensor, h: Tensor | None) -> Tensor:
     return y if c is None else y + c
 
 
+def _out(state: State | None) -> Tensor | None:
+    return state[0] if state else None
+
+
 def _lstm(w: Weights, x: Tensor, state: State | None) -> State:
-    i, f, g, o = _sum(w, x, state and state[0]).chunk(4, 1)
+    i, f, g, o = _sum(w, x, _out(state)).chunk(4, 1)
     c = i.sigmoid() * g.tanh()
     if state:
         c = f.sigmoid() * state[1] + c
@@ -105,7 +111,7 @@ def _gru(w: Weights, x: Tensor, state: State | None) -> State:
     size = of_x.shape[0] // 3
     first, rest = slice(2 * size), slice(2 * size, None)
     gates = (of_x[first], of_h[first], None if b is None else b[first], None if c is None else c[first], None)
-    r, z = _sum(gates, x, state and state[0]).sigmoid().chunk(2, 1)
+    r, z = _sum(gates, x, _out(state)).sigmoid().chunk(2, 1)
     n, c = F.linear(x, of_x[rest], None if b is None else b[rest]), None if c is None else c[rest]
     if state:
         n = n + r * F.linear(state[0], of_h[rest], c)
@@ -116,7 +122,7 @@ def _gru(w: Weights, x: Tensor, state: State | None) -> State:
 
 
 def _rnn(rho: Callable[[Tensor], Tensor], w: Weights, x: Tensor, state: State | None) -> State:
-    return (rho(_sum(w, x, state and state[0])),)
+    return (rho(_sum(w, x, _out(state))),)
 
 
 def _step_of(m: Any) -> Step:
@@ -149,8 +155,8 @@ def recurrent(m: Any, x: Any, hx: Any = None) -> Any:
             ways.append(outputs)
             last.append(state)
         z = ways[0] if len(ways) == 1 else torch.cat(ways, 2)
-    states = tuple(torch.stack(parts, 1).transpose(0, 1) for parts in zip(*last, strict=True))
-    return (z if m.batch_first else z.transpose(0, 1)), (states if len(states) > 1 else states[0])
+    states = [torch.stack(parts, 1).transpose(0, 1) for parts in zip(*last, strict=True)]
+    return (z if m.batch_first else z.transpose(0, 1)), (tuple(states) if len(states) > 1 else states[0])
 
 
 def _unrolled(m: Any, name: str, x: Tensor) -> tuple[Tensor, State]:

@@ -66,7 +66,7 @@ def _filled(ledger: Ledger, c: Called, written: Tensor, value: Any) -> int:
         numbers = torch.arange(torch.Size(value.shape).numel(), device=written.device).view(value.shape)
         return ledger.append(Map(c.name, (value.number,), shape, gathered(numbers.expand(shape).flatten(), shape)))
     if isinstance(value, Name | Turned) or value is COMPUTED:
-        raise c.refuse("it writes a parameter, or what has no batch in front, into the signal")
+        raise c.refuse("it writes a parameter into the signal, or what has no batch in front")
     full = torch.as_tensor(value, dtype=written.dtype, device=written.device).expand(written.shape)
     if not rows_alike(full):
         raise c.refuse("it writes different constants for each example of the batch")

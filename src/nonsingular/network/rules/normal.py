@@ -1,8 +1,8 @@
 """normal.py - softmax inside a network, layer and group normalisation, attention: compositions of curves and products of signals.
 
-    softmax(x)_i = 1 / (1 + sum over j != i of exp(x_j - x_i)):  of monotone curves alone, so its interval is exact
-    normalised:    c = z - mean(z),  y = c (mean(c^2) + eps)^(-1/2).  c_i = - sum over j != i of c_j, so (n - 1) sum c_j^2 >= n c_i^2
-                   by Cauchy-Schwarz, and |y_i| <= sqrt(n - 1); without the mean: |y_i| <= sqrt(n)
+softmax(x)_i = 1 / (1 + sum over j != i of exp(x_j - x_i)):  of monotone curves alone, so its interval is exact
+normalised:    c = z - mean(z),  y = c (mean(c^2) + eps)^(-1/2).  c_i = - sum over j != i of c_j, so (n - 1) sum c_j^2 >= n c_i^2
+               by Cauchy-Schwarz, and |y_i| <= sqrt(n - 1); without the mean: |y_i| <= sqrt(n)
 """
 
 from __future__ import annotations

@@ -116,11 +116,13 @@ def _glu(call: Call) -> list[Node]:
     if not dim:
         raise call.refuse("it works across the batch")
     half, steps = call.out[dim - 1], Steps(call)
-    first, second = (steps.map(z, call.out, lambda t, at=at: t.narrow(dim, at, half), True) for at in (0, half))
+
+    def part(start: int) -> Signal:
+        return steps.map(z, call.out, lambda t: t.narrow(dim, start, half), True)
+
+    first, second = part(0), part(half)
     steps.times(first, steps.curve(second, torch.sigmoid, curves.SIGMOID))
     return steps.nodes
-
-
 
 
 RULES: Rules = {

@@ -22,7 +22,7 @@ class Steps:
         self.call = call
         self.nodes: list[Node] = []
 
-    def put(self, kind: Callable[..., Node], inputs: tuple[Signal, ...], shape: tuple[int, ...], *rest: Any, **more: Any) -> Signal:
+    def put(self, kind: type[Node], inputs: tuple[Signal, ...], shape: tuple[int, ...], *rest: Any, **more: Any) -> Signal:
         numbers = tuple(z.number if z.number >= 0 else ~z.number - len(self.nodes) for z in inputs)
         self.nodes.append(kind(self.call.name, numbers, shape, *rest, **more))
         return Signal(~(len(self.nodes) - 1), shape)
@@ -57,14 +57,21 @@ class Steps:
         if a.number == b.number and a.shape == b.shape:
             return self.square(a)
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-        return self.put(Bilinear, (a, b), shape, torch.mul, lambda a, b: (a[..., None], b[..., None]))
+        return self.put(Bilinear, (a, b), shape, torch.mul, _alone)
 
     def matmul(self, a: Signal, b: Signal) -> Signal:
         """torch.matmul of signals of as many dimensions, two at least."""
         shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-        return self.put(
-            Bilinear, (a, b), shape, torch.matmul, lambda a, b: (a[..., :, None, :], b.mT[..., None, :, :])
-        )  # a_ik b_kj at (i, j, k)
+        return self.put(Bilinear, (a, b), shape, torch.matmul, _paired)
 
     def within(self, z: Signal, lo: float = -math.inf, hi: float = math.inf) -> Signal:
         return self.put(Within, (z,), z.shape, (1.0,), lo=lo, hi=hi)
+
+
+def _alone(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return a[..., None], b[..., None]
+
+
+def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a_ik and b_kj at (i, j, k)."""
+    return a[..., :, None, :], b.mT[..., None, :, :]
