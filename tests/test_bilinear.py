@@ -119,7 +119,7 @@ def test_what_overflows_certifies_nothing(deep):
     for bound in BOUNDS.values():
         low = bound(model, x, y, JointBall(5.0, 0.5, None))
         assert not torch.isnan(low).any() and not (low == INF).any()
-        assert not ns.certify(model, x, y, JointBall(5.0, 0.5, None), bound="interval").verified.any()
+        assert not (low[torch.arange(3) != y[:, None]] > 0).any()
 
 
 # --- products ----------------------------------------------------------------------------------------------------------------

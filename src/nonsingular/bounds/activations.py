@@ -4,7 +4,7 @@
 * Convex on [l, u]:   a tangent <= rho <= the chord;  concave: the other way round.
 * Convex and concave in turn: **any** slope s gives the line s z + min over [l, u] of (rho - s z).  On a concave piece that
   minimum is at one of its ends; on a convex piece rho' is monotone, so bisection encloses it.  The best of several is taken.
-* Not defined on the whole box: -inf <= rho <= inf.  Too steep for the arithmetic: min rho <= rho <= max rho.
+* Too steep for the arithmetic, or no numbers: min rho <= rho <= max rho, also where these are infinite.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from nonsingular.bounds.interval import curve_range
 from nonsingular.network.curves import Curve
 from nonsingular.network.nodes import Activation
 from nonsingular.threat.interval import Interval
-
-STEEP = 1e9
-"""The slope from which on a line of sqrt and its kin, whose slopes have no limit, is taken level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +58,11 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
 def _partial(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:
     """Of a function that is not defined, or has no largest slope, everywhere."""
     assert curve.defined is not None
-    inside, box = curve.defined(z.lo, z.hi), curve_range(rho, curve, z)
+    inside, box = curve.defined(z.lo, z.hi) & torch.isfinite(z.hi - z.lo), curve_range(rho, curve, z)
     found = _smooth(rho, curve, Interval(torch.where(inside, z.lo, 1.0), torch.where(inside, z.hi, 1.0)))
 
     def level(slope: Tensor, offset: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        steep = ~(slope.abs() <= STEEP) | ~torch.isfinite(offset) | ~inside
+        steep = ~(slope.abs() < curve.steep) | ~torch.isfinite(offset) | ~inside
         return torch.where(steep, 0.0, slope), torch.where(steep, end, offset)
 
     return Lines(*level(found.lower, found.below, box.lo), *level(found.upper, found.above, box.hi))

@@ -74,7 +74,8 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
     A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
     last = len(where.graph.nodes) - 1
-    return lowest(where, boxes, last, A, slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes).T
+    low = lowest(where, boxes, last, A, slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes).T
+    return low.scatter(1, y[:, None], 0.0)  # also where there is no bound
 
 
 def refined(where: Region) -> set[int]:
@@ -179,6 +180,13 @@ def lowest(where: Region, boxes: Sequence[Interval], number: int, A: Tensor, cho
     return lowest_over(where.x, *pull_back(Boxed(where, boxes), number, A, choose))
 
 
+def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:
+    """As `dot`; no bound on what does not count is none needed: 0 inf = 0."""
+    if bool(torch.isfinite(z).all()):
+        return dot(A, z)
+    return torch.where(A == 0, 0.0, A * z).flatten(2).sum(2)
+
+
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
     """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner.  No number: no bound."""
     found = offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
@@ -213,9 +221,10 @@ def pull_back(
             case Activation():
                 # positive coefficients take the lower line, negative ones the upper
                 ends = lines(node, z[0], partial(choose, i))
-                parts, offset = (A * torch.where(A > 0, ends.lower, ends.upper),), dot(A.clamp(max=0), ends.above)
+                over = dot if node.curve is None or node.curve.defined is None else _dot_with_infinities
+                parts, offset = (A * torch.where(A > 0, ends.lower, ends.upper),), over(A.clamp(max=0), ends.above)
                 if node.form != "hinge":  # whose lower line has no offset
-                    offset = offset + dot(A.clamp(min=0), ends.below)
+                    offset = offset + over(A.clamp(min=0), ends.below)
             case Maximum():  # y >= z_k for the k with the largest l_k, and y <= max u
                 up, down = A.clamp(min=0), A.clamp(max=0)
                 route = z[0].lo.expand(len(A), *z[0].lo.shape)

@@ -36,7 +36,13 @@ def spelled(module: nn.Module) -> Generator[None]:
             del m.forward
 
 
-MASKS = {"key_padding_mask": None, "need_weights": True, "attn_mask": None, "average_attn_weights": True, "is_causal": False}
+MASKS: dict[str, Any] = {
+    "key_padding_mask": None,
+    "need_weights": True,
+    "attn_mask": None,
+    "average_attn_weights": True,
+    "is_causal": False,
+}
 """What nn.MultiheadAttention takes besides queries, keys and values, in order."""
 
 
