@@ -14,10 +14,11 @@ import nonsingular as ns
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.bilinear import bilinear_range, through_bilinear
-from nonsingular.bounds.interval import curve_range, interval, region
+from nonsingular.bounds.interval import curve_range, interval, interval_bounds, region
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network import curves
+from nonsingular.network.calling import logits_at
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
 from nonsingular.network.nodes import Activation, Bilinear
@@ -356,6 +357,105 @@ def test_bounds_lie_below_a_fine_grid(name):
     for bound in BOUNDS.values():
         low = bound(model, x, y, JointBall(0.3, 0.0, None))[0]
         assert (low <= worst + 1e-12).all()
+
+
+# --- compositions by hand ------------------------------------------------------------------------------------------------------
+
+
+def boxes_of(f, x: Tensor, eps: float) -> Interval:
+    """Of the last signal, by intervals."""
+    model = Wrap(lambda self, x: f(x)).double().eval()
+    return interval_bounds(region(model, x, torch.zeros(len(x)).long(), JointBall(eps, 0.0, None)))[-1]
+
+
+def test_softmax_of_two_logits_by_hand():
+    """p_1 = 1 / (1 + e^(x_2 - x_1)) with x_2 - x_1 in [1 - 0.4, 1 + 0.4]: both ends are reached, and p_1 + p_2 = 1."""
+    found = boxes_of(lambda x: x.softmax(1) * 1, torch.tensor([[0.0, 1.0]]).double(), 0.2)
+    low, high = 1 / (1 + math.exp(1.4)), 1 / (1 + math.exp(0.6))
+    torch.testing.assert_close(found.lo, torch.tensor([[low, 1 - high]]).double())
+    torch.testing.assert_close(found.hi, torch.tensor([[high, 1 - low]]).double())
+
+
+def test_layer_norm_of_two_numbers_by_hand():
+    """c = ((a - b) / 2, (b - a) / 2), so y_1 = d / sqrt(d^2 + eps) with d = (a - b) / 2 in [0.4, 0.6], which rises with d.
+
+    Intervals take d and d^2 apart: 0.4 / sqrt(0.36 + eps) and 0.6 / sqrt(0.16 + eps), cut to sqrt(2 - 1).
+    """
+    f, x, eps = (lambda x: F.layer_norm(x, (2,), eps=0.09)), torch.tensor([[1.0, 0.0]]).double(), 0.1
+    found = boxes_of(f, x, eps)
+    torch.testing.assert_close(found.lo, torch.tensor([[0.4 / 0.45**0.5, -1.0]]).double())
+    torch.testing.assert_close(found.hi, torch.tensor([[1.0, -0.4 / 0.45**0.5]]).double())
+    model, y = Wrap(lambda self, x: f(x)).double().eval(), torch.tensor([0])
+    worst = 2 * 0.4 / (0.16 + 0.09) ** 0.5  # of y_1 - y_2
+    low = crown(model, x, y, JointBall(eps, 0.0, None))[0, 1].item()
+    assert worst - 0.1 < low <= worst
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "rms norm", "glu"])
+def test_a_composition_lies_in_its_boxes_on_a_fine_grid(name):
+    f = {"glu": lambda x: F.glu(F.pad(x, (0, 1)), 1), "softmax": lambda x: x.softmax(1) * 1}.get(name)
+    f = f or (lambda x: FORWARDS[name](x, x))
+    at = torch.tensor(list(itertools.product(torch.linspace(-0.5, 0.5, 21).tolist(), repeat=3))).double()
+    for seed in range(3):
+        x = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed)).double()
+        found, y = boxes_of(f, x, 0.5), f(x + at)
+        assert ((found.lo <= y + 1e-12) & (y <= found.hi + 1e-12)).all()
+        if name == "softmax":  # exact
+            torch.testing.assert_close(found.lo[0], y.amin(0))
+            torch.testing.assert_close(found.hi[0], y.amax(0))
+
+
+def test_normalised_signals_have_a_largest_value_whatever_the_inputs():
+    """|y| <= sqrt(n - 1), where the variance may be 0 somewhere in the box."""
+    found = boxes_of(lambda x: F.layer_norm(x, (4,)), torch.zeros(1, 4).double(), 1.0)
+    torch.testing.assert_close(found.hi, torch.full((1, 4), 3**0.5).double())
+    unknown = boxes_of(lambda x: F.layer_norm(x, (4,), eps=0.0), torch.zeros(1, 4).double(), 1.0)  # 0 / 0
+    assert (unknown.hi == INF).all()
+
+
+def test_scores_too_large_for_an_exponential_keep_their_bounds():
+    """Differences of 2000: p is 0 or 1."""
+    model = Wrap(lambda self, x: (1000 * x).softmax(1) * 2).double().eval()
+    x, y = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([0])
+    for bound in BOUNDS.values():
+        assert abs(bound(model, x, y, JointBall(0.1, 0.0, None))[0, 1] - 2) < 1e-9
+
+
+# --- a vision transformer ------------------------------------------------------------------------------------------------------
+
+
+class VisionTransformer(nn.Module):
+    """Four patches of a digit, one block, the mean of the tokens."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.patches, self.place = nn.Conv2d(1, width, 4, stride=4), nn.Parameter(torch.zeros(1, 4, width))
+        self.first, self.attend = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.second, self.last = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, width))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.patches(x).flatten(2).transpose(1, 2) + self.place
+        h = self.first(z)
+        z = z + self.attend(h, h, h, need_weights=False)[0]
+        return self.head((z + self.last(self.second(z))).mean(1))
+
+
+def test_a_vision_transformer_is_certified_over_inputs_and_weights():
+    """Trained for seconds; every parameter moves: patches, places, scales, shifts, projections."""
+    torch.manual_seed(0)
+    digits, model = ns.load("digits"), VisionTransformer()
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimiser.zero_grad()
+        F.cross_entropy(model(digits.train.x), digits.train.y).backward()
+        optimiser.step()
+    model.eval()
+    x, y, ball = digits.test.x[:10], digits.test.y[:10], JointBall(1 / 255, 1e-4, moves="all")
+    found = ns.certify(model, x, y, ball, bound="crown")
+    assert found.accuracy >= 0.4
+    point = ns.apgd(model, x, y, ball, scope="sample", steps=10)
+    assert (found.margins <= margins(logits_at(model, point), y).double() + 1e-5).all()
 
 
 REFUSED = {
