@@ -17,7 +17,7 @@ from nonsingular.bounds.bilinear import bilinear_range, through_bilinear
 from nonsingular.bounds.interval import curve_range, interval, interval_bounds, region
 from nonsingular.bounds.linear import crown, crown_ibp
 from nonsingular.errors import UnsupportedModel
-from nonsingular.network import curves
+from nonsingular.network import curves, memory
 from nonsingular.network.calling import logits_at
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
@@ -207,6 +207,7 @@ FORWARDS = {
     "einsum": lambda a, b: torch.einsum("nik,njk->nji", a[:, :, None] * b[:, None], b[:, None].expand(-1, 2, -1)).sum(1),
     "matmul": lambda a, b: (a[:, :, None] @ b[:, None]).mean(1),
     "bmm": lambda a, b: torch.bmm(a[:, None].expand(-1, 2, -1), b[:, :, None].expand(-1, -1, 3)).sum(1),
+    "scalars": lambda a, b: (a.sum(1).exp() * b.sum(1) / (2 + a[:, 0].tanh()))[:, None].expand(-1, 3),
     "glu": lambda a, b: F.glu(torch.cat([a, b], 1)),
     "softmax": lambda a, b: torch.softmax(a, 1),
     "softmax of channels": lambda a, b: torch.stack([a, b, a * b], 1).softmax(1).flatten(1)[:, 2:5],
@@ -345,6 +346,31 @@ def check_operator(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
     # for small radii a relaxation is exact to first order: half the radius leaves about half the loss
     small, half = (exact - crown(model, x, y, JointBall(r, r, None)) for r in (2e-5, 1e-5))
     assert (half <= 0.75 * small + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["product", "matmul", "softmax", "layer norm", "log"])
+def test_no_examples_have_no_bounds(name):
+    for bound in BOUNDS.values():
+        assert bound(of(name), torch.rand(0, 3).double(), torch.zeros(0).long(), JointBall(0.1, 0.1)).shape == (0, 3)
+
+
+def test_a_sum_of_too_many_products_is_bounded_around_its_middle(monkeypatch):
+    node, generator = node_of(*NODES["matmul"]), torch.Generator().manual_seed(0)
+    ends = torch.randn(2, 2, 1, 6, generator=generator).double().sort(0).values
+    a, b = (Interval(*t.view(2, 1, *s)) for t, s in zip(ends.unbind(1), NODES["matmul"][1:], strict=True))
+    exact = bilinear_range(node, a, b)
+    monkeypatch.setattr(memory, "BUDGET", 8)
+    wide = bilinear_range(node, a, b)
+    assert ((wide.lo <= exact.lo) & (exact.hi <= wide.hi)).all()
+    assert (wide.lo < exact.lo).any()
+    point = Interval(a.lo, a.lo)
+    torch.testing.assert_close(bilinear_range(node, point, b).lo, torch.minimum(*_two(a.lo, b)))
+
+
+def _two(a: Tensor, b: Interval) -> tuple[Tensor, Tensor]:
+    """The least sums of products with a point, written out."""
+    least = torch.minimum(a[..., None] * b.lo[:, None], a[..., None] * b.hi[:, None]).sum(2)
+    return least, least
 
 
 @pytest.mark.parametrize("name", ["product", "matmul", "square", "rsqrt"])

@@ -15,6 +15,8 @@ whose slopes do not depend on the side: a sum of products is pulled back at once
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
@@ -25,8 +27,15 @@ from nonsingular.threat.interval import Interval
 
 
 def bilinear_range(node: Bilinear, a: Interval, b: Interval) -> Interval:
-    """The box of sums of products, each product at its own worst corner."""
+    """The box of sums of products, each product at its own worst corner.
+
+    Where there are too many to write them out: |a b - m m'| <= |m| r' + r |m'| + r r'.
+    """
     one = torch.broadcast_shapes(*(t.shape for t in node.factors(a.lo[:1], b.lo[:1])))
+    if 8 * one.numel() > room(a.lo):
+        (m, n), (r, s) = ([(t.lo + t.hi) / 2 for t in (a, b)], [(t.hi - t.lo) / 2 for t in (a, b)])
+        middle, reach = node.apply(m, n), node.apply(m.abs(), s) + node.apply(r, n.abs()) + node.apply(r, s)
+        return Interval(middle - reach, middle + reach)
     size = max(1, room(a.lo) // max(1, 8 * one.numel()))
     parts = [_corners(node, *ends) for ends in zip(*(t.split(size) for t in (a.lo, a.hi, b.lo, b.hi)), strict=True)]
     return Interval(torch.cat([p.lo for p in parts]), torch.cat([p.hi for p in parts]))
@@ -49,4 +58,4 @@ def through_bilinear(node: Bilinear, a: Interval, b: Interval, A: Tensor) -> tup
     points = [m.expand(S, *m.shape).flatten(0, 1) for m in middles]
     parts = vjp(node.apply, *points)[1](A.flatten(0, 1))
     offset = A * node.apply(*middles) + A.abs() * node.apply(*radii)
-    return tuple(p.view(S, B, *p.shape[1:]) for p in parts), -offset.flatten(2).sum(2)
+    return tuple(p.view(S, B, *p.shape[1:]) for p in parts), -offset.reshape(S, B, math.prod(node.shape)).sum(2)

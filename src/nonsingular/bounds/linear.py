@@ -8,6 +8,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
@@ -128,7 +129,7 @@ def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interva
 def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, slopes: Slopes | None) -> Interval:
     """The box of node `number`, met with linear bounds of those of its elements that are open for some example."""
     box = boxes[number]
-    lo, hi = box.lo.flatten(1), box.hi.flatten(1)
+    lo, hi = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi))  # also of a scalar
     open_ = (lo < 0) & (hi > 0) if hinges else lo < hi
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
@@ -184,7 +185,8 @@ def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:
     """As `dot`; no bound on what does not count is none needed: 0 inf = 0."""
     if bool(torch.isfinite(z).all()):
         return dot(A, z)
-    return torch.where(A == 0, 0.0, A * z).flatten(2).sum(2)
+    terms = torch.where(A == 0, 0.0, A * z)
+    return terms.reshape(*terms.shape[:2], math.prod(terms.shape[2:])).sum(2)
 
 
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _attention(call: Call) -> list[Node]:
         raise call.refuse("it works across the batch")
     steps = Steps(call)
     turned = steps.map(k, (*k.shape[:-2], k.shape[-1], k.shape[-2]), lambda t: t.mT, True)
-    scores = steps.affine(steps.matmul(q, turned), float(scale or 1 / math.sqrt(q.shape[-1])))
+    scores = steps.affine(steps.matmul(q, turned), 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale))
     keep, offset = _masked(call, mask, bool(causal), scores.shape)
     scores = scores if offset is None else steps.affine(scores, 1.0, offset)
     steps.matmul(soft(steps, scores, len(scores.shape) - 1, keep), v)
