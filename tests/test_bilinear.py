@@ -84,6 +84,27 @@ def test_lines_enclose_a_curve_on_a_fine_grid(name):
     torch.testing.assert_close(reached.hi[0], ends[1])
 
 
+@pytest.mark.parametrize("name", ["log", "sqrt", "rsqrt", "reciprocal", "below 0"])
+def test_boxes_at_the_edge_of_a_domain_and_beyond(name):
+    """Level lines at the ends of the range where slopes are too large for the arithmetic; nothing is known outside."""
+    rho, curve, least, _ = CURVES[name]
+    sign = -1 if least < 0 else 1
+    lo = torch.tensor([1e-30, 1e-20, 1e-14, 1e-10, 1e-6, -1e-9, -1.0, -INF]).double()
+    hi = torch.tensor([1e-25, 2e-20, 1e-13, 1.0, 1e-5, 1e-9, 1.0, 0.5]).double()
+    lo, hi = torch.minimum(sign * lo, sign * hi), torch.maximum(sign * lo, sign * hi)
+    z = Interval(lo[None], hi[None])
+    found, reached = lines(Activation("", (), (8,), rho, "smooth", curve=curve), z, lambda s: s), curve_range(rho, curve, z)
+    assert (reached.lo[0, 5:] == -INF).all() and (reached.hi[0, 5:] == INF).all()
+    assert (found.below[0, 5:] == -INF).all() and (found.above[0, 5:] == INF).all()
+    assert (found.lower[0, 5:] == 0).all() and (found.upper[0, 5:] == 0).all()
+    for t in torch.linspace(0, 1, 101, dtype=torch.float64):
+        at = torch.lerp(lo, hi, t).clamp(lo, hi)[None, :5]
+        y, line = rho(at), found.lower[:, :5] * at + found.below[:, :5]
+        slack = 1e-12 * (y.abs() + line.abs())
+        assert (line <= y + slack).all()
+        assert (found.upper[:, :5] * at + found.above[:, :5] >= y - slack).all()
+
+
 def test_lines_of_curves_by_hand():
     z = box((1.0, 4.0))
     root = lines(Activation("", (), (1,), torch.sqrt, "smooth", curve=curves.SQRT), z, lambda s: s)
