@@ -30,6 +30,7 @@ from nonsingular.network.calling import recording
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins
 from nonsingular.network.network import twin
+from nonsingular.network.spelled import spelled
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -74,7 +75,8 @@ def lowest_found(
     for step in range(rounds + 1):
         with torch.enable_grad():
             points = [t.detach().requires_grad_(step < rounds) for t in points]
-            f = vmap(logits)(points[0], dict(zip(names, points[1:], strict=True)))
+            with spelled(still):  # vmap knows no recurrent layer
+                f = vmap(logits)(points[0], dict(zip(names, points[1:], strict=True)))
             m = f.gather(1, labels[:, None]) - f
             if step < rounds:
                 slopes = torch.autograd.grad(m.gather(1, targets[:, None]).sum(), points, allow_unused=True)

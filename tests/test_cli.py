@@ -70,7 +70,7 @@ def norm():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
 
 def odd():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GLU(1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Mish())
 
 def of_this_process():
     torch.manual_seed(os.getpid())
@@ -539,11 +539,11 @@ MISTAKES = {
     "a bound that is none": ((*CERTIFY, *GRID, "--bound", "theorem1-printed"), "sound bound"),
     "a share above one": ((*CERTIFY, *GRID, "--accuracy", "0.9,1.5"), "1.5"),
     "a share that is no number": ((*CERTIFY, *GRID, "--accuracy", "most"), "most"),
-    "certify without a rule": ((*CERTIFY[:1], "m.py:odd", *CERTIFY[2:], *GRID), "glu"),
+    "certify without a rule": ((*CERTIFY[:1], "m.py:odd", *CERTIFY[2:], *GRID), "mish"),
     "theorem on a convolution": ((*CERTIFY[:1], "m.py:conv", *CERTIFY[2:], *GRID, "--bound", "theorem1"), "conv2d"),
     "evaluate with an unknown bound": ((*EVALUATE, *GRID, "--certify", "ibp"), "interval"),
     "evaluate and certify without a rule": (
-        ("evaluate", "m.py:odd", *EVALUATE[2:], *GRID, "--attack", "paper", "--certify", "crown"), "glu",
+        ("evaluate", "m.py:odd", *EVALUATE[2:], *GRID, "--attack", "paper", "--certify", "crown"), "mish",
     ),
     "report of a training run": (("report", "foreign"), "results.json"),
 }  # fmt: skip

@@ -618,8 +618,8 @@ def test_the_printed_theorem_may_not_certify():
 
 
 def test_a_network_without_rules_is_not_certified():
-    with pytest.raises(UnsupportedModel, match="glu at node"):
-        certify(nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.GLU(1)), X, Y, JointBall(0.1, 0.1))
+    with pytest.raises(UnsupportedModel, match="mish at node"):
+        certify(nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Mish()), X, Y, JointBall(0.1, 0.1))
     with pytest.raises(UnsupportedModel, match="conv2d"):
         certify(conv(), X, Y, JointBall(0.1, 0.1), bound="theorem1")
 

@@ -270,15 +270,15 @@ def test_attacks_run_what_certificates_refuse_by_name(tmp_path):
     surface = ns.evaluate(model, (X, y), eps_x=[0, 0.3], eps_w=[0, 0.3], domain=None).accuracy
     assert surface[0][0] == 1
     assert surface[1][1] < 1
-    with pytest.raises(ns.UnsupportedModel, match="no rule for permute"):
+    with pytest.raises(ns.UnsupportedModel, match="before it does not keep the batch as first dimension"):
         ns.certify(model, X, y, ns.JointBall(0.01, 0.0, domain=None))
 
 
-@pytest.mark.parametrize("op", ["Sign", "Floor", "Cast", "Exp"])
+@pytest.mark.parametrize("op", ["Sign", "Floor", "Cast"])
 def test_certificates_refuse_what_attacks_run(op, tmp_path):
     there = [N(op, ["f"], ["g"], **({"to": TensorProto.INT64} if op == "Cast" else {})), N("Cast", ["g"], ["h"], to=1)]
     model = close(save(tmp_path / "m.onnx", [FLAT, *there, N("MatMul", ["h", "W"], ["y"])], {"W": f(108, 3)}), X)
-    with pytest.raises(ns.UnsupportedModel, match=r"no rule for (to|sign|floor|exp)"):
+    with pytest.raises(ns.UnsupportedModel, match=r"no rule for (to|sign|floor)"):
         ns.certify(model, X, X.new_zeros(5).long(), ns.JointBall(0.01, 0.0, domain=None))
 
 

@@ -198,7 +198,7 @@ REFUSED = {
     "changes 'count'": "self.count = self.count + 1",
     "draws random numbers": "h = h + torch.rand(6) / 100",
     "no rule for dropout at node 'dropout': dropout is on": "h = F.dropout(h)",
-    "no rule for t at node": "h.t().mul_(0.5)",
+    "no rule for mul_ at node": "h.t().mul_(0.5)",
     "no rule for setitem at node .*batch": "h[0] = 0",
     "no rule for setitem at node .*the batch": "h[:, 0] = torch.arange(5.0)",
     "no rule for flip at node": "h = h.flip(0)",
@@ -206,12 +206,8 @@ REFUSED = {
     "no rule for mean at node": "h = h - h.mean()",
     "no rule for sub at node .*across|it does not keep|takes a part": "h = h - h[:1]",
     "no rule for max at node": "h = h - h.max()",
-    "no rule for softmax at node": "h = torch.softmax(h, 1)",
     "no rule for normalize at node": "h = F.normalize(h)",
-    "no rule for layer_norm at node": "h = F.layer_norm(h, (6,))",
-    "no rule for mul at node .*product of two signals": "h = h * torch.sigmoid(h)",
-    "no rule for bmm at node .*product of two signals": "h = torch.bmm(h[:, None], h[..., None])[:, 0] + h",
-    "no rule for t at node|no rule for T at node": "h = (self.W.T[:, :4] @ h.T[:4]).T",
+    "no rule for matmul at node .*before it does not keep the batch": "h = (self.W.T[:, :4] @ h.T[:4]).T",
     "no rule for div at node .*divisor": "h = h / self.g",
     "no rule for linear at node .*computed": "h = F.linear(x, 2 * self.a.weight)",
     "no rule for threshold|no rule for _threshold": "h = F.threshold(h, 0.1, 0.0)",
@@ -220,7 +216,7 @@ REFUSED = {
     "no rule for topk at node": "h = h.topk(6).values",
     "no rule for cumprod at node": "h = h.cumprod(1)",
     "no rule for squeeze_ at node|no rule for unsqueeze_ at node": "h.unsqueeze_(1).squeeze_(1)",
-    "no rule for pow at node": "h = h**2",
+    "no rule for pow at node": "h = h**2.5",
     "on the values of its inputs, on their type, on the size": "h = h + 1 if len(h) > 1 else h",
     "no parameter .*is not among the model's|is not among": "h = h + OTHER[:6]",
     "do not give": "h = h + float(torch.is_grad_enabled())",
@@ -260,7 +256,7 @@ REFUSED_ARGUMENTS = [  # of operations that are known
     ("works across the batch", "h = torch.tril(h)"),
     ("its product does not contain the signal", "h = torch.addmm(h, torch.ones(5, 4, dtype=x.dtype), self.W)"),
     ("it adds another signal", "h = torch.addmm(h, x, self.W)"),
-    ("only a signal and one parameter", "h = torch.einsum('bi,bi->bi', h, h)"),
+    ("only two operands", "h = torch.einsum('bi,bi,bi->bi', h, h, h)"),
     ("does not keep the batch", "h = h.view(3, -1)[:, :6]"),
     ("only named dimensions", "h = h - h.amax()"),
     ("only named dimensions", "h = h - h.amax(0)"),
@@ -272,9 +268,6 @@ REFUSED_ARGUMENTS = [  # of operations that are known
     ("only signals, constants and parameters", "h = torch.cat([h[:, :5], (2 * self.v).expand(5, 6)[:, :1]], 1)"),
     ("it pads the batch", "h = F.pad(h, (0, 0, 0, 1))[:5]"),
     ("an argument besides the first", "h = h.index_select(1, self.v.argsort())"),
-    ("its argument is a softmax", "h = h + torch.softmax(h, 1)"),
-    ("no rule for log at node", "h = h.exp().log() if False else h.log()"),
-    ("it is only known over the classes", "h = torch.softmax(h.view(-1, 2, 3), 1).flatten(1)"),
     ("it works in place on an argument", "p, q = torch.zeros(2, 5); torch.aminmax(h, dim=1, out=(p, q)); h = h + p[:, None]"),
     ("use eval mode and running statistics", "h = F.batch_norm(h, torch.zeros(6), torch.ones(6), training=True)"),
     ("outlives the forward", "w = 2 * self.W; w.add_(1); h = x @ w"),
@@ -285,7 +278,6 @@ REFUSED_ARGUMENTS = [  # of operations that are known
     ("where it writes depends", "h[:, self.v.argmax()] = 0"),
     ("across the batch", "h[:2] = 0.0"),
     ("not example by example", "p = torch.zeros(2, 5, 6, dtype=x.dtype); p[0] = h; h = p.sum(0)"),
-    ("writes into the result of softmax", "h = torch.softmax(h, 1); h[:, 0] = 0"),
     ("writes across the batch", "p = torch.zeros(5, 6, dtype=x.dtype); p.view(-1)[:5] = x[:, 0]; h = h + p"),
 ]
 
@@ -388,8 +380,8 @@ def test_a_last_softmax_is_certified_by_the_logits_under_it(name):
         ns.evaluate(model, (x, y), eps_x=[0, 0.02], eps_w=[0, 0.02], certify="crown")
 
 
-def test_a_softmax_over_other_dimensions_or_within_is_refused():
-    for f in (lambda z: z.softmax(0), lambda z: z.softmax(1) * 2, lambda z: z.view(-1, 3, 1).softmax(2).flatten(1)):
+def test_a_softmax_over_the_batch_is_refused():
+    for f in (lambda z: z.softmax(0), lambda z: z.log_softmax(0)):
         model = Net(lambda self, x, f=f: f(self.b(self.a(x))))
         with pytest.raises(UnsupportedModel, match="softmax"):
             trace_graph(model.eval(), (4,))

@@ -4,6 +4,7 @@
 * Convex on [l, u]:   a tangent <= rho <= the chord;  concave: the other way round.
 * Convex and concave in turn: **any** slope s gives the line s z + min over [l, u] of (rho - s z).  On a concave piece that
   minimum is at one of its ends; on a convex piece rho' is monotone, so bisection encloses it.  The best of several is taken.
+* Too steep for the arithmetic, or no numbers: min rho <= rho <= max rho, also where these are infinite.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nonsingular.bounds.interval import curve_range
 from nonsingular.network.curves import Curve
 from nonsingular.network.nodes import Activation
 from nonsingular.threat.interval import Interval
@@ -36,7 +38,9 @@ def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> 
 
     z: ends (B, *shape).  choose: default lower slopes of hinges (1, B, *shape) -> those to use, (S or 1, B, *shape).
     """
-    return _hinge(node, z, choose) if node.curve is None else _smooth(node.apply, node.curve, z)
+    if node.curve is None:
+        return _hinge(node, z, choose)
+    return _smooth(node.apply, node.curve, z) if node.curve.defined is None else _partial(node.apply, node.curve, z)
 
 
 def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> Lines:
@@ -51,6 +55,19 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
     return Lines(lower, torch.zeros_like(lo), steeper, above)
 
 
+def _partial(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:
+    """Of a function that is not defined, or has no largest slope, everywhere."""
+    assert curve.defined is not None
+    inside, box = curve.defined(z.lo, z.hi) & torch.isfinite(z.hi - z.lo), curve_range(rho, curve, z)
+    found = _smooth(rho, curve, Interval(torch.where(inside, z.lo, 1.0), torch.where(inside, z.hi, 1.0)))
+
+    def level(slope: Tensor, offset: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        steep = ~(slope.abs() < curve.steep) | ~torch.isfinite(offset) | ~inside
+        return torch.where(steep, 0.0, slope), torch.where(steep, end, offset)
+
+    return Lines(*level(found.lower, found.below, box.lo), *level(found.upper, found.above, box.hi))
+
+
 def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:
     lo, hi = z.lo, z.hi
     middle = (lo + hi) / 2
@@ -58,7 +75,7 @@ def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines
     for turn in curve.turns:
         bends = bends ^ (middle >= turn)  # whether the piece around the middle is convex
         inside = inside & ~((lo < turn) & (turn < hi))
-    wide = hi - lo > 1e-6
+    wide = hi - lo > 1e-6 * (1.0 if curve.defined is None else middle.abs())  # or near 0 nothing would be wide
     chord = (rho(hi) - rho(lo)) / torch.where(wide, hi - lo, 1.0)
     tangent = curve.slope_at(middle)
     touch = rho(middle) - tangent * middle

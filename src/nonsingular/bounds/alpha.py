@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import Region, region
-from nonsingular.bounds.linear import Choose, Slopes, hidden_bounds, margin_bounds, pieces
+from nonsingular.bounds.linear import Choose, Slopes, hidden_bounds, margin_bounds, pieces, refined
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
@@ -48,8 +48,8 @@ def _kept(where: Region) -> tuple[int, int]:
     for i, node in enumerate(where.graph.nodes):
         if isinstance(node, Product) and not node.dense and node.weight is not None and where.moves(node.weight):
             sizes[i] += where.graph.value(node.weight).numel()
-    hidden = {i for node in where.graph.nodes if isinstance(node, Activation) for i in node.inputs}
-    return sizes[-1] * sum(sizes), sum(2 * torch.Size(where.graph.nodes[i].shape).numel() * sum(sizes[:i]) for i in hidden)
+    own = (2 * torch.Size(where.graph.nodes[i].shape).numel() * sum(sizes[:i]) for i in refined(where))
+    return sizes[-1] * sum(sizes), sum(own)
 
 
 class _Alphas:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular.bounds.bilinear import bilinear_range
 from nonsingular.network.curves import Curve
 from nonsingular.network.dense import Dense
 from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Larger, Lead, Map, NegativePart, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, NegativePart, Node, Parameter, Product, Sum, Within
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -94,8 +95,18 @@ def interval_bounds(where: Region) -> list[Interval]:
 
 
 def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
-    """The box of `node`'s output from the boxes of the nodes before it.  One rule for each kind of node."""
-    z = [boxes[i] for i in node.inputs]
+    """The box of `node`'s output from the boxes of the nodes before it.
+
+    An end that is no number, of inf - inf or 0 inf, may be anything; one that overflowed to the inside is the largest number.
+    """
+    box = _propagated(node, where, [boxes[i] for i in node.inputs])
+    most = torch.finfo(box.lo.dtype).max
+    lo = box.lo.nan_to_num(-torch.inf, posinf=most, neginf=-torch.inf)
+    return Interval(lo, box.hi.nan_to_num(torch.inf, posinf=torch.inf, neginf=-most))
+
+
+def _propagated(node: Node, where: Region, z: Sequence[Interval]) -> Interval:
+    """One rule for each kind of node."""
     match node:
         case Product():
             y = z[0]
@@ -114,20 +125,31 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
             n = z[0].lo.shape[1]
             ends = (torch.cat([torch.maximum(t[:, :n], t[:, n : 2 * n]), t[:, 2 * n :]], 1) for t in (z[1].lo, z[1].hi))
             return Interval(*ends)
+        case Within():
+            return Interval(z[0].lo.clamp(node.lo, node.hi), z[0].hi.clamp(node.lo, node.hi))
+        case Bilinear():
+            return bilinear_range(node, *z)
         case Sum():  # c >= 0: ends stay; c < 0: ends swap
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]
             return Interval(sum(lo[1:], lo[0]) + node.offset, sum(hi[1:], hi[0]) + node.offset)
         case Activation(curve=Curve() as curve):
-            return _range(node.apply, curve, z[0])
+            return curve_range(node.apply, curve, z[0])
         case Map() | Activation():  # non-decreasing in every input: ends map to ends
             return Interval(node.apply(*(t.lo for t in z)), node.apply(*(t.hi for t in z)))
         case _:
             raise AssertionError(f"no interval rule for {type(node).__name__}")
 
 
-def _range(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Interval:
-    """rho falls to its bottom, if it has one, and then rises: largest at an end, least at the bottom or the end nearest to it."""
+def curve_range(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Interval:
+    """rho falls to its bottom, if it has one, and then rises: largest at an end, least at the bottom or the end nearest to it.
+
+    Where it is not defined on the whole box it may be anything.
+    """
+    if curve.defined is not None:
+        inside = curve.defined(z.lo, z.hi)
+        box = curve_range(rho, replace(curve, defined=None), Interval(*(torch.where(inside, t, 1.0) for t in (z.lo, z.hi))))
+        return Interval(torch.where(inside, box.lo, -torch.inf), torch.where(inside, box.hi, torch.inf))
     ends = rho(z.lo), rho(z.hi)
     if curve.bottom == -math.inf:
         lo, hi = ends
@@ -198,7 +220,7 @@ def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Ten
     else:
         logits = boxes[-1]
         low = logits.lo.gather(1, y[:, None]) - logits.hi
-    return low.scatter(1, y[:, None], 0.0)
+    return torch.where(torch.isfinite(low), low, -torch.inf).scatter(1, y[:, None], 0.0)
 
 
 def _merged(w: Interval, b: Interval | None, y: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

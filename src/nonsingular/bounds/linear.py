@@ -8,6 +8,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
+from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.cuts import Cut, cut_of, part_of, tiles, unit, whole
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -80,13 +82,21 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     low = lowest(where, boxes, last, A, choose)
     if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
         low = torch.fmax(low, _least(where, *_pulled(Boxed(where, boxes, flat=True), last, A, choose)))
-    return low.T
+    return low.T.scatter(1, y[:, None], 0.0)  # also where there is no bound
+
+
+def refined(where: Region) -> set[int]:
+    """Nodes whose boxes a relaxation starts from.  The box of an activation is its range over such a box, and as good."""
+    nodes = where.graph.nodes
+    found = {i for node in nodes if isinstance(node, Activation) for i in node.inputs}
+    factors = {i for node in nodes if isinstance(node, Bilinear) for i in node.inputs}
+    return found | {i for i in factors if not isinstance(nodes[i], Activation)}
 
 
 def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
-    nonlinear = {i for node in nodes if isinstance(node, Activation) for i in node.inputs}
+    nonlinear = refined(where)
     boxes, tight = [where.x], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
@@ -125,7 +135,7 @@ def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interva
 def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, slopes: Slopes | None) -> Interval:
     """The box of node `number`, met with linear bounds of those of its elements that are open for some example."""
     box = boxes[number]
-    lo, hi = box.lo.flatten(1), box.hi.flatten(1)
+    lo, hi = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi))  # also of a scalar
     open_ = (lo < 0) & (hi > 0) if hinges else lo < hi
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
@@ -239,9 +249,18 @@ def _least(where: Region, A: Tensor | Cut, offset: Tensor) -> Tensor:
     return lowest_over(where.x, A, offset)
 
 
+def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:
+    """As `dot`; no bound on what does not count is none needed: 0 inf = 0."""
+    if bool(torch.isfinite(z).all()):
+        return dot(A, z)
+    terms = torch.where(A == 0, 0.0, A * z)
+    return terms.reshape(*terms.shape[:2], math.prod(terms.shape[2:])).sum(2)
+
+
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
-    """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner."""
-    return offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+    """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner.  No number: no bound."""
+    found = offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+    return torch.where(torch.isfinite(found), found, -torch.inf)
 
 
 def pull_back(
@@ -307,10 +326,13 @@ def through(
         case Activation():
             # positive coefficients take the lower line, negative ones the upper
             ends = lines(node, z[0], choose)
-            part, offset = A * torch.where(A > 0, ends.lower, ends.upper), dot(A.clamp(max=0), ends.above)
+            over = dot if node.curve is None or node.curve.defined is None else _dot_with_infinities
+            part, offset = A * torch.where(A > 0, ends.lower, ends.upper), over(A.clamp(max=0), ends.above)
             if node.form != "hinge":  # whose lower line has no offset
-                offset = offset + dot(A.clamp(min=0), ends.below)
+                offset = offset + over(A.clamp(min=0), ends.below)
             return (part,), offset
+        case Bilinear():
+            return through_bilinear(node, z[0], z[1], A)
         case Lead():  # (b - a) is -1 on a, 1 on b, 0 on one that waits
             return (torch.cat([-A, A, A.new_zeros(*A.shape[:2], z[0].lo.shape[1] - 2 * A.shape[2], *A.shape[3:])], 2),), 0.0
         case Larger():

@@ -24,7 +24,7 @@ from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.bounds.interval import Region
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Map, Node, Product, Sum
 from nonsingular.threat.interval import Interval
 
 
@@ -228,6 +228,8 @@ def refuse_relaxations(where: Region) -> None:
     """Raises UnsupportedModel, with node and reason, where the program would not be exact."""
     used: dict[str, str] = {}
     for i, node in enumerate(where.graph.nodes):
+        if isinstance(node, Bilinear):
+            raise UnsupportedModel(f"no exact rule for node '{node.name}': it is a product of two signals; use 'best'")
         if isinstance(node, Activation) and node.form != "hinge":
             raise UnsupportedModel(
                 f"no exact rule for node '{node.name}': its activation is smooth, not ReLU or LeakyReLU; use 'best'"

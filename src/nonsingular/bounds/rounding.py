@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Region
-from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Parameter, Product, Sum
 
 STEPS = 16
 """Roundings of a value at a node besides those of its sums: relaxations, ends of boxes, differences."""
@@ -49,9 +49,12 @@ def _size(node: Node, where: Region, sizes: list[Tensor]) -> Tensor:
             return z * max(1.0, abs(node.slope)) + node.apply(torch.zeros_like(z)).abs()
         case Activation():
             assert node.curve is not None
-            steepest = node.curve.slope_at(z.new_tensor([-1e4, 0.0, 1e4, *node.curve.turns])).abs().amax()
+            if node.curve.defined is not None:  # no largest slope: nothing is known
+                return torch.full_like(z, torch.inf)
+            ends = [node.curve.slope_at(t) for t in (-z, z, *(torch.full_like(z, turn) for turn in node.curve.turns))]
+            steepest = torch.stack(ends).abs().amax(0)  # of slopes that are monotone between turns
             return z * steepest + node.apply(torch.zeros_like(z)).abs()
-        case Map():
+        case Map() | Bilinear():  # a product of two signals: |a b| <= |a| |b|
             return node.apply(*sizes)
         case _:
             raise AssertionError(f"no rule of rounding for {type(node).__name__}")
@@ -71,5 +74,7 @@ def _terms(node: Node, where: Region) -> int:
     if isinstance(node, Product) and node.weight is not None:
         shape = where.graph.value(node.weight).shape
         return math.prod(shape) // min(shape[:2]) if len(shape) > 1 else 1
+    if isinstance(node, Bilinear):
+        return node.factors(*(where.x.lo.new_zeros(1, *where.graph.nodes[i].shape) for i in node.inputs))[0].shape[-1]
     inputs = sum(math.prod(where.graph.nodes[i].shape) for i in node.inputs)
     return inputs // max(1, math.prod(node.shape))

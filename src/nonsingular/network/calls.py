@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,14 @@ class Signal:
     number: int
     shape: tuple[int, ...]
     head: Head | None = None
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A signal whose batch is not the first dimension but another one, `dim`: only operations that move elements are known."""
+
+    signal: Signal
+    dim: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +104,24 @@ def rows_alike(t: Tensor) -> bool:
     return bool((t[1:] == t[:1]).all())
 
 
+def rows(z: Tensor) -> Tensor:
+    """(N, elements), also of no examples and of scalars."""
+    return z.reshape(len(z), math.prod(z.shape[1:]))
+
+
 def gathered(index: Tensor, shape: tuple[int, ...]) -> Callable[..., Tensor]:
     """(N, *any) signals, one after the other -> (N, *shape): the elements `index` of each example."""
 
     if len(index) == torch.Size(shape).numel() and bool((index == torch.arange(len(index), device=index.device)).all()):
 
         def reshaped(z: Tensor, *others: Tensor) -> Tensor:
-            flat = z.reshape(len(z), -1)
+            flat = rows(z)
             return (flat if flat.shape[1] == len(index) else flat[:, : len(index)]).reshape(len(flat), *shape)
 
         return reshaped
 
     def gather(z: Tensor, *others: Tensor) -> Tensor:
-        flat = torch.cat([t.reshape(len(t), -1) for t in (z, *others)], 1) if others else z.reshape(len(z), -1)
+        flat = torch.cat([rows(t) for t in (z, *others)], 1) if others else rows(z)
         return flat.index_select(1, index).reshape(len(flat), *shape)
 
     return gather

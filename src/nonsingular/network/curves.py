@@ -22,6 +22,9 @@ class Curve:
     begins, the smaller of the two; where a concave piece begins, the larger.
     bottom: rho does not rise before it and does not fall after it; -inf for a monotone rho.
     slack: the function that torch computes is rho up to this, and rho itself up to `exact_to`.
+    defined: from the ends of boxes, whether rho is defined (and as told here) on all of each; None: on every box, and rho and
+    its slopes are numbers there.
+    steep: the slope from which on lines are taken level, because arithmetic would lose more than they give.
     """
 
     slope_at: Callable[[Tensor], Tensor]
@@ -30,6 +33,8 @@ class Curve:
     bottom: float = -math.inf
     slack: float = 0.0
     exact_to: float = math.inf
+    defined: Callable[[Tensor, Tensor], Tensor] | None = None
+    steep: float = math.inf
 
     def error(self, hi: Tensor) -> Tensor | float:
         """How far the computed function may be from rho below `hi`."""
@@ -102,3 +107,22 @@ def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor],
         return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
     return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta, exact_to=threshold / beta)
+
+
+STEEP = 1e9
+# exp'' = exp > 0; large values are no numbers any more
+EXP = Curve(torch.exp, defined=lambda lo, hi: torch.ones_like(lo, dtype=torch.bool))
+# log'' = -1 / z^2 < 0
+LOG = Curve(torch.reciprocal, convex=False, defined=lambda lo, hi: lo > 0, steep=STEEP)
+# sqrt'' = -z^(-3/2) / 4 < 0; at 0 its slope is infinite
+SQRT = Curve(lambda z: torch.rsqrt(z) / 2, convex=False, defined=lambda lo, hi: lo >= 0, steep=STEEP)
+# z^(-1/2) falls, and bends up: 3/4 z^(-5/2) > 0
+RSQRT = Curve(lambda z: -(z**-1.5) / 2, bottom=math.inf, defined=lambda lo, hi: lo > 0, steep=STEEP)
+# 1/z falls on either side of its pole, where it bends down for z < 0 and up for z > 0: 2 / z^3
+RECIPROCAL = Curve(lambda z: -(z**-2.0), (0.0,), False, bottom=math.inf, defined=lambda lo, hi: (lo > 0) | (hi < 0), steep=STEEP)
+
+
+def power(n: int) -> Curve:
+    """z^n for n >= 2: convex with its bottom at 0 for even n; otherwise it rises, and turns from concave to convex at 0."""
+    even = n % 2 == 0
+    return Curve(lambda z: n * z ** (n - 1), () if even else (0.0,), even, bottom=0.0 if even else -math.inf)

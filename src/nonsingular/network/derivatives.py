@@ -108,11 +108,18 @@ def of_matmul(w_shape: tuple[int, ...]) -> Derivatives:
 
 
 def of_scale(w_shape: tuple[int, ...], *, spread: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Derivatives | None:
-    """The derivatives of z * spread(w) of the shape of z; None if w has a batch dimension too."""
+    """The derivatives of z * spread(w) of the shape of z.
+
+    None if w has a batch dimension too, or is a part of its parameter, or in another order.
+    """
     if len(w_shape) > len(shape):
         return None
 
-    kept = spread(torch.empty(w_shape)).shape  # 1 where w is spread
+    numbers = torch.arange(torch.Size(w_shape).numel())
+    seen = spread(numbers.view(w_shape))
+    if not torch.equal(seen.flatten(), numbers):
+        return None
+    kept = seen.shape  # 1 where w is spread
     kept = (*[1] * (len(shape) - len(kept)), *kept)
     dims = "cdefghij"[: len(shape)]
     sums = f"sb{dims},b{dims}->sb{''.join(d for d, n in zip(dims, kept, strict=True) if n > 1)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -102,6 +103,25 @@ class Larger(Sum):
         lead, rows = z
         n = lead.shape[1]
         return torch.cat([lead + rows[:, :n], rows[:, 2 * n :]], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Within(Sum):
+    """Its one input times 1, whose elements are known to lie in [lo, hi], wherever the network's input and weights are."""
+
+    lo: float = -math.inf
+    hi: float = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Bilinear(Node):
+    """y = apply(a, b), linear in each of its two inputs with coefficients 0 and 1: products of two signals, or sums of these.
+
+    factors: (a, b) -> the two factors of every product, which broadcast to (N, *shape, products that are added up).
+    """
+
+    apply: Callable[[Tensor, Tensor], Tensor]
+    factors: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)

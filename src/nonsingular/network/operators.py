@@ -1,8 +1,9 @@
 """operators.py - the operators that bounds have rules for, as a few kinds of nodes, and how calls of torch become them.
 
-Every operator is one of: a product of the signal with a parameter (plus a bias), a fixed affine sum, a fixed linear map with
-non-negative coefficients, an activation, or a maximum; or a few of these in a row.  Bounds have one rule per kind; a new operator
-is one entry in a table of network/rules/.  Anything else raises UnsupportedModel: nothing is skipped in silence.
+Every operator is one of: a product of the signal with a parameter (plus a bias), a product of two signals, a fixed affine sum, a
+fixed linear map with non-negative coefficients, an activation, or a maximum; or a few of these in a row.  Bounds have one rule
+for each kind; a new operator is one entry in a table of network/rules/.  Anything else raises UnsupportedModel: nothing is
+skipped in silence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ FAMILIES = (
     "contractions",
     "activations",
     "arithmetic",
+    "products",
+    "normal",
     "moves",
     "maxima",
 )

@@ -22,11 +22,12 @@ from torch.overrides import TorchFunctionMode
 
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.called import Called
-from nonsingular.network.calls import COMPUTED, Head, Name, Signal
+from nonsingular.network.calls import COMPUTED, Head, Name, Signal, Turned
 from nonsingular.network.ledger import Ledger, flat, memory_of, tensors, version_of, whole
 from nonsingular.network.nodes import Node
 from nonsingular.network.outcomes import of_parameters, results
 from nonsingular.network.rules.maxima import commuted
+from nonsingular.network.spelled import spelled
 from nonsingular.network.vocabulary import CONSTANT, METADATA, SHAPED, name_of
 from nonsingular.network.writes import write
 
@@ -50,7 +51,7 @@ def record(module: nn.Module, x: Tensor) -> Recorded:
     """
     mode = _Recorder(module, x)
     chance = torch.random.get_rng_state()
-    with mode:
+    with spelled(module), mode:
         y = module(x)
     if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != len(x):
         raise UnsupportedModel("the model does not return one (B, K) tensor of logits")
@@ -76,7 +77,7 @@ class _Recorder(TorchFunctionMode):
             return self._made(func(*args, **kwargs), given)
         name = self._name(label)
         values = {id(t): self.ledger.value(t, name) for t in given}
-        moving = [v for v in values.values() if isinstance(v, Signal | Name) or v is COMPUTED]
+        moving = [v for v in values.values() if isinstance(v, Signal | Turned | Name) or v is COMPUTED]
         written = self._target(label, args, kwargs)
         if isinstance(written, Tensor) and not isinstance(values[id(written)], Signal):
             if (held := self.fixed.get(memory_of(written))) is not None:
@@ -122,7 +123,7 @@ class _Recorder(TorchFunctionMode):
         return first if label.endswith("_") or label == "setitem" or kwargs.get("inplace") else None
 
     def _put_result(self, c: Called, result: Any) -> None:
-        signals = [v for v in c.values.values() if isinstance(v, Signal)]
+        signals = [v for v in c.values.values() if isinstance(v, Signal | Turned)]
         if not signals:
             of_parameters(self.ledger, c, result)
             return

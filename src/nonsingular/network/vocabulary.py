@@ -69,4 +69,6 @@ def _of_torch(func: Any, name: str) -> bool:
     places = (torch.Tensor, torch, nn.functional)
     if name in ("__get__", "__set__", "__delete__") or getattr(func, "__module__", None) == "torch._C._nn":
         return True
+    if getattr(torch.Tensor, f"__{name}__", None) is func:  # **
+        return True
     return any(getattr(place, name, None) is func or getattr(place, name, None) == func for place in places)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.called import Called
-from nonsingular.network.calls import COMPUTED, Name, Signal, gathered, rows_alike
+from nonsingular.network.calls import COMPUTED, Name, Signal, Turned, gathered, rows_alike
 from nonsingular.network.ledger import Ledger, flat, memory_of, places_of, whole
 from nonsingular.network.nodes import Map
-from nonsingular.network.outcomes import apply
+from nonsingular.network.outcomes import apply, enter
 from nonsingular.network.vocabulary import CAREFUL
 
 
@@ -19,7 +19,10 @@ def write(ledger: Ledger, c: Called, changed: list[Tensor], written: Any, before
     """Follows an operation that changed one of its arguments."""
     if not isinstance(written, Tensor) or {memory_of(t) for t in changed} != {memory_of(written)}:
         raise c.refuse("it works in place on an argument where that is not expected")
+    enter(ledger, c)
     old = c.values[id(written)]
+    if isinstance(old, Turned):
+        raise c.refuse("an operation before it does not keep the batch as first dimension")
     assert isinstance(old, Signal | Tensor), "a parameter, or what is computed from one, is not written to: tracing.py refused"
     store = ledger.memory(written)
     if isinstance(old, Tensor) and store.before is None:
@@ -62,8 +65,8 @@ def _filled(ledger: Ledger, c: Called, written: Tensor, value: Any) -> int:
             raise c.refuse("a signal of fewer dimensions would be spread across the batch")
         numbers = torch.arange(torch.Size(value.shape).numel(), device=written.device).view(value.shape)
         return ledger.append(Map(c.name, (value.number,), shape, gathered(numbers.expand(shape).flatten(), shape)))
-    if isinstance(value, Name) or value is COMPUTED:
-        raise c.refuse("it writes a parameter into the signal")
+    if isinstance(value, Name | Turned) or value is COMPUTED:
+        raise c.refuse("it writes a parameter into the signal, or what has no batch in front")
     full = torch.as_tensor(value, dtype=written.dtype, device=written.device).expand(written.shape)
     if not rows_alike(full):
         raise c.refuse("it writes different constants for each example of the batch")
@@ -79,7 +82,7 @@ def _set(ledger: Ledger, c: Called, written: Tensor) -> None:
     at = places[index]
     shape, new_value = tuple(at.shape[1:]), c.known(value)
     if (
-        not isinstance(new_value, Signal | Name) and new_value is not COMPUTED
+        not isinstance(new_value, Signal | Turned | Name) and new_value is not COMPUTED
     ):  # a constant: it may reach any elements of an example
         filled = torch.zeros(whole(written).numel(), dtype=torch.bool, device=written.device)
         filled[at.flatten()] = True

@@ -21,6 +21,7 @@ from nonsingular.network.calls import (
 from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
 from nonsingular.network.rules.affine import scaling
 from nonsingular.network.rules.maxima import along
+from nonsingular.network.rules.products import divided, multiplied
 
 
 def _two(call: Call) -> tuple[Any, Any]:
@@ -77,7 +78,7 @@ def _mul(call: Call) -> list[Node]:
     a, b = _two(call)
     _aligned(call, a, b)
     if isinstance(a, Signal) and isinstance(b, Signal):
-        raise call.refuse("a product of two signals is not linear")
+        return multiplied(call, a, b)
     z, factor = (a, b) if isinstance(a, Signal) else (b, a)
     z = as_signal(call, z)
     if isinstance(factor, Name):  # a parameter that scales
@@ -88,8 +89,10 @@ def _mul(call: Call) -> list[Node]:
 def _div(call: Call) -> list[Node]:
     a, b = _two(call)
     _aligned(call, a, b)
-    if isinstance(b, Name | Signal):
-        raise call.refuse("its divisor is a signal or a parameter")
+    if isinstance(b, Name):
+        raise call.refuse("its divisor is a parameter")
+    if isinstance(b, Signal):
+        return divided(call, a if isinstance(a, Signal) else as_constant(call, a), b)
     return [Sum(call.name, (as_signal(call, a).number,), call.out, (1.0 / as_constant(call, b),))]
 
 
@@ -177,6 +180,7 @@ RULES: Rules = {
     "rsub": lambda call: _add(call, -1.0, turned=True),
     **dict.fromkeys(("mul", "multiply"), _mul),
     **dict.fromkeys(("div", "divide", "true_divide"), _div),
+    "rdiv": lambda call: divided(call, as_constant(call, call.args[1]), as_signal(call, call.args[0])),
     **dict.fromkeys(("neg", "negative"), _neg),
     "maximum": lambda call: _larger(call, 1.0),
     "minimum": lambda call: _larger(call, -1.0),

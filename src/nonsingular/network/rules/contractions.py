@@ -13,6 +13,7 @@ from nonsingular.network.derivatives import of_matmul
 from nonsingular.network.nodes import Node, Product, Sum
 from nonsingular.network.rules.affine import linear
 from nonsingular.network.rules.arithmetic import plus
+from nonsingular.network.rules.products import contracted, summed
 
 
 def _matmul(call: Call) -> list[Node]:
@@ -27,8 +28,10 @@ def _product(call: Call, a: Any, b: Any) -> list[Node]:
 
     The signal keeps its batch only if the batch is not a row or column that is summed, and no dimension of the other precedes it.
     """
-    if isinstance(a, Signal) == isinstance(b, Signal):
-        raise call.refuse("a product of two signals is not linear")
+    if isinstance(a, Signal) and isinstance(b, Signal):
+        return contracted(call, a, b)
+    if not isinstance(a, Signal) and not isinstance(b, Signal):
+        raise call.refuse("its product is none of the signal")
     first = isinstance(a, Signal)
     z: Signal = a if first else b
     other = b if first else a
@@ -84,8 +87,8 @@ def _einsum(call: Call) -> list[Node]:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
     at = [i for i, v in enumerate(operands) if isinstance(v, Signal)]
-    if not isinstance(equation, str) or len(operands) != 2 or len(at) != 1:
-        raise call.refuse("only a signal and one parameter or constant are known")
+    if not isinstance(equation, str) or len(operands) != 2 or not at:
+        raise call.refuse("only two operands are known")
     equation = equation.replace(" ", "")
     z: Signal = operands[at[0]]
     left, arrow, out = equation.partition("->")
@@ -93,6 +96,8 @@ def _einsum(call: Call) -> list[Node]:
         letters = left.replace(",", "").replace(".", "")
         out = ("..." if "." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
         equation = f"{left}->{out}"
+    if len(at) == 2:
+        return summed(call, equation, *operands)
     sides = left.split(",")
     of_z, of_w = sides[at[0]], sides[1 - at[0]]
     lead = "..." if of_z.startswith("...") else of_z[:1]

@@ -54,6 +54,11 @@ def _alone(z: Tensor) -> Tensor:
     return z.squeeze(1)
 
 
+def _rises(node: Activation) -> bool:
+    """Whether it never falls, and is defined everywhere."""
+    return node.curve is None or (node.curve.bottom == -math.inf and node.curve.defined is None)
+
+
 def commuted(nodes: Sequence[Node]) -> list[Node]:
     """The same, where a maximum of activations that do not decrease is the activation of a maximum: a quarter of them."""
     found, waiting = list(nodes), dict[str, Activation]()
@@ -61,7 +66,7 @@ def commuted(nodes: Sequence[Node]) -> list[Node]:
         if isinstance(node, Windows):
             before = found[node.inputs[0]]
             waiting.pop(node.name, None)
-            if isinstance(before, Activation) and (before.curve is None or before.curve.bottom == -math.inf):
+            if isinstance(before, Activation) and _rises(before):
                 found[i], waiting[node.name] = replace(node, inputs=before.inputs), before
         elif isinstance(node, Settled) and node.name in waiting:
             found[i] = replace(waiting.pop(node.name), name=node.name, inputs=node.inputs, shape=node.shape)
