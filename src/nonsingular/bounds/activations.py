@@ -56,7 +56,7 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
 
 
 def _partial(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:
-    """Of a function that is not defined, or has no largest slope, everywhere."""
+    """Two lines around a function that is not defined everywhere, or has no largest slope."""
     assert curve.defined is not None
     inside, box = curve.defined(z.lo, z.hi) & torch.isfinite(z.hi - z.lo), curve_range(rho, curve, z)
     found = _smooth(rho, curve, Interval(torch.where(inside, z.lo, 1.0), torch.where(inside, z.hi, 1.0)))

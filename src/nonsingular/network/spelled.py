@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 State = tuple[Tensor, *tuple[Tensor, ...]]
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""Of the input, of the state, their biases, and the projection of an LSTM."""
+"""Those of the input and of the state, their biases, and the projection of an LSTM."""
 Step = Callable[[Weights, Tensor, "State | None"], State]
 """(weights, input (N, d), state) -> the next state, what comes out first; no state: zeros."""
 
