@@ -80,7 +80,7 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
     nonlinear = {i for node in nodes if isinstance(node, Activation | Maximum) for i in node.inputs}
-    boxes, tight = [where.x], [Tight.SET]
+    boxes, tight = [where.enters()], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
         tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
@@ -196,6 +196,7 @@ def pull_back(
             A = A + penalties[i]
         if heard is not None:
             heard[i] = A
+        total = total - where.lost(i, boxes, A)
         z = [boxes[k] for k in node.inputs]
         match node:
             case Product():
@@ -222,4 +223,5 @@ def pull_back(
         total = total + offset
         for k, part in zip(node.inputs, parts, strict=True):
             found[k] = found[k] + part if k in found else part
-    return found.get(0, A.new_zeros(1, 1, *nodes[0].shape)), total
+    first = found.get(0, A.new_zeros(1, 1, *nodes[0].shape))
+    return first, total - where.lost(0, boxes, first)

@@ -64,10 +64,14 @@ class NegativePart(Sum):
 
 @dataclass(frozen=True, eq=False)
 class Map(Node):
-    """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once."""
+    """y = apply(*z): linear, no offset, no negative coefficient.  `moves_only`: elements of its one input, each once.
+
+    terms: elements that an output is at most the sum of, times one constant; 1: it is one of them, or 0.  None: not known.
+    """
 
     apply: Callable[..., Tensor]
     moves_only: bool = False
+    terms: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

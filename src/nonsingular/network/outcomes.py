@@ -130,4 +130,4 @@ def _selected(ledger: Ledger, c: Called, z: Signal, out: Tensor, k: int) -> Sign
     shape, index = tuple(out.shape[1:]), own[0]
     once = len(index.unique()) == len(index)
     apply = partial(again, c.func, c.args[1:], c.kwargs) if c.label in NATIVE else gathered(index, shape)
-    return Signal(ledger.append(Map(c.name, (z.number,), shape, apply, once)), shape)
+    return Signal(ledger.append(Map(c.name, (z.number,), shape, apply, once, terms=1)), shape)
