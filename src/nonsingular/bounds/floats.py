@@ -29,6 +29,8 @@ CONSTANTS = 24
 """Roundings that a constant tensor may carry, and those of the operation with it (BatchNorm: the root of its variance too)."""
 LINES = 64
 """Roundings beside those of sums: centres and radii of boxes, chords, lines, their differences; 11 is the most at one element."""
+SAFE = 1 + 2.0**-7
+"""What computing sizes, in float32 or float64, may take off them."""
 CURVES = 512
 """The same of the lines around a smooth activation, in units of its values: a slope is within 64 units, taken over a box."""
 
@@ -63,8 +65,8 @@ def _reach(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own
     if where.floats is None or (kind := where.floats.deployed) is None:
         return by
     error, most = _deployed(node, where, kind, z, y, size)
-    total = (by + error).expand_as(torch.as_tensor(most))
-    return torch.where(most * (1 + 2.0**-8) + error <= kind.largest, total, torch.inf)
+    error = error * SAFE  # it is computed in floating point, too
+    return torch.where(most * SAFE + error <= kind.largest, by + error, torch.inf)
 
 
 def _largest(z: Interval) -> Tensor:
@@ -180,12 +182,14 @@ def _deployed(
             w, _, terms = _weights(node, where)
             fixed = sum(CLOSE for p in (node.weight, node.bias) if isinstance(p, Tensor))
             most = 4.0 if w is None else 4 + w.amax() + _each(_largest(z[0]).flatten(1).amax(1), size)
-            return kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most, size
+            by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
+            return by, size if w is None else torch.maximum(size, w.amax())
         case NegativePart() | Maximum() | Map(terms=1) | Activation(curve=None, slope=0.0):
             return 0.0, size
         case Sum():
             roundings = _roundings(node)
-            return kind.gamma(roundings) * size + 4 * roundings * kind.least * (4 + size + _factor(node)), size
+            by = kind.gamma(roundings) * size + 4 * roundings * kind.least * (4 + size + _factor(node))
+            return by, _before_scaling(node, z, size).clamp(min=_factor(node))
         case Map():
             assert node.terms is not None, "refused before"
             by = kind.of_sum(node.terms, 3) * size + 4 * (node.terms + 4) * kind.least * (4 + size)
@@ -218,6 +222,15 @@ def _roundings(node: Sum) -> int:
         adds += CLOSE
     scales = any(abs(c) != 1.0 for c in node.factors if not isinstance(c, Tensor))
     return adds + (1 if offset else 0) + (2 if scales else 0)
+
+
+def _before_scaling(node: Sum, z: Sequence[Interval], size: Tensor) -> Tensor:
+    """The largest number on the way where c z + b is computed as c (z + b / c), too."""
+    c = node.factors[0]
+    if len(node.factors) > 1 or not isinstance(c, Tensor):
+        return size
+    shift = torch.where(c == 0, 0.0, node.offset / torch.where(c == 0, 1.0, c))
+    return torch.maximum(size, _largest(z[0]) + shift.abs())
 
 
 def _factor(node: Sum) -> float:

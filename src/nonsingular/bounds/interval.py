@@ -208,7 +208,7 @@ def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Ten
         low = torch.cat([_merged(w, b, labels, *ends) for labels, *ends in pieces])
         if where.floats is not None:
             one = torch.eye(low.shape[1], dtype=low.dtype, device=low.device)
-            low = low - where.lost(len(boxes) - 1, boxes, one[y] - one[:, None]).T
+            low = low - lost(last, where, [z], boxes[-1], one[y] - one[:, None]).T
     else:
         logits = boxes[-1]
         low = logits.lo.gather(1, y[:, None]) - logits.hi

@@ -226,8 +226,6 @@ class Program:
 
 def refuse_relaxations(where: Region) -> None:
     """Raises UnsupportedModel, with node and reason, where the program would not be exact."""
-    if where.floats is not None and where.floats.deployed is not None:
-        raise UnsupportedModel("no exact rule for the rounding of a deployed network; use 'best'")
     used: dict[str, str] = {}
     for i, node in enumerate(where.graph.nodes):
         if isinstance(node, Maximum):

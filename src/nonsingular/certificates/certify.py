@@ -30,6 +30,8 @@ from nonsingular.threat.perturbation import Perturbation
 
 AT_ONCE = 500
 """Examples bounded together: memory does not grow with the data set."""
+ROUNDED = ("best", "interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
+"""Bounds that allow for the rounding of a deployed network."""
 FAR = 4
 """An example whose bound in float32 is so many times the possible effect of rounding below 0 is not tried in float64."""
 
@@ -93,6 +95,10 @@ class Prover:
         self.bound = sound(bound).load()
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"dtype is {dtype}; bounds are computed in torch.float32 or torch.float64")
+        if deployed is not None and bound not in ROUNDED:
+            raise UnsupportedModel(
+                f"{bound} has no term for the rounding of a deployed network; choose one of {', '.join(ROUNDED)}"
+            )
         self.models = {d: precise(model, d) for d in {dtype, torch.float64}}
         self.dtype, self.deployed = dtype, precision(deployed)
         self.kinds = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}

@@ -38,6 +38,7 @@ class Case:
 
     x: (N, *input).  y: (N,) int64.  name: what records call the model.
     doubts: sentences that stand beside the numbers wherever they are shown.
+    deployed: the type that certificates take it to be computed in; None: exact arithmetic.
     """
 
     network: Network
@@ -45,6 +46,7 @@ class Case:
     y: Tensor
     name: str = "model"
     doubts: tuple[str, ...] = ()
+    deployed: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall | None = None) -> Case:
@@ -56,7 +58,7 @@ class Case:
 
     def part(self, at: slice | Tensor) -> Case:
         """The same network on some of the examples."""
-        return Case(self.network, self.x[at], self.y[at])
+        return Case(self.network, self.x[at], self.y[at], deployed=self.deployed)
 
     @cached_property
     def clean(self) -> Tensor:
@@ -174,12 +176,13 @@ def _code(attack: Any) -> str:
 
 def proof_key(case: Case, grid: Grid, bound: Bound) -> str:
     """What the certificates of a log must have been made of to be taken from it."""
-    return _hashed(FORMAT, described(bound, grid.unit), case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
+    bounded = described(bound, grid.unit, case.deployed)
+    return _hashed(FORMAT, bounded, case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
 
 
-def described(bound: Bound, unit: JointBall) -> dict[str, Any]:
-    """A bound and its ball by name, for records."""
-    return {"bound": bound.name, **unit.describe()}
+def described(bound: Bound, unit: JointBall, deployed: str | None = None) -> dict[str, Any]:
+    """A bound and its ball by name, for records; with the type that the network is deployed in, if that is rounded in."""
+    return {"bound": bound.name, **unit.describe()} | ({} if deployed is None else {"deployed": deployed})
 
 
 def _hashed(*parts: Any) -> str:

@@ -61,7 +61,7 @@ def _of_value(z: Tensor, y: Tensor) -> Tensor:
 def _of_argument(z: Tensor, y: Tensor) -> Tensor:
     """z times a factor in [0, 1] (up to 1.2) with an absolute error, as 1 + erf and 1 + tanh cancel below 0.
 
-    What goes into erf or tanh is off by up to 7 units, relatively; that moves it by half as many: |t| erf'(t), |t| tanh'(t) < 0.5.
+    What goes into erf or tanh is off by up to 7 units, relatively.  It moves by half as many: |t| erf'(t), |t| tanh'(t) < 0.5.
     """
     return ROUNDS * z
 

@@ -46,7 +46,9 @@ class Network(Adapter):
         return repr(self.inner)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
-        return Network(copy.deepcopy(self.inner, memo), self.told)
+        found = Network(copy.deepcopy(self.inner, memo), self.told)
+        found.keep(floats=self.floats)
+        return found
 
     def allowing(self, floats: Floats) -> Network:
         """The same network, of which bounds allow for rounding."""
