@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -38,24 +39,38 @@ CURVES = 512
 def widened(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Interval:
     """The interval y of a node's output, so that rounding cannot leave it.  NaN after an overflow, which no node may hide."""
     with torch.no_grad():
-        moves = isinstance(node, Input | Maximum | NegativePart) or (isinstance(node, Map) and node.terms == 1)
-        exact = moves or (isinstance(node, Activation) and node.curve is None and node.slope == 0)
-        if exact and (where.floats is None or where.floats.deployed is None):
+        first = isinstance(node, Input)
+        if _exact(node) or (first and (where.floats is None or where.floats.deployed is None)):
             return y
-        by = _reach(node, where, z, y, own=not exact)
-        stays = (y.lo >= 0) & _keeps_sign(node, z)
-        lo = torch.where(stays, torch.zeros_like(by), torch.full_like(by, -torch.inf))
-    lo, hi = torch.maximum(y.lo - by, lo), y.hi + by
-    lost = ~torch.isfinite(by)
-    return Interval(torch.where(lost, torch.nan, lo), torch.where(lost, torch.nan, hi))
+        by = _reach(node, where, z, y, own=not first)
+        by = by + (by - by)  # NaN where it is infinite
+        stays = _keeps_sign(node, z)
+    lo, hi = y.lo - by, y.hi + by
+    if stays is True:
+        lo = torch.where(y.lo >= 0, lo.clamp(min=0), lo)
+    elif stays is not False:
+        lo = torch.where((y.lo >= 0) & stays, lo.clamp(min=0), lo)
+    return Interval(lo, hi)
+
+
+def _exact(node: Node) -> bool:
+    """Whether its interval is exact in floating point, and so is what is computed, of numbers that are there already."""
+    if isinstance(node, Activation):
+        return node.curve is None and node.slope == 0
+    return isinstance(node, Maximum | NegativePart) or (isinstance(node, Map) and node.terms == 1)
 
 
 def lost(node: Node, where: Region, z: Sequence[Interval], y: Interval, A: Tensor) -> Tensor:
     """(S, B) how far rounding at this node may move a linear function A y of it, and the pull back of it.  NaN after overflow."""
     with torch.no_grad():
-        by = _reach(node, where, z, y).expand_as(y.lo).flatten(1)
+        by = _flat(_reach(node, where, z, y).expand_as(y.lo))
         unknown = (by - by).sum(1)  # not by a product, where a coefficient of 0 could hide it
-    return torch.einsum("sbn,bn->sb", A.abs().flatten(2).expand(-1, len(by), -1), by) + unknown
+    A = A.abs().reshape(*A.shape[:2], by.shape[1])
+    return torch.einsum("sbn,bn->sb", A.expand(-1, len(by), -1), by) + unknown
+
+
+def _flat(t: Tensor) -> Tensor:
+    return t.reshape(len(t), math.prod(t.shape[1:]))
 
 
 def _reach(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own: bool = True) -> Tensor:
@@ -110,7 +125,7 @@ def _size(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Tens
             terms = [_absolute(c) * t for c, t in zip(node.factors, sizes, strict=True)]
             return sum(terms[1:], terms[0]) + _absolute(node.offset)
         case Map(terms=None):  # coefficients that are computed: of a box that all elements share
-            top = [_each(t.flatten(1).amax(1), t).expand_as(t) for t in sizes]
+            top = [_each(_most(t), t).expand_as(t) for t in sizes]
             return node.apply(*top)
         case Map() | Maximum():
             return torch.maximum(node.apply(*sizes), _largest(y))
@@ -139,12 +154,21 @@ def _weights(node: Product, where: Region) -> tuple[Tensor | None, Tensor | None
         terms = 0
         if node.weight is not None:
             w = _largest(where.box(node.weight))
-            z = w.new_ones(1, *where.graph.nodes[node.inputs[0]].shape)
-            terms = int(node.apply(z, torch.ones_like(w)).amax().item()) if z.numel() and w.numel() else 0
+            terms = _terms(node, w.new_ones(1, *where.graph.nodes[node.inputs[0]].shape), w)
         if node.bias is not None:
             b = node.spread(_largest(where.box(node.bias)))
         where.sizes[node] = w, b, terms
     return where.sizes[node]
+
+
+_TERMS: WeakKeyDictionary[Node, int] = WeakKeyDictionary()
+
+
+def _terms(node: Product, z: Tensor, w: Tensor) -> int:
+    """Products that an output is the sum of, at most: all coefficients are 0 or 1.  It depends on shapes alone."""
+    if node not in _TERMS:
+        _TERMS[node] = int(node.apply(z, torch.ones_like(w)).amax().item()) if z.numel() and w.numel() else 0
+    return _TERMS[node]
 
 
 # --- the arithmetic of the bound ---------------------------------------------------------------------------------------------
@@ -181,7 +205,7 @@ def _deployed(
         case Product():
             w, _, terms = _weights(node, where)
             fixed = sum(CLOSE for p in (node.weight, node.bias) if isinstance(p, Tensor))
-            most = 4.0 if w is None else 4 + w.amax() + _each(_largest(z[0]).flatten(1).amax(1), size)
+            most = 4.0 if w is None else 4 + w.amax() + _each(_most(_largest(z[0])), size)
             by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
             return by, size if w is None else torch.maximum(size, w.amax())
         case NegativePart() | Maximum() | Map(terms=1) | Activation(curve=None, slope=0.0):
@@ -206,6 +230,11 @@ def _deployed(
             return by, torch.maximum(_largest(z[0]), _largest(y))
         case _:
             raise AssertionError(f"no rule of rounding for {type(node).__name__}")
+
+
+def _most(t: Tensor) -> Tensor:
+    """(B,) the largest element of each example; 0 where there is none."""
+    return _flat(t).amax(1) if t[:1].numel() else t.new_zeros(len(t))
 
 
 def _each(t: Tensor, like: Tensor) -> Tensor:

@@ -219,7 +219,8 @@ def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Ten
 
 def _unknown(boxes: Sequence[Interval]) -> Tensor:
     """(B,) 0, or NaN for an example with a box that is not finite."""
-    return torch.stack([(z.lo - z.lo + (z.hi - z.hi)).flatten(1).sum(1) for z in boxes]).sum(0)
+    zeros = [z.lo - z.lo + (z.hi - z.hi) for z in boxes]
+    return torch.stack([z.reshape(len(z), math.prod(z.shape[1:])).sum(1) for z in zeros]).sum(0)
 
 
 def _merged(w: Interval, b: Interval | None, y: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
