@@ -400,3 +400,28 @@ def test_radii_and_surfaces_of_a_deployed_network_are_never_above_the_exact_ones
             plain = ns.certified_surface(model, (x, y), eps_x=[0, 0.01], eps_w=[0, 0.005])
         assert surface.about["deployed"] == kind and "deployed" not in plain.about
         assert (surface.accuracy <= plain.accuracy).all()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_network_of_one_logit_is_certified_as_computed(flat):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), *([nn.Flatten(0)] if flat else [])).eval()
+    with torch.no_grad():
+        model[2].bias.add_(0.02 - model(torch.full((1, 6), 0.5)).item())
+    x, y, ball = torch.rand(30, 6), torch.ones(30, dtype=torch.long), ns.JointBall(0.001, 0.0005)
+    for bound in BOUNDS:
+        found = ns.certify(model, x, y, ball, bound=bound, deployed="float16+float32")
+        assert 0 < found.verified.sum() < 30
+        for at, weights in points(_Two(model), x, y, ball, 6):
+            z = torch.func.functional_call(copy.deepcopy(model).half(), {n[2:]: w.half() for n, w in weights.items()}, at.half())
+            assert (z.reshape(-1).double() >= found.margins[:, 0]).all()
+
+
+class _Two(nn.Module):
+    def __init__(self, one: nn.Module) -> None:
+        super().__init__()
+        self.a = one
+
+    def forward(self, x):
+        z = self.a(x).reshape(-1, 1)
+        return torch.cat([torch.zeros_like(z), z], 1)
