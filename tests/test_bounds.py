@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from nonsingular.attacks.neuron_pgd import neuron_pgd
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.best import CHEAPEST_FIRST, best
-from nonsingular.bounds.interval import Region, interval, interval_bounds, propagate, region
+from nonsingular.bounds.interval import Region, image, interval, interval_bounds, propagate, region
 from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.bounds.rounding import _terms, rounding
 from nonsingular.errors import InvalidInput, UnsupportedModel
@@ -497,7 +496,7 @@ def test_lines_and_range_enclose_the_activation(form, dtype):
     node, box = node_of(form), boxes_of_every_size(dtype=dtype)
     found = lines(node, box, lambda start: start)
     lower, below, upper, above = (t.reshape(-1, 3000)[0] for t in (found.lower, found.below, found.upper, found.above))
-    ends = propagate(replace(node, inputs=(0,)), None, [box])
+    ends = image(node, None, [box])
     slack = 1e-12 if dtype == torch.float64 else 1e-5
     gap = torch.full_like(box.lo, torch.inf)
     for t in torch.linspace(0, 1, 101, dtype=dtype):
@@ -513,7 +512,7 @@ def test_softplus_is_bounded_on_both_sides_of_its_threshold():
     """torch drops by log(1 + e^-20) = 2.06e-9 where it takes z itself; below there is no slack."""
     node, form = node_of(nn.Softplus()), nn.Softplus()
     box = Interval(*torch.tensor([[[19.0, 19.5, 20.5]], [[19.9, 20.5, 21.0]]], dtype=torch.float64))
-    found, ends = lines(node, box, lambda start: start), propagate(replace(node, inputs=(0,)), None, [box])
+    found, ends = lines(node, box, lambda start: start), image(node, None, [box])
     for t in torch.linspace(0, 1, 201).double():
         z = torch.lerp(box.lo, box.hi, t)
         assert (found.lower * z + found.below <= form(z) + 1e-14).all()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.bounds.bilinear import bilinear_range
+from nonsingular.bounds.floats import lost, widened
+from nonsingular.network.constants import check_deployable
 from nonsingular.network.curves import Curve
 from nonsingular.network.dense import Dense
 from nonsingular.network.graph import Graph, check_graph, trace_graph
@@ -18,6 +20,7 @@ from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, NegativePart, Node, Parameter, Product, Sum, Within
+from nonsingular.network.precision import Floats
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -27,11 +30,14 @@ class Region:
     """A network and the region it may take: every input in `x`, every parameter in its box (those without one are fixed).
 
     x: ends of shape (B, *input).  boxes: by name, any ends lo <= hi, symmetric about the parameter or not.
+    floats: what bounds allow for rounding, if anything (floats.py).  sizes: what was found for that, of all parts of a region.
     """
 
     graph: Graph
     x: Interval
     boxes: Mapping[str, Interval]
+    floats: Floats | None = None
+    sizes: dict[Node, tuple[Tensor | None, Tensor | None, int]] = field(default_factory=dict)
 
     def box(self, parameter: Parameter) -> Interval:
         """The box of a node's parameter; a point if it does not move (then its ends are one tensor)."""
@@ -45,7 +51,16 @@ class Region:
 
     def part(self, at: slice) -> Region:
         """The same for some of the examples."""
-        return Region(self.graph, Interval(self.x.lo[at], self.x.hi[at]), self.boxes)
+        return replace(self, x=Interval(self.x.lo[at], self.x.hi[at]))
+
+    def enters(self) -> Interval:
+        """The box of the first node: that of the inputs, as rounded on their way in."""
+        return self.x if self.floats is None else widened(self.graph.nodes[0], self, [], self.x)
+
+    def lost(self, i: int, boxes: Sequence[Interval], A: Tensor) -> Tensor | float:
+        """(S, B) what rounding at node i may take off a linear function A of its output."""
+        node = self.graph.nodes[i]
+        return 0.0 if self.floats is None else lost(node, self, [boxes[k] for k in node.inputs], boxes[i], A)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +85,8 @@ def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:
     box, boxes = ball.input_box(x.detach(), outward=True), model.weight_boxes(ball)
     check_labels(y, len(x), graph.nodes[-1].shape[0])
     check_graph(graph, model, x, box, ball)
-    return Region(graph, box, boxes)
+    check_deployable(model, graph, x.shape[1:])
+    return Region(graph, box, boxes, model.floats)
 
 
 def interval(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
@@ -88,7 +104,7 @@ def interval(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
 
 def interval_bounds(where: Region) -> list[Interval]:
     """The box of every node's output."""
-    boxes = [where.x]
+    boxes = [where.enters()]
     for node in where.graph.nodes[1:]:
         boxes.append(propagate(node, where, boxes))
     return boxes
@@ -98,8 +114,12 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
     """The box of `node`'s output from the boxes of the nodes before it.
 
     An end that is no number, of inf - inf or 0 inf, may be anything; one that overflowed to the inside is the largest number.
+    Where bounds allow for rounding, no end is replaced: what may overflow in the deployed network must stay visible.
     """
-    box = _propagated(node, where, [boxes[i] for i in node.inputs])
+    z = [boxes[i] for i in node.inputs]
+    box = _propagated(node, where, z)
+    if where.floats is not None:
+        return widened(node, where, z, box)
     most = torch.finfo(box.lo.dtype).max
     lo = box.lo.nan_to_num(-torch.inf, posinf=most, neginf=-torch.inf)
     return Interval(lo, box.hi.nan_to_num(torch.inf, posinf=torch.inf, neginf=-most))
@@ -217,10 +237,21 @@ def interval_margins(where: Region, y: Tensor, boxes: Sequence[Interval]) -> Ten
         size = max(1, room(w.lo) // max(1, 6 * w.lo.numel()))
         pieces = zip(y.split(size), z.lo.split(size), z.hi.split(size), strict=True)
         low = torch.cat([_merged(w, b, labels, *ends) for labels, *ends in pieces])
+        if where.floats is not None:
+            one = torch.eye(low.shape[1], dtype=low.dtype, device=low.device)
+            low = low - lost(last, where, [z], boxes[-1], one[y] - one[:, None]).T
     else:
         logits = boxes[-1]
         low = logits.lo.gather(1, y[:, None]) - logits.hi
+    if where.floats is not None:
+        low = low + _unknown(boxes)[:, None]
     return torch.where(torch.isfinite(low), low, -torch.inf).scatter(1, y[:, None], 0.0)
+
+
+def _unknown(boxes: Sequence[Interval]) -> Tensor:
+    """(B,) 0, or NaN for an example with a box that is not finite."""
+    zeros = [z.lo - z.lo + (z.hi - z.hi) for z in boxes]
+    return torch.stack([z.reshape(len(z), math.prod(z.shape[1:])).sum(1) for z in zeros]).sum(0)
 
 
 def _merged(w: Interval, b: Interval | None, y: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
     """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
     nodes = where.graph.nodes
     nonlinear = refined(where)
-    boxes, tight = [where.x], [Tight.SET]
+    boxes, tight = [where.enters()], [Tight.SET]
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
         tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
@@ -149,7 +149,7 @@ def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, sl
     high: list[Tensor] = []
     done: list[Tensor] = []
     affine = _affine(where, number)
-    for part, A in _functions(where, number, chosen, cuts=not slopes):
+    for part, A in _functions(where, number, chosen, cuts=not slopes and where.floats is None):
         done.append(part)
         if affine:  # one function of the input: its minimum and its maximum
             A, offset = _pulled(Boxed(where, boxes), number, A)
@@ -302,11 +302,13 @@ def _pulled(
                 A = A + penalties[i]
             if heard is not None:
                 heard[i] = A
+            total = total - where.lost(i, boxes, A)
             parts, offset = through(node, Boxed(where, z, inside.flat), A, partial(choose, i))
         total = total + offset
         for k, coefficients in zip(node.inputs, parts, strict=True):
             found[k] = _added(found[k], coefficients, nodes[k].shape) if k in found else coefficients
-    return found.get(0, total.new_zeros(1, 1, *nodes[0].shape)), total
+    first = found.get(0, total.new_zeros(1, 1, *nodes[0].shape))
+    return first, total - (0.0 if isinstance(first, Cut) else where.lost(0, boxes, first))
 
 
 def _added(a: Tensor | Cut, b: Tensor | Cut, shape: tuple[int, ...]) -> Tensor | Cut:

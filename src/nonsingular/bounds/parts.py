@@ -279,7 +279,7 @@ class Search:
     def _relaxed(self, parts: _Parts) -> Boxed:
         """The region of each part, its boxes cut to the signs."""
         at = parts.example
-        where = Region(self.where.graph, Interval(self.where.x.lo[at], self.where.x.hi[at]), self.where.boxes)
+        where = replace(self.where, x=Interval(self.where.x.lo[at], self.where.x.hi[at]))
         boxes = [Interval(b.lo[at], b.hi[at]) for b in self.boxes]
         for i, sign in zip(self.split, self._unflatten(parts.sign), strict=True):
             lo, hi = boxes[i].lo, boxes[i].hi

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import hidden_upper_bounds
-from nonsingular.errors import InvalidInput
+from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.dense import Dense, dense_chain
 from nonsingular.network.graph import check_chain
 from nonsingular.network.heads import classifier, two_classes
@@ -109,7 +109,28 @@ def theorem1(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) ->
     net = dense_chain(model)
     ball.check_domain(x)
     check_chain(net, model, x, ball)
-    return _lower_margins(net, x, y, ball, zeta(net, x, ball))
+    lower = _lower_margins(net, x, y, ball, zeta(net, x, ball))
+    if isinstance(model, Dense) or model.floats is None:
+        return lower
+    if model.floats.deployed is not None:
+        raise UnsupportedModel("theorem1 has no term for the rounding of a deployed network; use 'interval' or 'best'")
+    return (lower - _rounding(net, x, ball)[:, None]).scatter(1, y.long()[:, None], 0.0)
+
+
+def _rounding(net: Dense, x: Tensor, ball: JointBall) -> Tensor:
+    """(B,) how far the arithmetic of `theorem1` may move its bounds.
+
+    It adds up terms that are not negative, of relative errors, but for the forward passes, of x and of the upper bounds in zeta:
+    these are off by at most that relative error of a pass with the absolute values of everything.
+    """
+    eps_w, eps_b = _largest_radii(net, ball)
+    sizes = [net.enter(x).abs() + net.enter(torch.zeros_like(x[:1])).abs()]
+    for W, b, e, f in zip(net.weights, net.biases, eps_w, eps_b, strict=True):
+        h = F.linear(sizes[-1], W.abs() + e, None if b is None else b.abs() + f)
+        sizes.append(h + net.activation(torch.zeros_like(h)).abs())
+    rise = tau(net, ball, x.shape[1:]) + _zeta(net, [t.sum(1) for t in sizes[:-1]], eps_w, eps_b)
+    numbers = sum(W.shape[0] + W.shape[1] + 64 for W in net.weights)
+    return 8 * numbers * torch.finfo(x.dtype).eps * (2 * sizes[-1].amax(1) + rise.flatten(1).amax(1))
 
 
 def theorem1_printed(model: nn.Module | Dense, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:

@@ -22,13 +22,15 @@ Along = Literal["eps_x", "eps_w"]
 
 @renamed(method="bound")
 def certified_radius(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, along: Along = "eps_w", bound: str = "crown", bits: int = 8
-) -> Tensor:
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, along: Along = "eps_w", bound: str = "crown", bits: int = 8,
+    deployed: str | None = None,
+) -> Tensor:  # fmt: skip
     """(B,) the largest radius along one axis at which each example is certified, the other radius being that of `ball`.
 
     along: "eps_w", the largest weight radius at ball.eps_x, or "eps_x", the largest input radius at ball.eps_w.
     ball: also the limit of the search: radii are multiples of ball's own radius / 2^bits, up to it.  With radii by tensor, or by
         element of the input, the answer along that axis is the share of them, 0 to 1.
+    deployed: as in `certify`.
     NaN where not even radius 0 along that axis is certified (for example misclassified at x).
     Guarantee: that of `certify` at the radius returned, hence at every smaller one.  Cost: about `bits` bounds of every example.
     """
@@ -42,7 +44,7 @@ def certified_radius(
     def shrunk(t: float) -> JointBall:
         return ball.scaled(t, 1.0) if along == "eps_x" else ball.scaled(1.0, t)
 
-    steps = _steps(Prover(model, bound), x, y.long(), shrunk, bits, torch.full((len(x),), 2**bits))
+    steps = _steps(Prover(model, bound, deployed=deployed), x, y.long(), shrunk, bits, torch.full((len(x),), 2**bits))
     return torch.where(steps >= 0, steps.double() / 2**bits * unit, torch.nan)
 
 
@@ -68,19 +70,20 @@ class Front:
 @renamed(method="bound")
 def certified_front(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, eps_x: Sequence[float] | None = None, bound: str = "crown",
-    bits: int = 8,
+    bits: int = 8, deployed: str | None = None,
 ) -> Front:  # fmt: skip
     """The Pareto front of (eps_x, eps_w) for each example: as `certified_radius` along eps_w, at each of `eps_x`.
 
     eps_x: increasing radii, or fractions of ball.eps_x where that is not one number; by default 11 up to ball.eps_x.
         An example is not tried above its radius at a smaller eps_x.
+    deployed: as in `certify`.
     `Front.at(accuracy)` is the front for a required accuracy.  Cost: at most len(eps_x) times `bits` bounds of every example.
     """
     model = classifier(model, x, ball)
     check_inputs(model, x, y, ball)
     one = ball.eps_x if isinstance(ball.eps_x, float) else None
     columns = axis((1.0 if one is None else one) if eps_x is None else eps_x, "eps_x")
-    prove, top = Prover(model, bound), torch.full((len(x),), 2**bits)
+    prove, top = Prover(model, bound, deployed=deployed), torch.full((len(x),), 2**bits)
     found: list[Tensor] = []
     for radius in columns:
         at = replace(ball, eps_x=radius) if one is not None else ball.scaled(radius, 1.0)

@@ -25,6 +25,7 @@ from nonsingular.evaluation.problem import Case, asked, described, proof_key
 from nonsingular.network.calling import threads as use_threads
 from nonsingular.network.graph import precise, trace_graph
 from nonsingular.network.margins import worst_margin
+from nonsingular.network.precision import precision
 from nonsingular.network.preconditions import warn
 from nonsingular.results.files import Log
 from nonsingular.results.surface import Cell, Surface, pack, unpack
@@ -40,7 +41,7 @@ TOGETHER = 50
 def rehearse_proof(case: Case, grid: Grid, bound: Bound) -> None:
     """Bounds one example at radius 0, so that a bound without a rule for the model fails before any work is done."""
     first = case.part(slice(1))
-    Prover(case.network, bound.name)(first.x, first.y, grid.at((0.0, 0.0)))
+    Prover(case.network, bound.name, deployed=case.deployed)(first.x, first.y, grid.at((0.0, 0.0)))
 
 
 @renamed(method="bound")
@@ -56,12 +57,14 @@ def certified_surface(
     relative: bool = False,
     log: Path | None = None,
     threads: int = 1,
+    deployed: str | None = None,
 ) -> Surface:
     """Certified accuracy of `model` over a grid of input and weight radii: a lower bound of robust accuracy in every scope.
 
     data: as in `evaluate`, x (N, *input) in `domain` and y (N,) class indices.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.
     eps_x, eps_w, domain, moves, relative, log, threads: as in `evaluate`.  bound: a sound bound of the catalog.
+    deployed: as in `certify`.
     Balls are nested, so what is certified at one cell is certified at all smaller ones: an example is bounded at no more than
     rows + columns cells, along the border of what can be certified.
     Guarantee: that of the bound, cell by cell.  Cost: up to rows + columns bounds of every example.
@@ -70,7 +73,8 @@ def certified_surface(
     with use_threads(threads):
         case, grid = asked(model, data, eps_x, eps_w, domain=domain, moves=moves, relative=relative)
         warn(case.doubts)
-        return prove(case, grid, proven_by, Execution(log)).surface(case.doubts)
+        precision(deployed)
+        return prove(replace(case, deployed=deployed), grid, proven_by, Execution(log)).surface(case.doubts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +140,7 @@ def prove(
     the run fails with SoundnessError.
     """
     n, key = len(case), proof_key(case, grid, bound)
-    names = {**described(bound, grid.unit), **case.hashes}
+    names = {**described(bound, grid.unit, case.deployed), **case.hashes}
     about = {**names, "versions": {"nonsingular": version("nonsingular"), "torch": torch.__version__}}
     journal = Log(execution.log) if execution.log else None
     held = np.zeros((*grid.shape, n), dtype=bool)
@@ -177,7 +181,7 @@ def confront(case: Case, grid: Grid, bound: Bound, held: NDArray[np.bool_], atta
     For attacks that skip certified examples.  held, attacked: (rows, columns, n) of these examples; attacked: margins.
     Raises SoundnessError, with the number of the example among these, where the bound is above what was reached.
     """
-    prover, slack = Prover(case.network, bound.name), tolerance(case)
+    prover, slack = Prover(case.network, bound.name, deployed=case.deployed), tolerance(case)
     beyond = ~held.reshape(-1, len(case))
     first = np.where(beyond.any(0), beyond.argmax(0), -1)
     for at in np.unique(first[first >= 0]):
@@ -205,7 +209,7 @@ def certified_part(
     started = time.perf_counter()
     case, (rows, columns) = case.part(slice(*span)), grid.shape
     held = np.zeros((rows, columns, len(case)), dtype=bool)
-    prover, slack = Prover(case.network, bound.name), tolerance(case)
+    prover, slack = Prover(case.network, bound.name, deployed=case.deployed), tolerance(case)
     column = np.where(case.right.cpu().numpy(), columns - 1, -1)
     met = np.zeros(len(case), dtype=bool)
 

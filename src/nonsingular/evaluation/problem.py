@@ -37,6 +37,7 @@ class Case:
 
     x: (N, *input).  y: (N,) int64.  name: what records call the model.
     doubts: sentences that are shown beside the numbers everywhere.
+    deployed: the type that certificates take it to be computed in; None: exact arithmetic.
     """
 
     network: Network
@@ -44,6 +45,7 @@ class Case:
     y: Tensor
     name: str = "model"
     doubts: tuple[str, ...] = ()
+    deployed: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall | None = None) -> Case:
@@ -55,7 +57,7 @@ class Case:
 
     def part(self, at: slice | Tensor) -> Case:
         """The same network on some of the examples."""
-        return Case(self.network, self.x[at], self.y[at])
+        return Case(self.network, self.x[at], self.y[at], deployed=self.deployed)
 
     @cached_property
     def clean(self) -> Tensor:
@@ -173,12 +175,13 @@ def _code(attack: Any) -> str:
 
 def proof_key(case: Case, grid: Grid, bound: Bound) -> str:
     """A hash of all that certificates depend on: a log's certificates are reused only under the same key."""
-    return _hashed(FORMAT, described(bound, grid.unit), case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
+    bounded = described(bound, grid.unit, case.deployed)
+    return _hashed(FORMAT, bounded, case.hashes, case.function, list(grid.eps_x), list(grid.eps_w))
 
 
-def described(bound: Bound, unit: JointBall) -> dict[str, Any]:
-    """A bound and its ball by name, for records."""
-    return {"bound": bound.name, **unit.describe()}
+def described(bound: Bound, unit: JointBall, deployed: str | None = None) -> dict[str, Any]:
+    """A bound and its ball by name, for records; with the type that the network is deployed in, if that is rounded in."""
+    return {"bound": bound.name, **unit.describe()} | ({} if deployed is None else {"deployed": deployed})
 
 
 def _hashed(*parts: Any) -> str:

@@ -25,6 +25,9 @@ class Curve:
     defined: from the ends of boxes, whether rho is defined (and as told here) on all of each; None: on every box, and rho and
     its slopes are numbers there.
     steep: the slope from which on lines are taken level, because arithmetic would lose more than they give.
+    positive: neither rho nor what is computed for it is ever below 0.
+    rounds: (largest |z|, largest |rho(z)|) -> how far the function as computed in floating point may be from rho, in units of
+        the last rounding; an assumption on the library, with the reasons below.  None: nothing is known.
     """
 
     slope_at: Callable[[Tensor], Tensor]
@@ -35,6 +38,8 @@ class Curve:
     exact_to: float = math.inf
     defined: Callable[[Tensor, Tensor], Tensor] | None = None
     steep: float = math.inf
+    rounds: Callable[[Tensor, Tensor], Tensor] | None = None
+    positive: bool = False
 
     def error(self, hi: Tensor) -> Tensor | float:
         """How far the computed function may be from rho below `hi`."""
@@ -49,9 +54,27 @@ def _tanh_slope(z: Tensor) -> Tensor:
     return 4 * _sigmoid_slope(2 * z)
 
 
-SIGMOID, TANH = Curve(_sigmoid_slope, (0.0,)), Curve(_tanh_slope, (0.0,))
-SOFTSIGN = Curve(lambda z: (1 + z.abs()) ** -2, (0.0,))
-LOG_SIGMOID = Curve(lambda z: torch.sigmoid(-z), convex=False)
+ROUNDS = 16.0
+"""Of all activations: exp, expm1, log1p, tanh and erf are within 4 units of the last place, the steps around them 1 each."""
+
+
+def _of_value(z: Tensor, y: Tensor) -> Tensor:
+    """A relative error: 1 / (1 + exp(-z)), tanh z, z / (1 + |z|) have no cancellation."""
+    return ROUNDS * y
+
+
+def _of_argument(z: Tensor, y: Tensor) -> Tensor:
+    """z times a factor in [0, 1] (up to 1.2) with an absolute error, as 1 + erf and 1 + tanh cancel below 0.
+
+    What goes into erf or tanh is off by up to 7 units, relatively.  It moves by half as many: |t| erf'(t), |t| tanh'(t) < 0.5.
+    """
+    return ROUNDS * z
+
+
+SIGMOID, TANH = Curve(_sigmoid_slope, (0.0,), rounds=_of_value, positive=True), Curve(_tanh_slope, (0.0,), rounds=_of_value)
+SOFTSIGN = Curve(lambda z: (1 + z.abs()) ** -2, (0.0,), rounds=_of_value)
+# min(z, 0) - log1p(exp(-|z|)) or log(1 + exp(-|z|)): 1 + e rounds absolutely
+LOG_SIGMOID = Curve(lambda z: torch.sigmoid(-z), convex=False, rounds=lambda z, y: ROUNDS * (1 + z + y))
 
 
 # For the three below: rho' -> 0 at -inf, falls to the first turn (so it is negative there), rises to the second, then falls to
@@ -75,15 +98,20 @@ def _silu_slope(z: Tensor) -> Tensor:
 
 
 # rho'' = phi(z) (2 - z^2)
-GELU = Curve(_gelu_slope, (-math.sqrt(2), math.sqrt(2)), False, bottom=-0.7517915246935645)
+GELU = Curve(_gelu_slope, (-math.sqrt(2), math.sqrt(2)), False, bottom=-0.7517915246935645, rounds=_of_argument)
 # rho'' = (1 - tanh^2 u) u'^2 (r(z) - z tanh u), r = (1 + 6 a z^2) / (c (1 + 3 a z^2)^2).  Even in z; for z > 0 r does not rise
 # (its derivative by w = a z^2 is -18 w / (c (1 + 3 w)^3)) and z tanh u rises: one zero.
-GELU_TANH = Curve(_gelu_tanh_slope, (-1.4185040087908284, 1.4185040087908284), False, bottom=-0.7524614220710163)
+GELU_TANH = Curve(
+    _gelu_tanh_slope, (-1.4185040087908284, 1.4185040087908284), False, bottom=-0.7524614220710163, rounds=_of_argument
+)  # fmt: skip
 # rho = z s(z), s the sigmoid: rho'' = s (1 - s) (2 - z tanh(z / 2)), and z tanh(z / 2) is even and rises for z > 0
-SILU = Curve(_silu_slope, (-2.3993572805154677, 2.3993572805154677), False, bottom=-1.2784645427610738)
+SILU = Curve(
+    _silu_slope, (-2.3993572805154677, 2.3993572805154677), False, bottom=-1.2784645427610738, rounds=_of_argument
+)  # fmt: skip
 # 0, then the parabola z (z + 3) / 6 on [-3, 3], then z.  rho' = 0, from -1/2 to 3/2, then 1: at -3 and 3 the turns' slopes
 HARDSWISH = Curve(
-    lambda z: torch.where(z < -3, 0.0, torch.where(z > 3, 1.0, (2 * z + 3) / 6)), (-3.0, 3.0), False, bottom=-1.5
+    lambda z: torch.where(z < -3, 0.0, torch.where(z > 3, 1.0, (2 * z + 3) / 6)), (-3.0, 3.0), False, bottom=-1.5,
+    rounds=_of_argument,
 )  # fmt: skip
 
 
@@ -97,7 +125,11 @@ def elu(alpha: float, scale: float, rate: float) -> tuple[Callable[[Tensor], Ten
     def slope_at(z: Tensor) -> Tensor:
         return torch.where(z > 0, right, left * torch.exp(rate * z.clamp(max=0)))
 
-    return apply, Curve(slope_at, () if left <= right else (0.0,))
+    def rounds(z: Tensor, y: Tensor) -> Tensor:
+        """exp(rate z) - 1 has an absolute error, of exp(rate z) |rate z| < 1 by the argument; the factors round relatively."""
+        return ROUNDS * (y + 2 * scale * alpha)
+
+    return apply, Curve(slope_at, () if left <= right else (0.0,), rounds=rounds)
 
 
 def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor], Curve]:
@@ -106,7 +138,12 @@ def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor],
     def apply(z: Tensor) -> Tensor:
         return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
-    return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=math.exp(-threshold) / beta, exact_to=threshold / beta)
+    def rounds(z: Tensor, y: Tensor) -> Tensor:
+        """An argument beta z that rounds by u |beta z| moves log1p(exp(beta z)) / beta by u |z|; 1 + e rounds absolutely."""
+        return ROUNDS * (z + y + 2 / beta)
+
+    slack, exact_to = math.exp(-threshold) / beta, threshold / beta
+    return apply, Curve(lambda z: torch.sigmoid(beta * z), slack=slack, exact_to=exact_to, rounds=rounds, positive=True)
 
 
 STEEP = 1e9

@@ -95,7 +95,7 @@ class Ledger:
         """The number of a node that is constant: one element of the input, repeated, times 0."""
         n = torch.Size(shape).numel()
         first = torch.zeros(n, dtype=torch.long, device=value.device)
-        self.append(Map(name, (0,), shape, gathered(first, shape)))
+        self.append(Map(name, (0,), shape, gathered(first, shape), terms=1))
         return self.append(Sum(name, (len(self.nodes) - 1,), shape, (0.0,), value))
 
     def overwritten(self, t: Tensor, old: Signal, places: Tensor, node: int, writer: str, name: str) -> Signal:
@@ -114,10 +114,11 @@ class Ledger:
         if old.shape == self.nodes[node].shape and bool((index == torch.arange(n, device=index.device)).all()):
             return Signal(node, old.shape)
         if bool((index >= 0).all()):
-            made = Map(writer, (node,), old.shape, gathered(index, old.shape))
+            made = Map(writer, (node,), old.shape, gathered(index, old.shape), terms=1)
         else:
             kept = torch.arange(len(index), device=index.device) + n
-            made = Map(writer, (node, old.number), old.shape, gathered(torch.where(index >= 0, index, kept), old.shape))
+            both = gathered(torch.where(index >= 0, index, kept), old.shape)
+            made = Map(writer, (node, old.number), old.shape, both, terms=1)
         return Signal(self.append(made), old.shape)
 
     def append(self, node: Node) -> int:

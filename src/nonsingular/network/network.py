@@ -14,6 +14,7 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network import memory
 from nonsingular.network.copies import duplicate
 from nonsingular.network.one_logit import Adapter, OneLogit
+from nonsingular.network.precision import Floats
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -30,6 +31,8 @@ class Network(Adapter):
     """
 
     told: tuple[str, ...]
+    floats: Floats | None = None
+    """What bounds of it allow for rounding; None: nothing."""
     _found: dict[Hashable, Any]
     _boxes: dict[Hashable, Mapping[str, Interval]]
     _spare: list[nn.Module]
@@ -43,7 +46,19 @@ class Network(Adapter):
         return repr(self.inner)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
-        return Network(copy.deepcopy(self.inner, memo), self.told)
+        found = Network(copy.deepcopy(self.inner, memo), self.told)
+        found.keep(floats=self.floats)
+        return found
+
+    def allowing(self, floats: Floats) -> Network:
+        """The same network, of which bounds allow for rounding."""
+
+        def view() -> Network:
+            seen = copy.copy(self)  # what was found about either is kept for both
+            seen.keep(floats=floats)
+            return seen
+
+        return self.once(("allowing", floats), view)
 
     def once(self, what: Hashable, find: Callable[[], T]) -> T:
         """The result of `find`, or the UnsupportedModel that it raised, from the first call for `what`."""

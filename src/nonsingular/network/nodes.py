@@ -131,6 +131,7 @@ class Map(Node):
     places: it does the same at every place of the last two dimensions.  back: its adjoint, where that is quicker than asking for
     the derivative: (S, B, *shape) -> (S, B, *input).
     cut: a window of its output -> (the same for that window alone, the window of its input that this takes).
+    terms: elements that an output is at most the sum of, times one constant; 1: it is one of them, or 0.  None: not known.
     """
 
     apply: Callable[..., Tensor]
@@ -138,6 +139,7 @@ class Map(Node):
     places: bool = False
     back: Callable[[Tensor], Tensor] | None = None
     cut: Callable[[Window], tuple[Callable[[Tensor], Tensor], Window]] | None = None
+    terms: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,5 +150,5 @@ def _selected(ledger: Ledger, c: Called, z: Signal | Turned, out: Tensor, k: int
     once = len(index.unique()) == len(index)
     plain = c.label in NATIVE and dim == turned == 0
     apply = partial(again, c.func, c.args[1:], c.kwargs) if plain else gathered(index, shape)
-    made = Signal(ledger.append(Map(c.name, (before.number,), shape, apply, once)), shape)
+    made = Signal(ledger.append(Map(c.name, (before.number,), shape, apply, once, terms=1)), shape)
     return Turned(made, dim) if dim else made

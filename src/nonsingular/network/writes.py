@@ -64,7 +64,7 @@ def _filled(ledger: Ledger, c: Called, written: Tensor, value: Any) -> int:
         if len(value.shape) != len(shape):  # torch aligns the last dimensions, so that its batch would meet another one
             raise c.refuse("a signal of fewer dimensions would be spread across the batch")
         numbers = torch.arange(torch.Size(value.shape).numel(), device=written.device).view(value.shape)
-        return ledger.append(Map(c.name, (value.number,), shape, gathered(numbers.expand(shape).flatten(), shape)))
+        return ledger.append(Map(c.name, (value.number,), shape, gathered(numbers.expand(shape).flatten(), shape), terms=1))
     if isinstance(value, Name | Turned) or value is COMPUTED:
         raise c.refuse("it writes a parameter into the signal, or what has no batch in front")
     full = torch.as_tensor(value, dtype=written.dtype, device=written.device).expand(written.shape)

@@ -19,8 +19,8 @@ CERTIFIED = {
     "alone, so the number holds in every scope and for every attack.",
     "Lower bound": "Robust accuracy is at least this high. What is not certified need not be wrong: the bound may be too loose, "
     "and a tighter one may prove more.",
-    "Not covered by a certificate": "It holds in exact arithmetic: the rounding of floating-point numbers, in the bound and in "
-    "the network as it runs, is not covered. Nor are other examples than these, inputs outside the range of the data, or "
+    "Not covered by a certificate": "It is of the exact function of the weights: how the network as it runs rounds "
+    "floating-point numbers is not covered. Nor are other examples than these, inputs outside the range of the data, or "
     "parameters that were held fixed (domain and moves, with every number above).",
 }
 

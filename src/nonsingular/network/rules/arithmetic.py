@@ -59,7 +59,7 @@ def plus(call: Call, a: Any, b: Any, factor: float = 1.0) -> list[Node]:
         inner, outer = (factor, 1.0) if isinstance(a, Name) else (1 / factor, factor)
         nodes: list[Node] = []
         if z.shape != call.out:
-            nodes.append(Map(call.name, (z.number,), call.out, partial(_expanded, shape=call.out)))
+            nodes.append(Map(call.name, (z.number,), call.out, partial(_expanded, shape=call.out), terms=1))
         if inner != 1.0:
             nodes.append(Sum(call.name, (-1 if nodes else z.number,), call.out, (inner,)))
         spread = broadcast(call, name)

@@ -37,7 +37,7 @@ def tournament(
         return partial(gather, some), reach
 
     windows = gather_in if cut else None
-    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), partial(gather, members), cut=windows)]
+    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), partial(gather, members), cut=windows, terms=1)]
     while count > 1:
         half, odd = divmod(count, 2)
         nodes += [
@@ -46,27 +46,25 @@ def tournament(
             Larger(call.name, (-1, -3), (half + odd, *call.out), ()),
         ]
         count = half + odd
-    nodes.append(Map(call.name, (-1,), call.out, _alone, True, True, lambda A: A.unsqueeze(2)))
-    return [*nodes, Settled(call.name, (-1,), call.out, entire, True, True, entire)]
+    nodes.append(Map(call.name, (-1,), call.out, _alone, True, True, lambda A: A.unsqueeze(2), terms=1))
+    return [*nodes, Settled(call.name, (-1,), call.out, entire, True, True, entire, terms=1)]
 
 
 def _alone(z: Tensor) -> Tensor:
     return z.squeeze(1)
 
 
-def _rises(node: Activation) -> bool:
-    """Whether it never falls, and is defined everywhere."""
-    return node.curve is None or (node.curve.bottom == -math.inf and node.curve.defined is None)
-
-
 def commuted(nodes: Sequence[Node]) -> list[Node]:
-    """The same, where a maximum of activations that do not decrease is the activation of a maximum: a quarter of them."""
+    """The same, where a maximum of hinges is the hinge of a maximum: a quarter of them, and as computed, too.
+
+    What is computed for a smooth activation need not rise where the activation does.
+    """
     found, waiting = list(nodes), dict[str, Activation]()
     for i, node in enumerate(found):
         if isinstance(node, Windows):
             before = found[node.inputs[0]]
             waiting.pop(node.name, None)
-            if isinstance(before, Activation) and _rises(before):
+            if isinstance(before, Activation) and before.form == "hinge":
                 found[i], waiting[node.name] = replace(node, inputs=before.inputs), before
         elif isinstance(node, Settled) and node.name in waiting:
             found[i] = replace(waiting.pop(node.name), name=node.name, inputs=node.inputs, shape=node.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +26,8 @@ from nonsingular.network.calls import (
 from nonsingular.network.nodes import Map, Node, Product, Sum, Window
 
 
-def _map(call: Call) -> list[Node]:
-    """The operation itself, with its constants kept."""
+def _map(call: Call, terms: int | None = None) -> list[Node]:
+    """The operation itself, with its constants kept.  terms: as of Map."""
     z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     rest, kwargs = call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"}
     if any(isinstance(v, Signal | Name) or v is COMPUTED for v in _flattened((*rest, *kwargs.values()))):
@@ -35,7 +36,7 @@ def _map(call: Call) -> list[Node]:
     def apply(z: Tensor) -> Tensor:
         return call.target(z, *rest, **kwargs)
 
-    return [Map(call.name, (z.number,), call.out, apply)]
+    return [Map(call.name, (z.number,), call.out, apply, terms=terms)]
 
 
 def _flattened(values: Sequence[Any]) -> list[Any]:
@@ -50,7 +51,7 @@ def _reshape(call: Call) -> list[Node]:
 
     if torch.Size(z.shape).numel() != torch.Size(call.out).numel():
         raise call.refuse("it does not keep the batch as first dimension")
-    return [Map(call.name, (z.number,), call.out, apply, True)]
+    return [Map(call.name, (z.number,), call.out, apply, True, terms=1)]
 
 
 def _mean(call: Call) -> list[Node]:
@@ -58,20 +59,26 @@ def _mean(call: Call) -> list[Node]:
     dims = [dims] if isinstance(dims, int) else dims
     if not isinstance(z, Signal) or not dims or any(d % (len(z.shape) + 1) == 0 for d in dims):
         raise call.refuse("only named dimensions other than the batch are known")
-    return _map(call)
+    return _map(call, max(1, math.prod(z.shape[d - 1 if d > 0 else d] for d in dims)))
 
 
 def _triangle(call: Call) -> list[Node]:
     if len(call.out) < 2:
         raise call.refuse("it works across the batch")
-    return _map(call)
+    return _map(call, 1)
 
 
 def _interpolate(call: Call) -> list[Node]:
     mode = call.kwargs.get("mode", call.args[3] if len(call.args) > 3 else "nearest")
     if mode not in ("nearest", "nearest-exact", "area", "linear", "bilinear", "trilinear"):
         raise call.refuse(f"mode '{mode}' has negative coefficients, or is not known")
-    return _map(call)
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    return _map(call, 1 if mode.startswith("nearest") else _windows(z.shape, call.out) if mode == "area" else None)
+
+
+def _windows(shape: tuple[int, ...], out: tuple[int, ...]) -> int:
+    """How many elements an output of adaptive pooling covers at most: from floor(i n / m) to ceil((i + 1) n / m)."""
+    return math.prod(-(-n // m) + 1 if m != n else 1 for n, m in zip(shape[1:], out[1:], strict=True))
 
 
 def _avg_pool(call: Call) -> list[Node]:
@@ -81,7 +88,9 @@ def _avg_pool(call: Call) -> list[Node]:
     )  # fmt: skip
     if divisor is not None and divisor <= 0:
         raise call.refuse(f"the divisor is {divisor}")
-    (node,) = _pooled(call)
+    dims = len(call.out) - 1
+    sizes = [kernel] * dims if isinstance(kernel, int) else list(kernel) * (dims if len(kernel) == 1 else 1)
+    (node,) = _pooled(call, math.prod(sizes))
     if call.target is not torch.nn.functional.avg_pool2d or ceil or padding not in (0, (0, 0), [0, 0]):
         return [node]
     size, step = (v if isinstance(v, tuple | list) else (v, v) for v in (kernel, stride or kernel))
@@ -94,10 +103,15 @@ def _avg_pool(call: Call) -> list[Node]:
     return [replace(cast(Map, node), cut=cut)]
 
 
-def _pooled(call: Call) -> list[Node]:
+def _adaptive(call: Call) -> list[Node]:
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    return _pooled(call, _windows(z.shape, call.out) if len(z.shape) == len(call.out) else None)
+
+
+def _pooled(call: Call, terms: int | None) -> list[Node]:
     if len(call.out) < 2:
         raise call.refuse("it needs a batch dimension")
-    return _map(call)
+    return _map(call, terms)
 
 
 def _cat(call: Call, join: Callable[..., Tensor]) -> list[Node]:
@@ -123,7 +137,7 @@ def _cat(call: Call, join: Callable[..., Tensor]) -> list[Node]:
         signals = iter(z)
         return joined(len(z[0]), z[0], [next(signals) if isinstance(p, Signal) else None for p in parts])
 
-    nodes: list[Node] = [Map(call.name, numbers, call.out, apply)]
+    nodes: list[Node] = [Map(call.name, numbers, call.out, apply, terms=1)]
     constants = [p if isinstance(p, Tensor) else None for p in parts]
     if any(p is not None for p in constants):
         if not all(p is None or rows_alike(p) for p in constants):
@@ -149,7 +163,7 @@ def _pad(call: Call) -> list[Node]:
     z, pad = as_signal(call, z), list(pad)
     if len(pad) // 2 > len(call.out):
         raise call.refuse("it pads the batch")
-    nodes: list[Node] = [Map(call.name, (z.number,), call.out, partial(F.pad, pad=pad, mode=mode))]
+    nodes: list[Node] = [Map(call.name, (z.number,), call.out, partial(F.pad, pad=pad, mode=mode), terms=1)]
     if mode == "constant" and value:
         frame = F.pad(torch.zeros(1, *z.shape, dtype=call.dtype), pad, value=float(value))
         nodes.append(Sum(call.name, (-1,), call.out, (1.0,), frame.to(call.device)))
@@ -160,7 +174,7 @@ def _dropout(call: Call) -> list[Node]:
     z, p, training = call.bound("input", "p", "training", training=True)
     if training and p:
         raise call.refuse("dropout is on; use eval mode")
-    return [Map(call.name, (as_signal(call, z).number,), call.out, entire, True)]
+    return [Map(call.name, (as_signal(call, z).number,), call.out, entire, True, terms=1)]
 
 
 RULES: Rules = {
@@ -168,7 +182,7 @@ RULES: Rules = {
     **dict.fromkeys(("view_as", "reshape_as"), _reshape),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), _dropout),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _avg_pool),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _pooled),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _adaptive),
     **dict.fromkeys(("mean", "sum"), _mean),
     **dict.fromkeys(("tril", "triu"), _triangle),
     "pad": _pad,
