@@ -3,7 +3,8 @@
 * A network deployed in a type of unit roundoff u computes y^ = node(z^) + d with |d| <= `_deployed`, for the z^ that
   the nodes before it computed.  So a bound for every such d, free at each element of each node, is one for the
   network as computed: widen an interval by it; take |A| times it off a linear bound A y.
-* A bound computed with unit roundoff v replaces A y by a linear function of z whose coefficients are off by at most v times a
+* A bound for that, itself computed with unit roundoff v,
+  replaces A y by a linear function of z whose coefficients are off by at most v times a
   count times |A| |w|, which on the box of z is worth |A| times `_own`.  So its own rounding has the same form, and the same rule.
 
 docs/certificates/README.md derives both.
@@ -249,7 +250,7 @@ def _each(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _roundings(node: Sum) -> int:
-    """Of one term, at most, with that of its constant factor; 0 for z and -z."""
+    """Roundings of one term, at most, with that of its constant factor; 0 for z and -z."""
     offset = isinstance(node.offset, Tensor) or node.offset != 0.0
     adds = len(node.factors) - 1 + (1 if offset else 0)
     if any(isinstance(c, Tensor) for c in node.factors):

@@ -55,7 +55,7 @@ def _tanh_slope(z: Tensor) -> Tensor:
 
 
 ROUNDS = 16.0
-"""Of all activations: exp, expm1, log1p, tanh and erf are within 4 units of the last place, the steps around them 1 each."""
+"""Units of rounding of an activation: exp, expm1, log1p, tanh and erf are within 4, the steps around them 1 each."""
 
 
 def _of_value(z: Tensor, y: Tensor) -> Tensor:
