@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonsingular.bounds.floats import lost, widened
+from nonsingular.bounds.floats import Weights, lost, widened
 from nonsingular.network.constants import check_deployable
 from nonsingular.network.curves import Curve
 from nonsingular.network.dense import Dense
@@ -36,7 +36,7 @@ class Region:
     x: Interval
     boxes: Mapping[str, Interval]
     floats: Floats | None = None
-    sizes: dict[Node, tuple[Tensor | None, Tensor | None, int]] = field(default_factory=dict)
+    sizes: dict[Node, Weights] = field(default_factory=dict)
 
     def box(self, parameter: Parameter) -> Interval:
         """The box of a node's parameter; a point if it does not move (then its ends are one tensor)."""
