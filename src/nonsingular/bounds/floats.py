@@ -75,6 +75,15 @@ def _flat(t: Tensor) -> Tensor:
 
 def _reach(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own: bool = True) -> Tensor:
     """(B or 1, *shape) how far the node's output may be from its function; infinite where the deployed network may overflow."""
+    if isinstance(node, Product) and own:  # its boxes alone decide, and they are asked about on the way there and back
+        known = where.reached.get(node)
+        if known is None or known[0] is not z[0]:
+            known = where.reached[node] = z[0], _found(node, where, z, y, own=True)
+        return known[1]
+    return _found(node, where, z, y, own=own)
+
+
+def _found(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own: bool) -> Tensor:
     size = _size(node, where, z, y)
     by = _own(node, where, z, y, size) if own else torch.zeros_like(size)
     if where.floats is None or (kind := where.floats.deployed) is None:

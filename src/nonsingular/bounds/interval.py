@@ -29,7 +29,8 @@ class Region:
     """A network and where it may be: every input in `x`, and every parameter in its box (those without one stay put).
 
     x: ends of shape (B, *input).  boxes: by name, any ends lo <= hi, symmetric about the parameter or not.
-    floats: what bounds allow for rounding, if anything (floats.py).  sizes: what was found for that, of all parts of a region.
+    floats: what bounds allow for rounding, if anything (floats.py).  sizes, reached: what was found for that, of all
+        parts of a region; for a box of a node's input.
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class Region:
     boxes: Mapping[str, Interval]
     floats: Floats | None = None
     sizes: dict[Node, Weights] = field(default_factory=dict)
+    reached: dict[Node, tuple[Interval, Tensor]] = field(default_factory=dict)
 
     def box(self, parameter: Parameter) -> Interval:
         """The box of a node's parameter; a point if it does not move (then its ends are one tensor)."""
