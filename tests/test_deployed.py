@@ -227,6 +227,31 @@ def test_a_model_in_float32_is_certified_as_rounded_to_a_narrower_type(kind):
             assert (low <= reached).all()
 
 
+def test_what_is_rounded_on_its_way_in_costs_more():
+    """The same numbers, in float32 and in bfloat16: in float32 the ball holds others, which round."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).bfloat16().eval()
+    x, y, ball = torch.rand(5, 3).bfloat16(), torch.arange(5) % 3, ns.JointBall(0.01, 0.01)
+    kind = "bfloat16+float32"
+    inside = ns.certify(model, x, y, ball, bound="crown", deployed=kind).margins
+    rounded = ns.certify(copy.deepcopy(model).float(), x.float(), y, ball, bound="crown", deployed=kind).margins
+    assert (rounded < inside - 2**-8 * 0.05)[F.one_hot(y, 3) == 0].all()
+
+
+def test_a_sum_that_stands_still_is_not_certified():
+    """4096 ones, one by one, end at 2048 in float16, below 3000."""
+    model = nn.Sequential(nn.Linear(4096, 2)).half().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.stack([torch.ones(4096), torch.zeros(4096)]))
+        model[0].bias.copy_(torch.tensor([0.0, 3000.0]))
+    x, y, ball = torch.ones(1, 4096).half(), torch.tensor([0]), ns.JointBall(0.0, 0.0)
+    assert linear(x, model[0].weight[:1], None, "forwards").item() == 2048
+    for bound in BOUNDS:
+        assert ns.certify(model, x, y, ball, bound=bound).verified
+        assert not ns.certify(model, x, y, ball, bound=bound, deployed="float16").verified
+        assert ns.certify(model, x, y, ball, bound=bound, deployed="float16+float32").verified
+
+
 # --- margins near zero -------------------------------------------------------------------------------------------------------
 
 

@@ -520,3 +520,10 @@ def test_who_knows_one_radius_for_all_elements_says_so():
         JointBall(np.array(["a", "b"]), 0.0)
     described = JointBall((0.1, torch.tensor([0.2, 0.3], dtype=torch.float64)), 0.0).describe()["eps_x_per_element"]
     assert described["below"] == 0.1 and described["above"]["largest"] == 0.3
+
+
+@pytest.mark.parametrize("outward", [False, True])
+def test_a_scalar_parameter_has_a_box(outward):
+    """Also where the ends are numbers of its type: 1.5 +- 0.25 in float32."""
+    box = JointBall(0.0, {"s": 0.25}, None).weight_boxes({"s": torch.tensor(1.5)}, outward=outward)["s"]
+    assert (box.lo.item(), box.hi.item(), box.lo.shape) == (1.25, 1.75, torch.Size([]))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -76,6 +76,15 @@ def _flat(t: Tensor) -> Tensor:
 
 def _reach(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own: bool = True) -> Tensor:
     """(B or 1, *shape) how far the node's output may be from its function; infinite where the deployed network may overflow."""
+    if isinstance(node, Product) and own:  # its boxes alone decide, and they are asked about on the way there and back
+        known = where.reached.get(node)
+        if known is None or known[0] is not z[0]:
+            known = where.reached[node] = z[0], _found(node, where, z, y, own=True)
+        return known[1]
+    return _found(node, where, z, y, own=own)
+
+
+def _found(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own: bool) -> Tensor:
     size = _size(node, where, z, y)
     by = _own(node, where, z, y, size) if own else torch.zeros_like(size)
     if where.floats is None or (kind := where.floats.deployed) is None:
@@ -86,7 +95,7 @@ def _reach(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own
 
 
 def _largest(z: Interval) -> Tensor:
-    return torch.maximum(z.lo.abs(), z.hi.abs())
+    return torch.maximum(-z.lo, z.hi)  # as lo <= hi
 
 
 def _keeps_sign(node: Node, z: Sequence[Interval]) -> Tensor | bool:
@@ -121,7 +130,7 @@ def _size(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Tens
         case Input():
             return _largest(y)
         case Product():
-            w, b, _ = _weights(node, where)
+            w, b, *_ = _weights(node, where)
             total = sizes[0] if w is None else node.apply(_floor(sizes[0]), w)
             return total if b is None else total + b
         case Lead():
@@ -155,8 +164,8 @@ def _steepest(node: Activation, like: Tensor) -> Tensor:
     return node.curve.slope_at(like.new_tensor([-1e4, 0.0, 1e4, *node.curve.turns])).abs().amax().clamp(min=1.0)
 
 
-def _weights(node: Product, where: Region) -> tuple[Tensor | None, Tensor | None, int]:
-    """(largest |w|, largest |spread(b)|, products that an output is the sum of), once for a region."""
+def _weights(node: Product, where: Region) -> Weights:
+    """Once for a region."""
     if node not in where.sizes:
         w = b = None
         terms = 0
@@ -165,8 +174,17 @@ def _weights(node: Product, where: Region) -> tuple[Tensor | None, Tensor | None
             terms = _terms(node, w.new_ones(1, *where.graph.nodes[node.inputs[0]].shape), w)
         if node.bias is not None:
             b = node.spread(_largest(where.box(node.bias)))
-        where.sizes[node] = w, b, terms
+        where.sizes[node] = Weights(w, b, terms, None if w is None or not w.numel() else w.amax())
     return where.sizes[node]
+
+
+class Weights(NamedTuple):
+    """The largest |w| and |spread(b)| of a product, products that an output of it is the sum of, and the largest |w| of all."""
+
+    w: Tensor | None
+    b: Tensor | None
+    terms: int
+    top: Tensor | None
 
 
 _TERMS: WeakKeyDictionary[Node, int] = WeakKeyDictionary()
@@ -211,11 +229,11 @@ def _deployed(
         case Input():
             return (kind.gamma(1) * size + 2 * kind.least if narrowed else 0.0), size
         case Product():
-            w, _, terms = _weights(node, where)
+            _, _, terms, top = _weights(node, where)
             fixed = sum(CLOSE for p in (node.weight, node.bias) if isinstance(p, Tensor))
-            most = 4.0 if w is None else 4 + w.amax() + _each(_most(_largest(z[0])), size)
+            most = 4.0 if top is None else 4 + top + _each(_most(_largest(z[0])), size)
             by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
-            return by, size if w is None else torch.maximum(size, w.amax())
+            return by, size if top is None else torch.maximum(size, top)
         case NegativePart() | Lead() | Larger() | Map(terms=1) | Activation(curve=None, slope=0.0):  # a maximum is exact
             return 0.0, size
         case Sum():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.bounds.bilinear import bilinear_range
-from nonsingular.bounds.floats import lost, widened
+from nonsingular.bounds.floats import Weights, lost, widened
 from nonsingular.network.constants import check_deployable
 from nonsingular.network.curves import Curve
 from nonsingular.network.dense import Dense
@@ -30,14 +30,16 @@ class Region:
     """A network and the region it may take: every input in `x`, every parameter in its box (those without one are fixed).
 
     x: ends of shape (B, *input).  boxes: by name, any ends lo <= hi, symmetric about the parameter or not.
-    floats: what bounds allow for rounding, if anything (floats.py).  sizes: what was found for that, of all parts of a region.
+    floats: what bounds allow for rounding, if anything (floats.py).  sizes, reached: what was found for that, of all
+        parts of a region; for a box of a node's input.
     """
 
     graph: Graph
     x: Interval
     boxes: Mapping[str, Interval]
     floats: Floats | None = None
-    sizes: dict[Node, tuple[Tensor | None, Tensor | None, int]] = field(default_factory=dict)
+    sizes: dict[Node, Weights] = field(default_factory=dict)
+    reached: dict[Node, tuple[Interval, Tensor]] = field(default_factory=dict)
 
     def box(self, parameter: Parameter) -> Interval:
         """The box of a node's parameter; a point if it does not move (then its ends are one tensor)."""

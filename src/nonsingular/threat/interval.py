@@ -78,14 +78,14 @@ def _cut(p: Tensor, r: Tensor, s: Tensor, spare: Tensor, *, up: bool) -> Tensor:
     beyond = torch.bitwise_and(bits, rest, out=spare)
     fits = None
     if beyond.view(torch.float64).amin().item() == 0:  # as numbers of this type, for which it is quicker
-        fits = (beyond == 0).nonzero(as_tuple=True)
+        fits = beyond == 0
     negative = torch.bitwise_right_shift(bits, 63, out=spare).bitwise_and_(rest)
     if up:
         bits.bitwise_or_(rest).bitwise_xor_(negative)
     else:
         bits.bitwise_and_(~rest).bitwise_or_(negative)
     t = s.to(p.dtype)
-    if fits:  # few: the sum is such a number to nearest, and may lie on either side of it
+    if fits is not None:  # few: the sum is such a number to nearest, and may lie on either side of it
         a, r = p[fits].double(), r.expand_as(p)[fits]
         near = a + r
         t[fits] = _moved(near.to(p.dtype), _passed(a, r, near, up), up=up)
