@@ -506,7 +506,7 @@ def test_it_refuses_what_would_be_a_relaxation():
     ball = JointBall(0.1, 0.1, None)
     with pytest.raises(UnsupportedModel, match="'sigmoid': its activation is smooth"):
         solve(nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 3)), (3,), ball)
-    with pytest.raises(UnsupportedModel, match="'max_pool2d': its activation is smooth"):  # the sigmoid of the largest
+    with pytest.raises(UnsupportedModel, match="'sigmoid': its activation is smooth"):
         solve(nn.Sequential(nn.Sigmoid(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)), (1, 4, 4), ball)
     with pytest.raises(UnsupportedModel, match=r"'a\.weight': it moves at node 'linear' and at node 'linear_1'"):
         solve(Tied(), (3,), ball)

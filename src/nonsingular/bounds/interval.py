@@ -119,7 +119,7 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
     Where bounds allow for rounding, no end is replaced: what may overflow in the deployed network must stay visible.
     """
     z = [boxes[i] for i in node.inputs]
-    box = _propagated(node, where, z)
+    box = image(node, where, z)
     if where.floats is not None:
         return widened(node, where, z, box)
     most = torch.finfo(box.lo.dtype).max
@@ -127,8 +127,8 @@ def propagate(node: Node, where: Region, boxes: Sequence[Interval]) -> Interval:
     return Interval(lo, box.hi.nan_to_num(torch.inf, posinf=torch.inf, neginf=-most))
 
 
-def _propagated(node: Node, where: Region, z: Sequence[Interval]) -> Interval:
-    """One rule for each kind of node."""
+def image(node: Node, where: Region, z: Sequence[Interval]) -> Interval:
+    """The box of a node's output from those of its inputs, in exact arithmetic.  One rule for each kind of node."""
     match node:
         case Product():
             y = z[0]
