@@ -75,7 +75,7 @@ def certify(
         taken off, and examples that it leaves open are computed again in float64.
     deployed: "float32", "bfloat16", "float16", or the last two with "+float32" (sums in float32): the network as computed in that
         type, in any order of summation (docs/certificates/README.md: under which assumptions).  None: its exact function.
-    Guarantee: that of the bound, whose own rounding is taken off (but for `exact` and plug-ins).
+    Guarantee: that of the bound, in exact arithmetic; with `deployed`, the rounding of the bound is taken off, too.
     A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, or none for its rounding, InvalidInput for a bound
     that is not sound.
@@ -151,8 +151,8 @@ def decide(
         dense, else none.  Then branch and bound (bounds/branch.py) on what is neither broken nor verified by linear bounds.
     parts, seconds: budget of an example: parts of the region bounded, and time on average.
     report: called with the number of examples decided since the last call.
-    Guarantee: `verified` holds for every x' and every W' of the ball, each example with its own W'; the
-        rounding of the bounds is taken off.  `deployed`: as in `certify`, for `verified`; `falsified` is what float64 computes.
+    Guarantee: `verified` holds for every x' and every W' of the ball, each example with its own W', in exact arithmetic.
+        `deployed`: as in `certify`, for `verified`; `falsified` is what float64 computes.
     Raises UnsupportedModel without a rule for an operation.  Cost: on the default MNIST network milliseconds to seconds each.
     Memory: the perturbation holds the moving parameters once for each example; give a large set in parts.
     """
