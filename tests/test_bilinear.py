@@ -362,6 +362,20 @@ def test_no_point_of_a_region_beats_a_bound(name, seed):
     check_operator(model, x, y, seed)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm cell"])
+def test_layers_that_vmap_does_not_know_are_decided(name):
+    torch.manual_seed(0)
+    model = LAYERS[name]().double().eval()
+    x = torch.randn(1, 2, 3).double()
+    y = model(x).argmax(1)
+    small, large = JointBall(1e-3, 1e-3, None), JointBall(2.0, 2.0, None)
+    assert ns.decide(model, x, y, small).status == ("verified",)
+    assert ns.certify_shared(model, x, y, small).broken == 0
+    found = ns.decide(model, x, y, large)
+    assert found.status == ("falsified",)
+    assert (logits_at(model, found.perturbation).argmax(1) != y).all()
+
+
 def check_operator(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
     torch.testing.assert_close(trace_graph(model, x.shape[1:])(x), model(x))
     check_sound(model, region(model, x, y, JointBall((0.0, 0.1, 0.3)[seed % 3], (0.02, 0.1)[seed % 2], None, moves="all")), y)

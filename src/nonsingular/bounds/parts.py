@@ -22,14 +22,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Boxed, Region, propagate
 from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.bounds.verdicts import STATUSES, Verdicts
-from nonsingular.network.calling import per_sample_logits
+from nonsingular.network.calling import gradient, logits_of_each
 from nonsingular.network.margins import attained, worst_margin
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
@@ -88,7 +87,7 @@ class Search:
         known: Perturbation | None = None,
         lower: Tensor | None = None,
     ) -> None:
-        self.where, self.y, self.logits = where, y, per_sample_logits(model)
+        self.where, self.y, self.logits = where, y, logits_of_each(model)
         nodes = where.graph.nodes
         self.hinges = {i: n for i, n in enumerate(nodes) if isinstance(n, Activation) and n.form == "hinge"}
         self.split = sorted({n.inputs[0] for n in self.hinges.values()})
@@ -320,19 +319,21 @@ class Search:
         parts = parts[at]
         example, where = parts.example, self.where
         lo, hi = where.x.lo[example], where.x.hi[example]
-
-        def margin(x: Tensor, weights: dict[str, Tensor], label: Tensor, other: Tensor) -> Tensor:
-            f = self.logits(weights, x)
-            return f.gather(0, label[None])[0] - f.gather(0, other[None])[0]
-
         with torch.no_grad():
             x, weights = self._relaxed_point(parts)
             self._keep(example, Perturbation(x, weights, "sample"))
             for _ in range(ROUNDS):
-                g_x, g_w = vmap(grad(margin, argnums=(0, 1)))(x, weights, self.y[example], parts.other)
+                g_x, *g_w = self._slopes(x, weights, self.y[example], parts.other)
                 x = torch.where(g_x > 0, lo, torch.where(g_x < 0, hi, x))
-                weights = {n: _end(where.boxes[n], g, weights[n]) for n, g in g_w.items()}
+                weights = {n: _end(where.boxes[n], g, w) for (n, w), g in zip(weights.items(), g_w, strict=True)}
                 self._keep(example, Perturbation(x, weights, "sample"))
+
+    def _slopes(self, x: Tensor, weights: dict[str, Tensor], y: Tensor, other: Tensor) -> list[Tensor]:
+        """The derivatives of each margin of y over `other`: (N, *input), then (N, *shape) for each of the weights."""
+        with torch.enable_grad():
+            at = [t.detach().clone().requires_grad_() for t in (x, *weights.values())]
+            f = self.logits(dict(zip(weights, at[1:], strict=True)), at[0])
+            return gradient((f.gather(1, y[:, None]) - f.gather(1, other[:, None])).sum(), at)
 
     def _relaxed_point(self, parts: _Parts) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs (N, *input) and weights (N, *shape) at the ends that the coefficients of the relaxation point to."""
@@ -366,7 +367,7 @@ class Search:
 
     def _attained(self, point: Perturbation, y: Tensor) -> Tensor:
         """(N,) smallest margins at a point, by the model itself."""
-        return attained(vmap(self.logits, randomness="different")(dict(point.weights), point.x), y)
+        return attained(self.logits(point.weights, point.x), y)
 
 
 def _end(box: Interval, slope: Tensor, value: Tensor) -> Tensor:
