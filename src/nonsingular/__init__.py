@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.attacked import evaluate
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.faults.bit_errors import BitErrors
     from nonsingular.faults.fault import Fault, InOrder
+    from nonsingular.faults.formats import FixedPoint, FloatFormat
+    from nonsingular.faults.quantize import quantize
     from nonsingular.faults.uniform import UniformRounding
     from nonsingular.models.architectures import Averaged, Normalized
     from nonsingular.models.loading import load_model
@@ -58,6 +61,8 @@ _HOME = {
     "Surface": "results.surface", "contours": "report.figure",
     **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
     **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
+    "BitErrors": "faults.bit_errors", **dict.fromkeys(("FixedPoint", "FloatFormat"), "faults.formats"),
+    "quantize": "faults.quantize",
     **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
 }  # fmt: skip
 
@@ -68,9 +73,12 @@ __all__ = [
     "Adversarial",
     "Attack",
     "Averaged",
+    "BitErrors",
     "Certificate",
     "Comparison",
     "Fault",
+    "FixedPoint",
+    "FloatFormat",
     "Front",
     "InOrder",
     "InvalidInput",
@@ -105,6 +113,7 @@ __all__ = [
     "load_model",
     "masking",
     "neuron_pgd",
+    "quantize",
     "strongest",
     "train",
 ]

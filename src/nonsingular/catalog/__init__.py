@@ -182,6 +182,24 @@ FAULTS: Mapping[str, FaultModel] = _named((
         "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
         "Jacob et al., arXiv:1712.05877.",
     )),
+    FaultModel("fixed-point", "nonsingular.faults.formats:FixedPoint", box=True, card=Card(
+        "Weights in fixed point of 2 to 16 bits: a step that is a power of two and does not follow the weights; what is beyond "
+        "the range is stored as its end.",
+        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
+        "Arithmetic of fixed point.",
+    )),
+    FaultModel("float", "nonsingular.faults.formats:FloatFormat", box=True, card=Card(
+        "Weights in floating point of 8, 16 or 32 bits, rounded to nearest.",
+        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding to nearest.",
+        "IEEE 754; 8 bits: Micikevicius et al., arXiv:2209.05433.",
+    )),
+    FaultModel("bit-error", "nonsingular.faults.bit_errors:BitErrors", random=True, card=Card(
+        "Every stored bit is wrong with one probability: flipped, or stuck at 0 or 1; each alone, or by rows or bit lines of the "
+        "array; with parity, SECDED or a checksum where given. From one seed, errors at a lower rate are among those at a higher "
+        "one.",
+        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        "E.g. Stutz et al., arXiv:2006.13977.",
+    )),
 ))  # fmt: skip
 MODELS: Mapping[str, Entry] = _named(
     (

@@ -7,13 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Generator, Tensor
 
 from nonsingular.errors import InvalidInput
-from nonsingular.faults.words import Flips
+from nonsingular.faults.words import Flips, Stored
 from nonsingular.threat.ball import JointBall, Moves
 from nonsingular.threat.interval import Interval, box_around
 from nonsingular.threat.radius import Radius, Side, ends, largest
@@ -73,8 +73,20 @@ class Fault(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Its name and settings for records: JSON."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        settings = {name: value.describe() if isinstance(value, Fault) else value for name, value in values.items()}
         return {"fault": self.name, **json.loads(json.dumps(settings))}
+
+
+class Storage(Fault):
+    """A format in which weights are stored as words of bits; its fault is that of rounding to the values of these words."""
+
+    @abstractmethod
+    def words(self, weights: Weights, generator: Generator | None = None) -> Mapping[str, Stored]:
+        """What is stored, by name of the tensor.  generator: what stochastic rounding draws from."""
+
+    def __call__(self, weights: Weights, generator: Generator | None = None) -> dict[str, Tensor]:
+        return {name: stored.values(weights[name].dtype) for name, stored in self.words(weights, generator).items()}
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,24 @@ class InOrder(Fault):
 
 
 # --- what faults share ------------------------------------------------------------------------------------------------------
+
+
+def check_moves(moves: str) -> None:
+    """Raises InvalidInput unless it is one of the names."""
+    if moves not in get_args(Moves):
+        raise InvalidInput(f"moves is {moves!r}; choose one of {', '.join(get_args(Moves))}")
+
+
+def whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises InvalidInput unless `value` is a whole number in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidInput(f"{name} is {value!r}; give a whole number from {least} to {most}")
+
+
+def truth(name: str, value: object) -> None:
+    """Raises InvalidInput unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} is {value!r}; give True or False")
 
 
 def chosen(weights: Weights, moves: Moves) -> dict[str, Tensor]:
