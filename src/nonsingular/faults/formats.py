@@ -87,7 +87,7 @@ class FloatFormat(Storage):
         return {n: FloatWords(w.double().clamp(-most, most).to(kind), torch.finfo(kind).bits) for n, w in found.items()}
 
     def radii(self, weights: Weights, within: Radii | None = None) -> dict[str, Radius]:
-        """One number for each tensor, that of its largest weight.  0.51: torch rounds to 8 bits by way of float32, which is a second rounding."""
+        """One number for each tensor.  0.51: torch rounds to 8 bits by way of float32, which is a second rounding."""
         kind = torch.finfo(FLOATS[self.kind])
         found: dict[str, Radius] = {}
         for name, w in chosen(weights, self.moves).items():
