@@ -40,7 +40,7 @@ def trained(path: Path, pool: type[nn.Module]) -> nn.Sequential:
     return model
 
 
-def theirs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+def theirs(model: nn.Module, x: Tensor, y: Tensor, eps: float, domain: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """(B, K - 1) margins by the CROWN of auto_LiRPA."""
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
@@ -49,7 +49,7 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     C = eye[y][:, None] - eye[None]
     C = torch.stack([C[b][[k for k in range(K) if k != int(y[b])]] for b in range(len(y))])
     bounded = BoundedModule(model, x[:1], device="cpu", verbose=False)
-    ball = PerturbationLpNorm(norm=float("inf"), x_L=(x - eps).clamp(-1, 1), x_U=(x + eps).clamp(-1, 1))
+    ball = PerturbationLpNorm(norm=float("inf"), x_L=(x - eps).clamp(*domain), x_U=(x + eps).clamp(*domain))
     lower, _ = bounded.compute_bounds(x=(BoundedTensor(x, ball),), C=C, method="CROWN", bound_upper=False)
     return lower.detach()
 

@@ -147,6 +147,40 @@ NETWORKS = {
         lambda m, x: m[1](torch.cat([m[0](x / 3).clamp(-0.5, 0.4), x[:, :2].flip(1), torch.maximum(x[:, 3:4], -x[:, 4:5])], 1)),
         nn.Linear(12, 4), nn.Linear(7, 3),
     ),
+    "gate": lambda: Forward(
+        lambda m, x: m[2](m[0](x) * torch.sigmoid(m[1](x))), nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(6, 3)
+    ),
+    "squeeze and excitation": lambda: Forward(
+        lambda m, x: m[3](((h := m[0](x.view(-1, 1, 12))) * F.hardsigmoid(m[2](m[1](h.mean(2)).relu()))[:, :, None]).mean(2)),
+        nn.Conv1d(1, 8, 3), nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 3),
+    ),
+    "powers": lambda: Forward(
+        lambda m, x: m[1](torch.cat([(h := m[0](x)) ** 2, h**3 / (1 + h.square()), (h.square() + 0.1).sqrt(), h.expm1()], 1)),
+        nn.Linear(12, 4), nn.Linear(16, 3),
+    ),
+    "logarithms": lambda: Forward(
+        lambda m, x: m[1](
+            torch.cat([(1 + (h := m[0](x)).exp()).log(), h.exp().log1p(), torch.rsqrt(h**4 + 0.3), 2 / h.exp()], 1)
+        ),
+        nn.Linear(12, 4), nn.Linear(16, 3),
+    ),
+    "softmax": lambda: Forward(
+        lambda m, x: m[1](torch.cat([(2 * (h := m[0](x))).softmax(1), (x * h).log_softmax(1)], 1)),
+        nn.Linear(12, 12), nn.Linear(24, 3),
+    ),
+    "attention": lambda: Forward(
+        lambda m, x: m[1](m[0](*[x.view(-1, 3, 4)] * 3)[0].flatten(1)),
+        nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(12, 3),
+    ),
+    "attention at once": lambda: Forward(
+        lambda m, x: m[1](F.scaled_dot_product_attention(*m[0](x.view(-1, 1, 3, 4)).chunk(3, -1), is_causal=True).flatten(1)),
+        nn.Linear(4, 12), nn.Linear(12, 3),
+    ),
+    "rms norm": lambda: nn.Sequential(nn.Linear(12, 6), nn.RMSNorm(6, 1e-3), nn.Linear(6, 3)),
+    "products": lambda: Forward(
+        lambda m, x: m[2](torch.bmm((h := m[0](x).view(-1, 3, 2)).mT, m[1](x).view(-1, 3, 2)).flatten(1) * h.flatten(1)[:, :1]),
+        nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(4, 3),
+    ),
     "mean": lambda: Forward(
         lambda m, x: m[0](torch.stack([x.view(-1, 3, 4).mean(2), x.view(-1, 4, 3).sum(1)], 1).flatten(1)), nn.Linear(6, 3)
     ),
@@ -387,6 +421,17 @@ REFUSED = {
     "bilinear": (
         lambda: Forward(lambda m, x: m[0](F.interpolate(x[:, None, None], (1, 6), mode="bilinear").flatten(1)), nn.Linear(6, 2)),
         "crown", "interpolate",
+    ),
+    "layer norm": (lambda: nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), "crown", "'layer_norm' in bfloat16: its error"),
+    "lstm": (
+        lambda: Forward(lambda m, x: m[1](m[0](x[:, None])[0][:, 0]), nn.LSTM(3, 2, batch_first=True), nn.Linear(2, 2)),
+        "crown", "rounding of LSTM 'inside.0'",
+    ),
+    "mask in the products": (
+        lambda: Forward(
+            lambda m, x: m[0](F.scaled_dot_product_attention(*[x[:, :, None]] * 3, torch.eye(3)).flatten(1)), nn.Linear(3, 2)
+        ),
+        "crown", "scaled_dot_product_attention",
     ),
     "computed constant": (Computed, "crown", "constant"),
     "theorem1": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "theorem1", "theorem1 has no term"),

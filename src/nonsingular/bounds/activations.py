@@ -82,7 +82,7 @@ def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines
     lower, below = torch.where(bends, tangent, chord), torch.where(bends, touch, rho(lo) - chord * lo)
     upper, above = torch.where(bends, chord, tangent), torch.where(bends, rho(hi) - chord * hi, touch)
     # narrow: rho' >= k  =>  rho(l) + k (z - l) <= rho(z) <= rho(u) + k (z - u)
-    k, _ = _steepness(curve, lo, hi)
+    k, _ = curve.slopes(lo, hi)
     lower, upper = torch.where(wide, lower, k), torch.where(wide, upper, k)
     below, above = torch.where(wide, below, rho(lo) - k * lo), torch.where(wide, above, rho(hi) - k * hi)
     across = wide & ~inside
@@ -94,19 +94,12 @@ def _smooth(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines
     return Lines(lower, below - curve.error(hi), upper, above + curve.error(hi))
 
 
-def _steepness(curve: Curve, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest slope over [lo, hi]: monotone between turns, it has them at ends or at turns within."""
-    within = [torch.minimum(torch.maximum(lo, lo.new_tensor(turn)), hi) for turn in curve.turns]
-    slopes = torch.stack([curve.slope_at(z) for z in (lo, hi, *within)])
-    return slopes.amin(0), slopes.amax(0)
-
-
 def _best_line(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval, sign: float, slopes: int = 8) -> tuple[Tensor, Tensor]:
     """(slope, offset) of a line below rho (sign 1) or above it (sign -1) on the box z (n,): of several the best in the middle."""
     lo, hi = z.lo, z.hi
     middle = (lo + hi) / 2
     with torch.no_grad():
-        least, most = _steepness(curve, lo, hi)
+        least, most = curve.slopes(lo, hi)
         grid = torch.linspace(0, 1, slopes, dtype=lo.dtype, device=lo.device)[:, None]
         extra = torch.stack([(rho(hi) - rho(lo)) / (hi - lo), curve.slope_at(middle)])
         s = torch.cat([torch.lerp(least, most, grid), extra])

@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from nonsingular.network.nodes import Activation, Input, Larger, Lead, Map, NegativePart, Node, Product, Sum
+from nonsingular.network.curves import Curve
+from nonsingular.network.nodes import Activation, Bilinear, Input, Larger, Lead, Map, NegativePart, Node, Product, Sum
 from nonsingular.network.precision import CLOSE, Precision
 from nonsingular.threat.interval import Interval
 
@@ -136,7 +137,7 @@ def _size(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Tens
         case Lead():
             n = node.shape[0]
             return sizes[0][:, :n] + sizes[0][:, n : 2 * n]
-        case Larger():
+        case Larger() | Bilinear():
             return node.apply(*sizes)
         case Sum():
             terms = [_absolute(c) * t for c, t in zip(node.factors, sizes, strict=True)]
@@ -148,8 +149,8 @@ def _size(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Tens
             return torch.maximum(node.apply(*sizes), _largest(y))
         case Activation(curve=None):
             return sizes[0]
-        case Activation():
-            return sizes[0] * _steepest(node, sizes[0]) + _largest(y)
+        case Activation(curve=Curve() as curve):
+            return sizes[0] * _steepest(curve, z[0]) + _largest(y)
         case _:
             raise AssertionError(f"no rule of rounding for {type(node).__name__}")
 
@@ -158,10 +159,11 @@ def _absolute(value: Tensor | float) -> Tensor | float:
     return abs(value)
 
 
-def _steepest(node: Activation, like: Tensor) -> Tensor:
-    """Its largest slope: monotone between turns, it has that at one of them or far out."""
-    assert node.curve is not None
-    return node.curve.slope_at(like.new_tensor([-1e4, 0.0, 1e4, *node.curve.turns])).abs().amax().clamp(min=1.0)
+def _steepest(curve: Curve, z: Interval) -> Tensor:
+    """Its largest slope on the box, of either sign, at least 1; infinite where it is not defined."""
+    inside = torch.ones_like(z.lo, dtype=torch.bool) if curve.defined is None else curve.defined(z.lo, z.hi)
+    least, most = curve.slopes(torch.where(inside, z.lo, 1.0), torch.where(inside, z.hi, 1.0))
+    return torch.where(inside, torch.maximum(-least, most).clamp(min=1.0), torch.inf)
 
 
 def _weights(node: Product, where: Region) -> Weights:
@@ -207,7 +209,7 @@ def _own(node: Node, where: Region, z: Sequence[Interval], y: Interval, size: Te
     if isinstance(node, Product) and not node.dense and node.weight is not None:
         count += 8 * (numbers + math.prod(where.graph.value(node.weight).shape))
     else:
-        count += 3 * numbers
+        count += (8 if isinstance(node, Bilinear) else 3) * numbers
     units = count * size
     if isinstance(node, Activation) and node.curve is not None:
         known = node.curve.rounds(_largest(z[0]), _largest(y)) if node.curve.rounds else size
@@ -234,6 +236,10 @@ def _deployed(
             most = 4.0 if top is None else 4 + top + _each(_most(_largest(z[0])), size)
             by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
             return by, size if top is None else torch.maximum(size, top)
+        case Bilinear():  # a factor before or after, and two constants in it
+            terms = node.factors(*(t.lo[:1] for t in z))[0].shape[-1]
+            most = 4 + sum(_each(_most(_largest(t)), size) for t in z)
+            return kind.of_sum(terms, 4) * size + 4 * (terms + 1) * kind.least * most, size
         case NegativePart() | Lead() | Larger() | Map(terms=1) | Activation(curve=None, slope=0.0):  # a maximum is exact
             return 0.0, size
         case Sum():
@@ -250,7 +256,11 @@ def _deployed(
         case Activation():
             curve = node.curve
             assert curve is not None and curve.rounds is not None, "refused before"
-            by = kind.gamma(1) * curve.rounds(_largest(z[0]), _largest(y)) + 8 * kind.least
+            by = kind.gamma(1) * curve.rounds(_largest(z[0]), _largest(y))
+            if curve.terms:
+                more = kind.of_sum(curve.terms, 0)
+                by = by * (1 + more) + more * (_largest(y) if curve.positive else 1 + _largest(y))
+            by = by + 8 * kind.least
             if curve.slack:  # where the argument may round to the other side of the threshold
                 by = by + torch.where(z[0].hi > curve.exact_to * (1 - 2.0**-4), curve.slack, 0.0).to(size)
             return by, torch.maximum(_largest(z[0]), _largest(y))

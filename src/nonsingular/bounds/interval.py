@@ -147,7 +147,7 @@ def image(node: Node, where: Region, z: Sequence[Interval]) -> Interval:
             n = z[0].lo.shape[1]
             ends = (torch.cat([torch.maximum(t[:, :n], t[:, n : 2 * n]), t[:, 2 * n :]], 1) for t in (z[1].lo, z[1].hi))
             return Interval(*ends)
-        case Within():
+        case Within() if where.floats is None or where.floats.deployed is None:  # what is computed may lie outside
             return Interval(z[0].lo.clamp(node.lo, node.hi), z[0].hi.clamp(node.lo, node.hi))
         case Bilinear():
             return bilinear_range(node, *z)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.graph import Graph, precise
 from nonsingular.network.network import Network, twin
-from nonsingular.network.nodes import Activation, Bilinear, Map, Node, Product, Sum, Within
+from nonsingular.network.nodes import Activation, Map, Node, Product, Sum
 from nonsingular.network.precision import CLOSE, Precision
 from nonsingular.network.tracing import PROBES, record
 
@@ -27,9 +27,12 @@ def _check(network: Network, graph: Graph, kind: Precision, shape: tuple[int, ..
         raise UnsupportedModel(
             f"no rule for the rounding of {graph.head} in {kind.name}, which can make classes equal; certify the logits under it"
         )
+    for name, module in network.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            raise UnsupportedModel(
+                f"no rule for the rounding of {type(module).__name__} '{name}' in {kind.name}: libraries compute it in one piece"
+            )
     for node in graph.nodes:
-        if isinstance(node, Bilinear | Within):
-            raise UnsupportedModel(f"no rule for the rounding of node '{node.name}' in {kind.name}: it multiplies two signals")
         if isinstance(node, Map) and node.terms is None:
             raise UnsupportedModel(f"no rule for the rounding of node '{node.name}' in {kind.name}: it computes its coefficients")
         if isinstance(node, Activation) and node.curve is not None and node.curve.rounds is None:

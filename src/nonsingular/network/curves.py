@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Curve:
     positive: neither rho nor what is computed for it is ever below 0.
     rounds: (largest |z|, largest |rho(z)|) -> how far the function as computed in floating point may be from rho, in units of
         the last rounding; an assumption on the library, with the reasons below.  None: nothing is known.
+    terms: where rho is what remains of a sum that the network computes: as many numbers, whose rounding comes on top.
     """
 
     slope_at: Callable[[Tensor], Tensor]
@@ -40,10 +41,17 @@ class Curve:
     steep: float = math.inf
     rounds: Callable[[Tensor, Tensor], Tensor] | None = None
     positive: bool = False
+    terms: int = 0
 
     def error(self, hi: Tensor) -> Tensor | float:
         """How far the computed function may be from rho below `hi`."""
         return torch.where(hi > self.exact_to, torch.full_like(hi, self.slack), 0.0) if self.slack else 0.0
+
+    def slopes(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest slope over [lo, hi]: monotone between turns, it has them at ends or at turns within."""
+        within = [torch.minimum(torch.maximum(lo, lo.new_tensor(turn)), hi) for turn in self.turns]
+        found = torch.stack([self.slope_at(z) for z in (lo, hi, *within)])
+        return found.amin(0), found.amax(0)
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
@@ -148,18 +156,47 @@ def softplus(beta: float, threshold: float) -> tuple[Callable[[Tensor], Tensor],
 
 STEEP = 1e9
 # exp'' = exp > 0; large values are no numbers any more
-EXP = Curve(torch.exp, defined=lambda lo, hi: torch.ones_like(lo, dtype=torch.bool))
+EXP = Curve(torch.exp, defined=lambda lo, hi: torch.ones_like(lo, dtype=torch.bool), rounds=_of_value, positive=True)
+# as a part of exp(z) - 1, which is computed at once
+EXPM1 = replace(EXP, rounds=lambda z, y: ROUNDS * (1 + y), positive=False)
 # log'' = -1 / z^2 < 0
-LOG = Curve(torch.reciprocal, convex=False, defined=lambda lo, hi: lo > 0, steep=STEEP)
+LOG = Curve(torch.reciprocal, convex=False, defined=lambda lo, hi: lo > 0, steep=STEEP, rounds=_of_value)
 # sqrt'' = -z^(-3/2) / 4 < 0; at 0 its slope is infinite
-SQRT = Curve(lambda z: torch.rsqrt(z) / 2, convex=False, defined=lambda lo, hi: lo >= 0, steep=STEEP)
+SQRT = Curve(
+    lambda z: torch.rsqrt(z) / 2, convex=False, defined=lambda lo, hi: lo >= 0, steep=STEEP, rounds=_of_value, positive=True
+)  # fmt: skip
 # z^(-1/2) falls, and bends up: 3/4 z^(-5/2) > 0
-RSQRT = Curve(lambda z: -(z**-1.5) / 2, bottom=math.inf, defined=lambda lo, hi: lo > 0, steep=STEEP)
+RSQRT = Curve(
+    lambda z: -(z**-1.5) / 2, bottom=math.inf, defined=lambda lo, hi: lo > 0, steep=STEEP, rounds=_of_value, positive=True
+)  # fmt: skip
 # 1/z falls on either side of its pole, where it bends down for z < 0 and up for z > 0: 2 / z^3
-RECIPROCAL = Curve(lambda z: -(z**-2.0), (0.0,), False, bottom=math.inf, defined=lambda lo, hi: (lo > 0) | (hi < 0), steep=STEEP)
+RECIPROCAL = Curve(
+    lambda z: -(z**-2.0), (0.0,), False, bottom=math.inf, defined=lambda lo, hi: (lo > 0) | (hi < 0), steep=STEEP,
+    rounds=_of_value,
+)  # fmt: skip
+
+
+def of_softmax(n: int, curve: Curve) -> Curve:
+    """RECIPROCAL or -LOG of t_i = sum_j exp(x_j - x_i), as the softmax of x in R^n or its logarithm is computed.
+
+    That is e_i / S with e_j = exp(x_j - m), m the largest, S = sum_j e_j.  An argument that rounds by u |x_j - m| makes e_j round
+    by as much, relatively; so does S by the mean of |x_j - m| under the softmax, which is at most its entropy, and that at most
+    log n.  m - x_i <= log t_i.  The exponentials, the division and what goes in and out round ROUNDS times, the sum as its n
+    terms do, or up to 6 n where blocks are added up that have an m of their own.  The logarithm: x_i - m - log S, log S <= log n.
+    """
+
+    def rounds(z: Tensor, y: Tensor) -> Tensor:
+        k = ROUNDS + math.log(n) + z.clamp(min=1.0).log()
+        k = k * (1 + k / 200)  # (1 + u)^k - 1 for every type
+        return k * y if curve is RECIPROCAL else 2 * k + ROUNDS * (y + math.log(n))
+
+    return replace(curve, rounds=rounds, terms=6 * n, positive=curve is RECIPROCAL)
 
 
 def power(n: int) -> Curve:
     """z^n for n >= 2: convex with its bottom at 0 for even n; otherwise it rises, and turns from concave to convex at 0."""
     even = n % 2 == 0
-    return Curve(lambda z: n * z ** (n - 1), () if even else (0.0,), even, bottom=0.0 if even else -math.inf)
+    return Curve(
+        lambda z: n * z ** (n - 1), () if even else (0.0,), even, bottom=0.0 if even else -math.inf, rounds=_of_value,
+        positive=even,
+    )  # fmt: skip

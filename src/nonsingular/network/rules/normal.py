@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,11 @@ WIDE = 512
 """Elements from which on a mean is taken off as it is, not by a matrix that knows how often it counts each element."""
 
 
-def soft(steps: Steps, z: Signal, dim: int, keep: Tensor | None = None, log: bool = False) -> Signal:
+def soft(steps: Steps, z: Signal, dim: int, keep: Tensor | None = None, log: bool = False, alone: bool = True) -> Signal:
     """The softmax of z along its own dimension dim, or its logarithm.
 
     keep: 1 for elements that take part, 0 for those whose logit is minus infinity; it broadcasts to (1, *shape).
+    alone: z is there before it starts, so that its rounding is known.
     """
     shape, n = z.shape, z.shape[dim]
     last = dim == len(shape) - 1
@@ -46,11 +48,15 @@ def soft(steps: Steps, z: Signal, dim: int, keep: Tensor | None = None, log: boo
     if keep is not None:
         keep = keep.expand(1, *moved)
         ratio = steps.affine(ratio, keep[..., others])
-    total = steps.affine(steps.map(ratio, moved, lambda t: t.sum(-1)), 1.0, 1.0)
+    total = steps.affine(steps.map(ratio, moved, lambda t: t.sum(-1), terms=n - 1), 1.0, 1.0)
+
+    def of_total(curve: curves.Curve) -> curves.Curve:
+        return curves.of_softmax(n, curve) if alone else replace(curve, rounds=None)
+
     if log:
-        y = steps.affine(steps.curve(total, torch.log, curves.LOG), -1.0)
+        y = steps.affine(steps.curve(total, torch.log, of_total(curves.LOG)), -1.0)
     else:
-        y = steps.curve(total, torch.reciprocal, curves.RECIPROCAL)
+        y = steps.curve(total, torch.reciprocal, of_total(curves.RECIPROCAL))
         y = y if keep is None else steps.affine(y, keep)
     return y if last else steps.map(y, shape, lambda t: t.movedim(-1, dim + 1), True)
 
@@ -87,9 +93,11 @@ def normalised(steps: Steps, z: Signal, eps: float, centred: bool = True) -> Sig
         matrix = torch.eye(n, dtype=call.dtype, device=call.device) - 1 / n
         z = steps.put(Product, (z,), z.shape, F.linear, matrix, None, entire, len(z.shape) == 1, derivatives=of_linear)
     elif centred:
-        z = steps.put(Sum, (z, steps.map(z, one, lambda t: t.mean(-1, keepdim=True))), z.shape, (1.0, -1.0))
-    mean = steps.map(steps.square(z), one, lambda t: t.mean(-1, keepdim=True))
-    y = steps.times(z, steps.curve(steps.affine(mean, 1.0, eps), torch.rsqrt, curves.RSQRT))
+        z = steps.put(Sum, (z, steps.map(z, one, lambda t: t.mean(-1, keepdim=True), terms=n)), z.shape, (1.0, -1.0))
+    mean = steps.map(steps.square(z), one, lambda t: t.mean(-1, keepdim=True), terms=n)
+    # how far a variance is off depends on how it is computed: mean(z^2) - mean(z)^2 loses more than any bound of z - mean(z) says
+    root = replace(curves.RSQRT, rounds=None) if centred else curves.RSQRT
+    y = steps.times(z, steps.curve(steps.affine(mean, 1.0, eps), torch.rsqrt, root))
     most = math.sqrt(n - 1 if centred else n)
     return steps.within(y, -most, most) if eps > 0 else y  # defined everywhere
 
@@ -165,7 +173,7 @@ def _attention(call: Call) -> list[Node]:
     scores = steps.affine(steps.matmul(q, turned), 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale))
     keep, offset = _masked(call, mask, bool(causal), scores.shape)
     scores = scores if offset is None else steps.affine(scores, 1.0, offset)
-    steps.matmul(soft(steps, scores, len(scores.shape) - 1, keep), v)
+    steps.matmul(soft(steps, scores, len(scores.shape) - 1, keep, alone=offset is None), v)  # or a mask is added to its products
     return steps.nodes
 
 

@@ -127,7 +127,7 @@ def _glu(call: Call) -> list[Node]:
 
 RULES: Rules = {
     "exp": lambda call: _curved(call, torch.exp, curves.EXP),
-    "expm1": lambda call: _shifted(call, torch.exp, curves.EXP, 0.0, -1.0),
+    "expm1": lambda call: _shifted(call, torch.exp, curves.EXPM1, 0.0, -1.0),
     "log": lambda call: _curved(call, torch.log, curves.LOG),
     "log1p": lambda call: _shifted(call, torch.log, curves.LOG, 1.0, 0.0),
     "sqrt": lambda call: _curved(call, torch.sqrt, curves.SQRT),

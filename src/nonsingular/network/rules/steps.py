@@ -40,8 +40,11 @@ class Steps:
     def affine(self, z: Signal, factor: Tensor | float, offset: Tensor | float = 0.0) -> Signal:
         return self.put(Sum, (z,), z.shape, (factor,), offset)
 
-    def map(self, z: Signal, shape: tuple[int, ...], apply: Callable[[Tensor], Tensor], moves_only: bool = False) -> Signal:
-        return self.put(Map, (z,), shape, apply, moves_only)
+    def map(
+        self, z: Signal, shape: tuple[int, ...], apply: Callable[[Tensor], Tensor], once: bool = False, terms: int = 1
+    ) -> Signal:
+        """once: it moves elements, each once.  terms: elements that an output is the sum of, at most, times one constant."""
+        return self.put(Map, (z,), shape, apply, once, terms=terms)
 
     def reshape(self, z: Signal, shape: tuple[int, ...]) -> Signal:
         return z if z.shape == shape else self.map(z, shape, lambda t: t.reshape(len(t), *shape), True)
