@@ -71,6 +71,10 @@ def _of_value(z: Tensor, y: Tensor) -> Tensor:
     return ROUNDS * y
 
 
+def _beside_one(z: Tensor, y: Tensor) -> Tensor:
+    return ROUNDS * (1 + y)
+
+
 def _of_argument(z: Tensor, y: Tensor) -> Tensor:
     """z times a factor in [0, 1] (up to 1.2) with an absolute error, as 1 + erf and 1 + tanh cancel below 0.
 
@@ -158,7 +162,7 @@ STEEP = 1e9
 # exp'' = exp > 0; large values are no numbers any more
 EXP = Curve(torch.exp, defined=lambda lo, hi: torch.ones_like(lo, dtype=torch.bool), rounds=_of_value, positive=True)
 # as a part of exp(z) - 1, which is computed at once
-EXPM1 = replace(EXP, rounds=lambda z, y: ROUNDS * (1 + y), positive=False)
+EXPM1 = replace(EXP, rounds=_beside_one, positive=False)
 # log'' = -1 / z^2 < 0
 LOG = Curve(torch.reciprocal, convex=False, defined=lambda lo, hi: lo > 0, steep=STEEP, rounds=_of_value)
 # sqrt'' = -z^(-3/2) / 4 < 0; at 0 its slope is infinite
