@@ -79,7 +79,7 @@ def _check_tensors(x: Tensor, y: Tensor) -> None:
     if not x.is_floating_point():
         raise InvalidInput(
             f"x is {x.dtype}; give floating-point inputs, scaled to the domain. An ℓ∞ radius has no meaning for whole numbers "
-            "such as token ids: give their embeddings, and a model that takes these"
+            "such as token ids: give their embeddings or one-hot rows, and a model that takes these (docs/inputs.md)"
         )
     given = f"y has shape {tuple(y.shape)} and {y.dtype} for {len(x)} inputs; give one integer class index for each"
     if y.dim() == 2 and len(y) == len(x) and y.shape[1] > 1:
