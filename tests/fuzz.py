@@ -42,6 +42,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from nonsingular.data.datasets import Split, as_tensors, load
+from nonsingular.data.vnnlib import load_property
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.stored import read_found
 from nonsingular.models.checkpoints import fit_checkpoint
@@ -60,6 +61,7 @@ from nonsingular.runs.directory import read_results
 from nonsingular.settings import (
     CertifySettings,
     EvaluateSettings,
+    PropertySettings,
     ReproduceSettings,
     TrainSettings,
     checked,
@@ -249,6 +251,44 @@ def _csv(rng: random.Random) -> bytes:
     return (good if rng.random() < 0.4 else "\n".join(rows)).encode()
 
 
+def _vnnlib(rng: random.Random) -> bytes:
+    """A property: a whole box and any formula, or a telling form within it."""
+
+    def number(depth: int) -> str:
+        if rng.random() < 0.02:
+            return rng.choice(["X_0", "X_9", "1e308", "1e400", "nan", "0x1", "1e-400", "1_0", "٣", "Y_-1"])
+        if not depth or rng.random() < 0.6:
+            return rng.choice(["Y_0", "Y_1", "Y_2", "1.0", "-0.5", "0.25"])
+        first = rng.choice("+-*")
+        rest = [number(0), rng.choice(["2", "-0.5"])] if first == "*" else [number(depth - 1) for _ in range(rng.randrange(1, 4))]
+        return f"({first} {' '.join(rest)})"
+
+    def formula(depth: int) -> str:
+        odd = rng.random() < 0.02
+        if not depth or rng.random() < 0.4:
+            return f"({rng.choice('<=') if odd else rng.choice(['<=', '>='])} {number(2)} {number(2)})"
+        inside = " ".join(formula(depth - 1) for _ in range(rng.randrange(0 if odd else 1, 5)))
+        return f"({'not' if odd else rng.choice(['and', 'or'])} {inside})"
+
+    telling = [
+        "(",
+        ")",
+        "(and " * 60,
+        "(assert (or))",
+        "(assert (and))",
+        "()",
+        "(declare-const X_0 Real)",
+        "; ",
+        "(assert (or (<= X_0 1) (<= Y_0 1)))",
+    ]
+    lines = [f"(declare-const {v} Real)" for v in ("X_0", "X_1", "Y_0", "Y_1", "Y_2")]
+    lines += ["(assert (>= X_0 0))", "(assert (<= X_0 0.3))", "(assert (and (>= X_1 -1e-3) (<= X_1 7)))"]
+    lines += [f"(assert {formula(3)})" for _ in range(rng.choice([1, 1, 2, 5]))]
+    if rng.random() < 0.2:
+        lines.insert(rng.randrange(len(lines) + 1), rng.choice(telling))
+    return "\n".join(lines).encode()
+
+
 _SETTINGS = EvaluateSettings(model="m.py:f", data="digits", eps_x="0:0.2:3", eps_w="a=0.1,b=0.2", domain="-1,1")  # type: ignore[arg-type]
 
 
@@ -298,6 +338,20 @@ def _images(rng: random.Random, folder: Path) -> None:
     load(str(folder))
 
 
+def _property(rng: random.Random, folder: Path) -> None:
+    whole = _vnnlib(rng)
+    whole = damaged(rng, whole) if rng.random() < 0.3 else whole
+    packed = rng.random() < 0.2
+    whole = gzip.compress(whole) if packed else whole
+    path = folder / f"p.vnnlib{'.gz' if packed else ''}"
+    path.write_bytes(damaged(rng, whole) if rng.random() < 0.1 else whole)
+    found = load_property(path)
+    box = found.ball().input_box(found.x)
+    assert torch.equal(box.lo, found.lo) and torch.equal(box.hi, found.hi), "the ball is not the box"
+    if found.unsafe[0].A.shape[1] == 3:
+        found.on(torch.nn.Linear(2, 3))(found.x)
+
+
 def _rows(rng: random.Random, folder: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([3, 1, 2]))
@@ -308,7 +362,7 @@ def _rows(rng: random.Random, folder: Path) -> None:
     Split(torch.zeros(5, 1), torch.zeros(5)).pick(folder / name)
 
 
-SCHEMAS = (EvaluateSettings, CertifySettings, TrainSettings, ReproduceSettings)
+SCHEMAS = (EvaluateSettings, CertifySettings, PropertySettings, TrainSettings, ReproduceSettings)
 
 
 def _config(rng: random.Random, folder: Path) -> None:
@@ -450,6 +504,7 @@ TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
     "arrow": _file("a.arrow", lambda rng: _parquet(rng, "arrow")),
     "csv": _file("a.csv", _csv, always=False),
     "indices": _rows,
+    "vnnlib": _property,
     "config": _config,
     "settings": _settings,
     "records": _records,

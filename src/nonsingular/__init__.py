@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.certificates.shared import SharedCertificate, certify_shared
     from nonsingular.data.datasets import load
+    from nonsingular.data.property import Property
+    from nonsingular.data.vnnlib import load_property
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation.attacked import evaluate
     from nonsingular.evaluation.certified import certified_surface
@@ -52,6 +54,7 @@ _HOME = {
     "joint_pgd": "attacks.joint_pgd", "neuron_pgd": "attacks.neuron_pgd", "apgd": "attacks.apgd",
     **dict.fromkeys(("alternating", "ensemble", "strongest"), "attacks.strongest"),
     "Comparison": "results.comparison", "compare": "results.comparison", "load": "data.datasets", "load_model": "models.loading",
+    "Property": "data.property", "load_property": "data.vnnlib",
     **dict.fromkeys(("Averaged", "Normalized"), "models.architectures"),
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
@@ -88,6 +91,7 @@ __all__ = [
     "Normalized",
     "Objective",
     "Perturbation",
+    "Property",
     "SharedCertificate",
     "SoundnessError",
     "Surface",
@@ -111,6 +115,7 @@ __all__ = [
     "joint_pgd",
     "load",
     "load_model",
+    "load_property",
     "masking",
     "neuron_pgd",
     "quantize",

@@ -223,14 +223,8 @@ class TrainSettings(Settings):
     seed: int = _said("Seed of the weights and of the order of the data. Default: 0.", 0, ge=0, le=2**32 - 1)
 
 
-class GridSettings(Settings):
-    """A model, data and a grid of radii.
-
-    domain: the range of the inputs, "none" for no limits; None is the range that the data set states.
-    classes: names of the class indices in the order of the model's outputs; None is the order of the data set.
-    eps_x: radii of all inputs; or one for each column by name, or a pair [below, above] (other columns are fixed): the axis is
-    then their fraction.
-    """
+class ModelSettings(Settings):
+    """A model."""
 
     model: str = _said(
         "Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
@@ -242,6 +236,25 @@ class GridSettings(Settings):
         "Never unpickled. Default: those that the function or file comes with.",
         None,
     )
+
+    @property
+    def label(self) -> str:
+        """What records call the model: the name of its folder, file or module, or in a library."""
+        source, _, name = self.model.rpartition(":")
+        if source in ("torchvision", "timm", "hf"):
+            return Path(name).stem
+        return Path(source or self.model).stem if source.endswith(".py") or not source else source.rpartition(".")[2]
+
+
+class GridSettings(ModelSettings):
+    """A model, data and a grid of radii.
+
+    domain: the range of the inputs, "none" for no limits; None is the range that the data set states.
+    classes: names of the class indices in the order of the model's outputs; None is the order of the data set.
+    eps_x: radii of all inputs; or one for each column by name, or a pair [below, above] (other columns are fixed): the axis is
+    then their fraction.
+    """
+
     data: str | None = _said(
         "digits, mnist, fashion-mnist, cifar10; an .npz, .parquet, .arrow or .csv file; a folder of images (one sub-folder "
         "a class), IDX or parquet files; or hf:owner/name[:config]. Default: what the model was trained on.",
@@ -276,14 +289,6 @@ class GridSettings(Settings):
         "Weight radii are multiples of the largest |weight| of each tensor. Default: no, unless --eps-w is chosen for you.", False
     )
 
-    @property
-    def label(self) -> str:
-        """What records call the model: the name of its folder, file or module, or in a library."""
-        source, _, name = self.model.rpartition(":")
-        if source in ("torchvision", "timm", "hf"):
-            return Path(name).stem
-        return Path(source or self.model).stem if source.endswith(".py") or not source else source.rpartition(".")[2]
-
 
 class EvaluateSettings(GridSettings):
     """One attacked surface of one model, and on request the certified one beside it."""
@@ -314,6 +319,23 @@ class CertifySettings(GridSettings):
     @classmethod
     def _old_names(cls, values: Any) -> Any:
         return with_new_names(values)
+
+
+class PropertySettings(ModelSettings):
+    """Verdicts on the properties in files: inputs in the box of each, and all weights within their radii.  None: no limit."""
+
+    vnnlib: Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(_listed)] = _said(
+        "Decide the property in this .vnnlib file (or .gz), in several (a,b), or in all of a folder, instead of a grid of radii; "
+        "--weights, --eps-w (one, or by tensor), --moves and --relative hold for it, too. Default: none."
+    )
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed)] = _said(
+        "Of one input, e.g. 1,28,28, where --vnnlib is given. Default: that of the ONNX file or run; else flat.", None
+    )
+    attack: AttackName = _said("What is tried first on the property of --vnnlib. Default: apgd.", "apgd")
+    seconds: float | None = _said("Time for a property of --vnnlib. Default: no limit.", None, gt=0, allow_inf_nan=False)
+    eps_w: WeightGrid = (0.0,)
+    moves: Literal["weights", "all"] = "weights"
+    relative: bool = False
 
 
 def with_new_names(values: Any) -> Any:

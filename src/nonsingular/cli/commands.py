@@ -29,9 +29,11 @@ from nonsingular.cli.options import (
     typed_settings,
 )
 from nonsingular.cli.screen import print_table, progress, say, show, tell
+from nonsingular.errors import InvalidInput
 from nonsingular.settings import (
     CertifySettings,
     EvaluateSettings,
+    PropertySettings,
     ReproduceSettings,
     TrainSettings,
     checked,
@@ -39,11 +41,12 @@ from nonsingular.settings import (
 from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
-    TrainFlags = EvaluateFlags = CertifyFlags = ReproduceFlags = Any
+    TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = ReproduceFlags = Any
 else:
     TrainFlags = flags(TrainSettings, names={"network.name": "network"})
     EvaluateFlags = flags(EvaluateSettings, without=["model"])
     CertifyFlags = flags(CertifySettings, without=["model"])
+    PropertyFlags = flags(PropertySettings, without=["model", "weights"])
     ReproduceFlags = flags(ReproduceSettings, names={"network.name": "network"})
 
 
@@ -115,18 +118,24 @@ def certify(
     /,
     *,
     given: Annotated[CertifyFlags | None, GIVEN] = None,
+    of_files: Annotated[PropertyFlags | None, GIVEN] = None,
     preflight: Preflight = False,
     output: Annotated[Output, GIVEN] = SHOWN,
     track: Track = None,
     where: Annotated[Where, GIVEN] = HERE,
     method: Annotated[str | None, Parameter(show=False)] = None,
 ) -> None:
-    """Certify one model over a grid of (eps_x, eps_w): predictions that no input and no weights within the radii change."""
-    chosen = _of(model, given)
+    """Certify one model over a grid of (eps_x, eps_w): predictions that no input and no weights within the radii change.
+
+    With --vnnlib: decide the properties of .vnnlib files instead, each verified, falsified with a counterexample, or timeout.
+    """
+    chosen = laid_over(_of(model, given) | typed_settings(of_files), read_config(output.config) if output.config else {})
+    if typed_settings(of_files) or "vnnlib" in chosen:
+        return _properties(checked(PropertySettings, chosen), preflight, output, track, where)
     if method is not None:
         say("warning: --method is called --bound now")
         chosen.setdefault("bound", method)
-    _one_surface(merged(CertifySettings, output.config, chosen), preflight, output, track, where)
+    _one_surface(checked(CertifySettings, chosen), preflight, output, track, where)
 
 
 @app.command
@@ -205,6 +214,27 @@ def _one_surface(
     for line in [*doubts(results), *masking_lines(found)]:
         tell(line)
     say(f"report: {files['report.html']}\nrecords: {out}")
+
+
+def _properties(settings: PropertySettings, preflight: bool, output: Output, track: str | None, where: Where) -> None:
+    """Decides, and shows one line a property."""
+    if preflight or track:
+        raise InvalidInput(f"{'--preflight' if preflight else '--track'} is for grids of radii; leave it out with --vnnlib")
+    if output.print_config:
+        return print_settings(settings)
+    from nonsingular.runs.properties import properties_run
+
+    out = output.out or folder_of("properties", settings)
+    with progress(output.silent, {}) as report:
+        results = properties_run(settings, out, where.workplace(), report, typed.get())
+    if output.json:
+        return print(json.dumps({"verdicts": results["verdicts"], "out": str(out)}))
+    for v in results["verdicts"]:
+        found = f", {out / v['counterexample']}" if "counterexample" in v else ""
+        tell(f"{v['status']:9} {v['property']} ({v['seconds']:.1f} s, {v['parts']} parts{found})")
+    statuses = [v["status"] for v in results["verdicts"]]
+    tell(", ".join(f"{statuses.count(s)} {s}" for s in ("verified", "falsified", "timeout")))
+    say(f"records: {out}")
 
 
 def _preflight(settings: EvaluateSettings | CertifySettings, workers: int, output: Output) -> None:

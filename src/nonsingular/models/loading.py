@@ -97,7 +97,7 @@ def build(settings: TrainSettings, input_shape: Sequence[int], classes: int) -> 
 
 
 def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
-    """The trained model of a run directory, in eval mode, and the settings that made it.  Needs no data."""
+    """The trained model of a run directory, in eval mode and with its `input_shape`, and its settings.  Needs no data."""
     settings = checked(TrainSettings, read_config(run / CONFIG))
     tensors, about = read_tensors(run / WEIGHTS)
     try:
@@ -113,6 +113,7 @@ def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as e:
         raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
     fit_weights(model, tensors, run / WEIGHTS)
+    cast(Any, model).input_shape = tuple(sizes[:-1])
     return model.eval(), settings
 
 

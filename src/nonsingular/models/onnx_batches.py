@@ -23,9 +23,12 @@ OPEN = ((64, 96), (224, 288), (32, 48), (28, 28), (16, 24))
 
 
 def module_of(file: File) -> nn.Module:
+    """The module; its `input_shape` is that of one example."""
+    module: Any
     module, examples = _for_batches(file)
     if file.double:
         _warn_of_rounding(file, module, examples)
+    module.input_shape = tuple(examples[1:])
     return module
 
 
@@ -181,7 +184,7 @@ def _close(found: Tensor, want: Tensor) -> bool:
 
 
 def load_onnx(path: Path) -> nn.Module:
-    """The network of an ONNX file: (B, *input) -> (B, K), differentiable, in eval mode and float32.
+    """The network of an ONNX file: (B, *input) -> (B, K), differentiable, in eval mode and float32; *input is its `input_shape`.
 
     A softmax or argmax at the very end is left out, with a line in the log: margins are of logits.
     Raises InvalidInput for a damaged file and for several inputs or outputs, UnsupportedModel for an operator without a rule,
