@@ -86,7 +86,7 @@ def _named_radii(value: Any, expected: str) -> Any:
 
 
 def parse_names(value: Any) -> Any:
-    """'no,yes' -> ('no', 'yes'); anything else is left to the schema."""
+    """'no,yes' -> ('no', 'yes'), '64,32' -> ('64', '32'); anything else is left to the schema."""
     return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
@@ -125,6 +125,7 @@ WeightGrid = Annotated[
     Annotated[Annotated[Grid, Tag(MANY)] | Annotated[dict[str, Radius], Tag(NAMED)], Discriminator(_named)],
     BeforeValidator(parse_weight_radii),
 ]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(parse_names)]
 Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
@@ -139,11 +140,6 @@ class Settings(BaseModel):
     """Frozen; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _listed(value: Any) -> Any:
-    """'64,32' -> ['64', '32']; anything else is left to the schema."""
-    return value.split(",") if isinstance(value, str) else value
 
 
 def _said(description: str, default: Any = ..., **limits: Any) -> Any:
@@ -197,9 +193,7 @@ class Network(Settings):
     """Which network is built: a name of the catalog and its widths."""
 
     name: NetworkName = _said("mlp, conv or resnet. Default: mlp.", "mlp")
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)] = _said(
-        f"Widths, e.g. 64,32. {PRESET}, 128,64,32.", (128, 64, 32)
-    )
+    hidden: Sizes = _said(f"Widths, e.g. 64,32. {PRESET}, 128,64,32.", (128, 64, 32))
     bias: bool = _said("Layers with biases. Default: without.", False)
 
 
@@ -311,7 +305,7 @@ class CertifySettings(GridSettings):
     """One certified surface of one model; with `accuracy`, also the largest certified radii for these shares of the examples."""
 
     bound: BoundName = _said("A sound bound: crown (default), best, ... ('nonsingular list bounds').", "crown")
-    accuracy: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_listed)] = _said(
+    accuracy: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(parse_names)] = _said(
         "Shares of the examples, e.g. 0.9,0.5: the largest certified eps_w for each, at every eps_x. Default: none.", ()
     )
 
@@ -324,11 +318,11 @@ class CertifySettings(GridSettings):
 class PropertySettings(ModelSettings):
     """Verdicts on the properties in files: inputs in the box of each, and all weights within their radii.  None: no limit."""
 
-    vnnlib: Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(_listed)] = _said(
+    vnnlib: Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(parse_names)] = _said(
         "Decide the property in this .vnnlib file (or .gz), in several (a,b), or in all of a folder, instead of a grid of radii; "
         "--weights, --eps-w (one, or by tensor), --moves and --relative hold for it, too. Default: none."
     )
-    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed)] = _said(
+    shape: Sizes | None = _said(
         "Of one input, e.g. 1,28,28, where --vnnlib is given. Default: that of the ONNX file or run; else flat.", None
     )
     attack: AttackName = _said("What is tried first on the property of --vnnlib. Default: apgd.", "apgd")
