@@ -17,7 +17,7 @@ from nonsingular.bounds.activations import lines
 from nonsingular.bounds.alpha import alpha_crown
 from nonsingular.bounds.bilinear import bilinear_range, through_bilinear
 from nonsingular.bounds.interval import curve_range, interval, interval_bounds, region
-from nonsingular.bounds.linear import crown, crown_ibp
+from nonsingular.bounds.linear import crown, crown_ibp, hidden_bounds
 from nonsingular.bounds.rounding import rounding
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network import curves, memory
@@ -199,6 +199,21 @@ def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name)
         if all(math.prod(s) <= 2 for s in shapes):
             torch.testing.assert_close(reached[0], found.lo)
             torch.testing.assert_close(reached[1], found.hi)
+
+
+def test_a_product_of_two_signals_is_not_one_linear_function():
+    """a b over a in [0, 2], b in [-1.5, 0.5]: its upper bound is not minus the lower bound of the same function."""
+
+    class Products(nn.Module):
+        def forward(self, x):
+            return x[:, :1] * x[:, 1:]
+
+    model = nn.Sequential(Products(), nn.ReLU(), nn.Linear(1, 2)).double().eval()
+    x = torch.tensor([[1.0, -0.5]]).double()
+    where = region(model, x, torch.tensor([0]), JointBall(1.0, 0.0, None))
+    number = next(i for i, node in enumerate(where.graph.nodes) if isinstance(node, Bilinear))
+    found = hidden_bounds(where)[number]
+    assert (found.lo.item(), found.hi.item()) == (-3, 1)
 
 
 def test_a_square_knows_that_its_factors_are_one_signal():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -124,17 +126,58 @@ def test_shortcuts_change_no_bound_of_an_operator(name, monkeypatch):
             torch.testing.assert_close(a.hi, b.hi, rtol=1e-9, atol=1e-12)
 
 
+class Branches(nn.Module):
+    """Two paths that see windows of other sizes, joined."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 3, 3, padding=1), other
+
+    def forward(self, z):
+        return F.relu(self.one(z)) + self.other(z)
+
+
+IN_WINDOWS: dict[str, list[nn.Module]] = {
+    "strides and padding": [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, (3, 2), (2, 1), (1, 0))],
+    "groups and dilation": [nn.Conv2d(3, 6, 2, groups=3), nn.Tanh(), nn.Conv2d(6, 4, 2, dilation=2, groups=2)],
+    "branches": [Branches(nn.Identity()), nn.BatchNorm2d(3), Branches(nn.Conv2d(3, 3, 1)), nn.LeakyReLU(0.1), nn.Conv2d(3, 2, 3)],
+    "average pooling": [nn.Conv2d(3, 4, 2), nn.ReLU(), nn.AvgPool2d(3, 2, 1), nn.Conv2d(4, 3, 2)],
+    "maximum pooling": [nn.Conv2d(3, 2, 2), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(2, 3, 2, padding=1)],
+    "overlapping maxima": [nn.Conv2d(3, 2, 2), nn.MaxPool2d(3, 2), nn.ReLU(), nn.Conv2d(2, 3, 2, padding=1)],
+    "maxima beyond": [nn.Conv2d(3, 2, 3, padding=1), nn.MaxPool2d(3, 3, 1), nn.Conv2d(2, 3, 2, padding=1)],
+}
+
+
+@pytest.mark.parametrize("moves", ["nothing", "all"])
+@pytest.mark.parametrize("name", IN_WINDOWS)
+def test_windows_change_no_bound(name, moves, monkeypatch):
+    torch.manual_seed(0)
+    layers = [*copy.deepcopy(IN_WINDOWS[name]), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)]
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), *layers)
+    model(torch.rand(1, 2, 9, 8))
+    model, x = model.double().eval(), torch.rand(2, 2, 9, 8).double()
+    where = region(model.eval(), x, torch.tensor([0, 1]), JointBall(0.03, 0.02 * (moves == "all"), moves="all"))
+    in_windows = hidden_bounds(where)
+    used = [of_linear.numbers_in_windows(where, i) for i in of_linear.refined(where)]
+    monkeypatch.setattr(of_linear, "numbers_in_windows", lambda *_: 0)
+    monkeypatch.setattr(of_linear, "round_before", lambda *_: None)
+    for a, b in zip(in_windows, hidden_bounds(where), strict=True):
+        torch.testing.assert_close(a.lo, b.lo, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(a.hi, b.hi, rtol=1e-9, atol=1e-12)
+    assert any(used)
+
+
 def test_what_is_known_exactly_is_not_refined(monkeypatch):
     """The stem's BatchNorm outputs have their exact range by intervals, so no linear function is pulled back for them."""
     model, x, y = small()
     refined = []
     wanted = of_linear._refined
-    monkeypatch.setattr(of_linear, "_refined", lambda *a: (refined.append(a[2]), wanted(*a))[1])
+    monkeypatch.setattr(of_linear, "_refined", lambda *a: (refined.append(a[1]), wanted(*a))[1])
     where = region(model, x, y, JointBall(0.1, 0.05, moves="all"))
     hidden_bounds(where)
     relus = [node.inputs[0] for node in where.graph.nodes if "relu" in node.name]
     assert len(relus) == 3
-    assert refined == relus[1:]
+    assert list(dict.fromkeys(refined)) == relus[1:]  # each once for every example
 
 
 def test_exact_ranges_are_attained():

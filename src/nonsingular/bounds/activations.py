@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nonsingular.bounds.interval import curve_range
+from nonsingular.bounds.interval import Boxed, curve_range
+from nonsingular.bounds.products import dot
 from nonsingular.network.curves import Curve
 from nonsingular.network.nodes import Activation
 from nonsingular.threat.interval import Interval
@@ -41,6 +42,33 @@ def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> 
     if node.curve is None:
         return _hinge(node, z, choose)
     return _smooth(node.apply, node.curve, z) if node.curve.defined is None else _partial(node.apply, node.curve, z)
+
+
+def stacked(inside: Boxed, i: int) -> Tensor:
+    """(B, 4, *shape): the lines of activation i in their order, with default slopes.  inside: boxes of all nodes."""
+    node = inside.where.graph.nodes[i]
+    assert isinstance(node, Activation)
+    ends = lines(node, inside.boxes[node.inputs[0]], lambda default: default)
+    return torch.stack([t.view_as(ends.upper) for t in (ends.lower, ends.below, ends.upper, ends.above)], 1)
+
+
+def through_lines(node: Activation, ends: Lines, A: Tensor) -> tuple[Tensor, Tensor]:
+    """(coefficients, constant) of A (S, B, *shape) over an activation: positive ones take the lower line, others the upper."""
+    up = A.relu()
+    down = A - up
+    over = dot if node.curve is None or node.curve.defined is None else _dot_with_infinities
+    offset = over(down, ends.above)
+    if node.form != "hinge":  # whose lower line has no offset
+        offset = offset + over(up, ends.below)
+    return up * ends.lower + down * ends.upper, offset
+
+
+def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:
+    """As `dot`; no bound on what does not count is none needed: 0 inf = 0."""
+    if bool(torch.isfinite(z).all()):
+        return dot(A, z)
+    terms = torch.where(A == 0, 0.0, A * z)
+    return terms.reshape(*terms.shape[:2], math.prod(terms.shape[2:])).sum(2)
 
 
 def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> Lines:

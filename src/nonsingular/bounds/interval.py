@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +71,23 @@ class Boxed:
     """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs.
 
     flat: an open maximum is bounded above by its largest value, and by no line.
+    kept: what was found from boxes that do not change any more.
     """
 
     where: Region
     boxes: Sequence[Interval]
     flat: bool = False
+    kept: dict[Any, Tensor] = field(default_factory=dict)
+
+    def keep(self, found: Callable[[Boxed, int], Tensor], i: int) -> Tensor:
+        """found(self, i), once."""
+        if (found, i) not in self.kept:
+            self.kept[found, i] = found(self, i)
+        return self.kept[found, i]
+
+    def part(self, at: slice) -> Boxed:
+        """The same for some of the examples."""
+        return Boxed(self.where.part(at), [Interval(z.lo[at], z.hi[at]) for z in self.boxes], self.flat)
 
 
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:

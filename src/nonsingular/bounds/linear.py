@@ -9,18 +9,21 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.activations import lines
+from nonsingular.bounds.activations import lines, through_lines
 from nonsingular.bounds.bilinear import through_bilinear
-from nonsingular.bounds.cuts import Cut, cut_of, part_of, tiles, unit, whole
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
+from nonsingular.bounds.maxima import behind, round_before, slopes_of_round, through_larger, through_round
+from nonsingular.bounds.patches import Patches, covering, numbers_in_windows, through_patches, unit
 from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
+from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Sum
 from nonsingular.threat.ball import JointBall
@@ -28,8 +31,8 @@ from nonsingular.threat.interval import Interval
 
 APART = 2**20
 """The examples of a batch are bounded one at a time if together this many numbers for each would be computed in vain."""
-SIDE = 4
-"""Rows and columns of hidden neurons of a convolution that are bounded together."""
+AT_ONCE = 2**20
+"""Numbers in the windows of functions that are pulled back together: more would not stay in the processor's cache."""
 Choose = Callable[[int, Tensor], Tensor]
 """(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
 Slopes = Callable[[int, int, Tensor], Choose]
@@ -79,7 +82,7 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: S
     A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
     last = len(where.graph.nodes) - 1
     choose = slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes
-    low = lowest(where, boxes, last, A, choose)
+    low = _least(where, *_pulled(Boxed(where, boxes), last, A, choose))
     if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
         low = torch.fmax(low, _least(where, *_pulled(Boxed(where, boxes, flat=True), last, A, choose)))
     return low.T.scatter(1, y[:, None], 0.0)  # also where there is no bound
@@ -98,13 +101,16 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
     nodes = where.graph.nodes
     nonlinear = refined(where)
     boxes, tight = [where.enters()], [Tight.SET]
+    inside = Boxed(where, boxes)
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
         tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
         if i in nonlinear and tight[i] is Tight.NO:
             hinges = all(isinstance(n, Activation) and n.form == "hinge" for n in nodes if i in n.inputs)
-            box = _refined(where, [*boxes, box], i, hinges, slopes)
-        boxes.append(box)
+            boxes.append(box)
+            boxes[i] = _refined(inside, i, hinges, slopes)
+        else:
+            boxes.append(box)
     return boxes
 
 
@@ -132,66 +138,68 @@ def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interva
     return Tight.RANGES if one_sign and (node.scales or before is Tight.SET) else Tight.NO
 
 
-def _refined(where: Region, boxes: list[Interval], number: int, hinges: bool, slopes: Slopes | None) -> Interval:
+def _refined(inside: Boxed, number: int, hinges: bool, slopes: Slopes | None) -> Interval:
     """The box of node `number`, met with linear bounds of those of its elements that are open for some example."""
-    box = boxes[number]
+    where, box = inside.where, inside.boxes[number]
     lo, hi = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi))  # also of a scalar
     open_ = (lo < 0) & (hi > 0) if hinges else lo < hi
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
         return box
+    windows = not slopes and where.floats is None and numbers_in_windows(where, number)
     in_vain = len(chosen) - int(open_.sum()) // len(lo)  # functions for each example whose element is not open there
-    if not slopes and len(lo) > 1 and in_vain * alive(where.part(slice(1)), number) > APART:
-        ones = [slice(b, b + 1) for b in range(len(lo))]
-        found = [_refined(where.part(b), [Interval(z.lo[b], z.hi[b]) for z in boxes], number, hinges, None) for b in ones]
+    if not slopes and len(lo) > 1 and (windows or in_vain * alive(where.part(slice(1)), number) > APART):
+        found = [_refined(inside.part(slice(b, b + 1)), number, hinges, None) for b in range(len(lo))]
         return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
-    low: list[Tensor] = []
-    high: list[Tensor] = []
-    done: list[Tensor] = []
-    affine = _affine(where, number)
-    for part, A in _functions(where, number, chosen, cuts=not slopes and where.floats is None):
-        done.append(part)
-        if affine:  # one function of the input: its minimum and its maximum
-            A, offset = _pulled(Boxed(where, boxes), number, A)
-            low.append(_least(where, A, offset))
-            high.append(-_least(where, _minus(A), -offset))
-            continue
-        low.append(lowest(where, boxes, number, A, slopes(number, 1, part) if slopes else default_slopes))
-        high.append(-lowest(where, boxes, number, _minus(A), slopes(number, -1, part) if slopes else default_slopes))
-    chosen = torch.cat(done)
+    if windows:
+        low, high = _in_windows(inside, number, chosen, max(1, min(AT_ONCE, room(lo) // 8) // windows))
+    else:
+        low, high = _everywhere(inside, number, chosen, slopes)
     met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
-    new_lo = lo.index_copy(1, chosen, torch.where(met, _larger(lo[:, chosen], torch.cat(low).T), lo[:, chosen]))
-    new_hi = hi.index_copy(1, chosen, torch.where(met, -_larger(-hi[:, chosen], -torch.cat(high).T), hi[:, chosen]))
+    new_lo = lo.index_copy(1, chosen, torch.where(met, _larger(lo[:, chosen], low.T), lo[:, chosen]))
+    new_hi = hi.index_copy(1, chosen, torch.where(met, -_larger(-hi[:, chosen], -high.T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
 
 
-def _functions(where: Region, number: int, chosen: Tensor, cuts: bool) -> Iterator[tuple[Tensor, Tensor | Cut]]:
-    """(which elements of node `number`, the functions that are one of these each), as many at a time as fit into memory.
+def _everywhere(inside: Boxed, number: int, chosen: Tensor, slopes: Slopes | None) -> tuple[Tensor, Tensor]:
+    """(S, B) linear bounds, lower and upper, of these elements of node `number`, as many at a time as fit into memory."""
+    where, node, like = inside.where, inside.where.graph.nodes[number], inside.where.x.lo
+    low: list[Tensor] = []
+    high: list[Tensor] = []
+    width, affine = math.prod(node.shape), _affine(where, number)
+    for part in chosen.split(max(1, room(like) // alive(where, number))):
+        A = like.new_zeros(len(part), width).scatter_(1, part[:, None], 1.0).view(len(part), 1, *node.shape)
+        if affine:  # one function of the input: its minimum and its maximum
+            A, offset = _pulled(inside, number, A)
+            ends = _least(where, A, offset), -_least(where, -A, -offset)
+        else:
+            ends = tuple(
+                sign * _least(where, *_pulled(inside, number, sign * A, slopes(number, sign, part) if slopes else default_slopes))
+                for sign in (1, -1)
+            )
+        low.append(ends[0])
+        high.append(ends[1])
+    return torch.cat(low), torch.cat(high)
 
-    cuts: those of a convolution as the window that they live in, neighbours together.
-    """
-    node, like = where.graph.nodes[number], where.x.lo
-    size = max(1, room(like) // alive(where, number))
-    if cuts and len(node.shape) > 2 and _local(where, number):
-        for some, window in tiles(chosen, node.shape, SIDE):
-            for part in some.split(size):
-                yield part, unit(part, node.shape, window, like)
-        return
-    width = torch.Size(node.shape).numel()
-    for part in chosen.split(size):
-        yield part, like.new_zeros(len(part), width).scatter_(1, part[:, None], 1.0).view(len(part), 1, *node.shape)
 
-
-def _local(where: Region, number: int) -> bool:
-    """Whether the node or the one before it knows windows: else they would be written out at once."""
-    nodes = where.graph.nodes
-    node = nodes[number]
-    return all(
-        part_of(nodes[k], [nodes[i].shape for i in nodes[k].inputs], whole(nodes[k].shape)) is not None
-        for k in (number, *node.inputs)
-        if nodes[k].inputs and len(nodes[k].shape) > 2
-    )
+def _in_windows(inside: Boxed, number: int, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(S, 1) as `_everywhere`, of one example, `size` neurons of a convolution at a time, each with the window that it sees."""
+    where, shape = inside.where, inside.where.graph.nodes[number].shape
+    order = (chosen % math.prod(shape[-2:])).argsort(stable=True)  # neighbours share what they see
+    found: list[Tensor] = []
+    affine = _affine(where, number)
+    for part in chosen[order].split(size):
+        A = unit(part, shape, where.x.lo)
+        if affine:
+            A, offset = _pulled(inside, number, A)
+            ends = _least(where, A, offset), -_least(where, -A, -offset)
+        else:
+            both = _least(where, *_pulled(inside, number, A.both()))
+            ends = both[: len(part)], -both[len(part) :]
+        found.append(torch.stack(ends))
+    low, high = torch.cat(found, 1).index_select(1, order.argsort())
+    return low, high
 
 
 def _affine(where: Region, number: int) -> bool:
@@ -200,16 +208,12 @@ def _affine(where: Region, number: int) -> bool:
     for i in range(number, 0, -1):
         if i in wanted:
             node = nodes[i]
-            if isinstance(node, Activation) or (
+            if isinstance(node, Activation | Bilinear) or (
                 isinstance(node, Product) and (where.moves(node.weight) or where.moves(node.bias))
             ):
                 return False
             wanted.update(node.inputs)
     return True
-
-
-def _minus(A: Tensor | Cut) -> Tensor | Cut:
-    return Cut(-A.values, A.window) if isinstance(A, Cut) else -A
 
 
 def _larger(fixed: Tensor, linear: Tensor) -> Tensor:
@@ -235,31 +239,17 @@ def alive(where: Region, number: int) -> int:
     return max(1, most * len(where.x.lo))
 
 
-def lowest(
-    where: Region, boxes: Sequence[Interval], number: int, A: Tensor | Cut, choose: Choose = default_slopes
-) -> Tensor:  # fmt: skip
-    """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
-    return _least(where, *_pulled(Boxed(where, boxes), number, A, choose))
-
-
-def _least(where: Region, A: Tensor | Cut, offset: Tensor) -> Tensor:
-    """(S, B) minimum of A x + offset over the inputs."""
-    if isinstance(A, Cut):
-        return lowest_over(Interval(cut_of(where.x.lo, A.window), cut_of(where.x.hi, A.window)), A.values, offset)
+def _least(where: Region, A: Tensor | Patches, offset: Tensor) -> Tensor:
+    """(S, B) minimum of A x + offset over the inputs; of N functions that live in windows (N, 1)."""
+    if isinstance(A, Patches):
+        return lowest_over(Interval(A.of(where.x.lo), A.of(where.x.hi)), A.values, offset.T).T
     return lowest_over(where.x, A, offset)
-
-
-def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:
-    """As `dot`; no bound on what does not count is none needed: 0 inf = 0."""
-    if bool(torch.isfinite(z).all()):
-        return dot(A, z)
-    terms = torch.where(A == 0, 0.0, A * z)
-    return terms.reshape(*terms.shape[:2], math.prod(terms.shape[2:])).sum(2)
 
 
 def lowest_over(x: Interval, A: Tensor, offset: Tensor) -> Tensor:
     """(S, B) minimum of A x + offset over a box of inputs: a linear function is smallest at a corner.  No number: no bound."""
-    found = offset + dot(A.clamp(min=0), x.lo) + dot(A.clamp(max=0), x.hi)
+    up = A.relu()
+    found = offset + dot(up, x.lo) + dot(A - up, x.hi)
     return torch.where(torch.isfinite(found), found, -torch.inf)
 
 
@@ -278,43 +268,55 @@ def pull_back(
 
 
 def _pulled(
-    inside: Boxed, number: int, A: Tensor | Cut, choose: Choose = default_slopes,
+    inside: Boxed, number: int, A: Tensor | Patches, choose: Choose = default_slopes,
     penalties: Mapping[int, Tensor] | None = None, heard: dict[int, Tensor] | None = None,
-) -> tuple[Tensor | Cut, Tensor]:  # fmt: skip
-    """`pull_back`, also of functions that live in a window (then without penalties, and with the default slopes)."""
+) -> tuple[Tensor | Patches, Tensor]:  # fmt: skip
+    """`pull_back`, also of functions that live in windows (then without penalties, and with the default slopes)."""
     where, boxes = inside.where, inside.boxes
     nodes = where.graph.nodes
-    found: dict[int, Tensor | Cut] = {number: A}
-    values = A.values if isinstance(A, Cut) else A
-    total = values.new_zeros(len(values), len(where.x.lo))
+    plain = choose is default_slopes and not penalties and heard is None and where.floats is None
+    found: dict[int, Tensor | Patches] = {number: A}
+    count = A.values.shape[1] if isinstance(A, Patches) else len(A)
+    total = where.x.lo.new_zeros(count, len(where.x.lo))
     for i in range(number, 0, -1):
         if i not in found:
             continue
         node, A = nodes[i], found.pop(i)
-        z, shapes = [boxes[k] for k in node.inputs], [nodes[k].shape for k in node.inputs]
-        part = part_of(node, shapes, A.window) if isinstance(A, Cut) else None
-        if isinstance(A, Cut) and part is not None:
-            values, offset = through(part.node, Boxed(where, part.boxes(z), inside.flat), A.values, partial(choose, i))
-            parts: Sequence[Tensor | Cut] = part.parts(values, shapes)
+        if isinstance(A, Patches) and covering(A.size, node.shape):
+            A = A.dense(node.shape)
+        inputs: Sequence[int] = node.inputs
+        if plain and (rows := round_before(nodes, i)) is not None:
+            part, offset = _through_round(inside, i, A)
+            parts, inputs = (part,), (rows,)
+        elif isinstance(A, Patches) and (moved := through_patches(node, i, inside, A)) is not None:
+            parts, offset = moved[0], moved[1].T if isinstance(moved[1], Tensor) else moved[1]
         else:
-            A = A.dense(node.shape) if isinstance(A, Cut) else A
+            A = A.dense(node.shape) if isinstance(A, Patches) else A
             if penalties and i in penalties:
                 A = A + penalties[i]
             if heard is not None:
                 heard[i] = A
             total = total - where.lost(i, boxes, A)
-            parts, offset = through(node, Boxed(where, z, inside.flat), A, partial(choose, i))
+            parts, offset = through(node, Boxed(where, [boxes[k] for k in inputs], inside.flat), A, partial(choose, i))
         total = total + offset
-        for k, coefficients in zip(node.inputs, parts, strict=True):
+        for k, coefficients in zip(inputs, parts, strict=True):
             found[k] = _added(found[k], coefficients, nodes[k].shape) if k in found else coefficients
     first = found.get(0, total.new_zeros(1, 1, *nodes[0].shape))
-    return first, total - (0.0 if isinstance(first, Cut) else where.lost(0, boxes, first))
+    return first, total - (0.0 if isinstance(first, Patches) else where.lost(0, boxes, first))
 
 
-def _added(a: Tensor | Cut, b: Tensor | Cut, shape: tuple[int, ...]) -> Tensor | Cut:
-    if isinstance(a, Cut) and isinstance(b, Cut):
-        return a.joined(b)
-    return (a.dense(shape) if isinstance(a, Cut) else a) + (b.dense(shape) if isinstance(b, Cut) else b)
+def _through_round(inside: Boxed, i: int, A: Tensor | Patches) -> tuple[Tensor | Patches, Tensor]:
+    """(coefficients of the rows, constant) for a whole round of maxima, which ends at node i."""
+    if isinstance(A, Patches):
+        values, offset = through_round(A.kept(inside, i, slopes_of_round), A.values)
+        return replace(A, values=values), offset.T
+    return through_round(inside.keep(slopes_of_round, i).unbind(1), A)
+
+
+def _added(a: Tensor | Patches, b: Tensor | Patches, shape: tuple[int, ...]) -> Tensor | Patches:
+    if isinstance(a, Patches) and isinstance(b, Patches) and (both := a.plus(b)) is not None:
+        return both
+    return (a.dense(shape) if isinstance(a, Patches) else a) + (b.dense(shape) if isinstance(b, Patches) else b)
 
 
 def through(
@@ -326,19 +328,16 @@ def through(
         case Product():
             return through_product(node, where, z[0], A)
         case Activation():
-            # positive coefficients take the lower line, negative ones the upper
-            ends = lines(node, z[0], choose)
-            over = dot if node.curve is None or node.curve.defined is None else _dot_with_infinities
-            part, offset = A * torch.where(A > 0, ends.lower, ends.upper), over(A.clamp(max=0), ends.above)
-            if node.form != "hinge":  # whose lower line has no offset
-                offset = offset + over(A.clamp(min=0), ends.below)
+            part, offset = through_lines(node, lines(node, z[0], choose), A)
             return (part,), offset
         case Bilinear():
             return through_bilinear(node, z[0], z[1], A)
-        case Lead():  # (b - a) is -1 on a, 1 on b, 0 on one that waits
-            return (torch.cat([-A, A, A.new_zeros(*A.shape[:2], z[0].lo.shape[1] - 2 * A.shape[2], *A.shape[3:])], 2),), 0.0
+        case Lead():
+            return (behind(A, z[0].lo.shape[1]),), 0.0
         case Larger():
-            return _through_larger(z, A, inside.flat)
+            return through_larger(z, A, inside.flat)
+        case Map(back=back, kernel=kernel) if back is not None and kernel is not None:
+            return (fitted(back(A), z[0].lo.shape[1:], kernel),), 0.0
         case Map(back=back) if back is not None:
             return (back(A),), 0.0
         case Sum():
@@ -349,21 +348,3 @@ def through(
             return pull_all(node.apply, [tuple(b.lo.shape[1:]) for b in z], A), 0.0
         case _:
             raise AssertionError(f"no linear rule for {type(node).__name__}")
-
-
-def _through_larger(z: Sequence[Interval], A: Tensor, flat: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-    """relu(b - a) + a, or its largest value where that lies below the line above it in the middle of the box.
-
-    The line above relu(d) runs from 0, or the least relu(d), to the largest: in the middle it is half way between these.
-    flat: the largest value wherever it is open which of both is larger.
-    """
-    lead, rows = z
-    n = lead.lo.shape[1]
-    top = torch.maximum(rows.hi[:, :n], rows.hi[:, n : 2 * n])
-    middle = (rows.lo[:, :n] + rows.hi[:, :n] + lead.lo + lead.hi) / 2
-    A = A.expand(-1, len(top), *A.shape[2:])
-    first, waits = A[:, :, :n], A[:, :, n:]
-    still = ((middle >= top) | (flat & (lead.lo <= 0) & (lead.hi > 0))) & (first < 0)
-    kept = torch.where(still, 0.0, first)
-    parts = kept, torch.cat([kept, torch.zeros_like(kept), waits], 2)
-    return parts, dot(torch.where(still, first, 0.0), top)

@@ -32,7 +32,9 @@ def dot(A: Tensor, z: Tensor) -> Tensor:
     """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape)."""
     size = math.prod(z.shape[1:])  # 1 of a scalar; a batch may be empty
     A, z = A.reshape(*A.shape[:2], size), z.reshape(len(z), size)
-    B = torch.broadcast_shapes(A.shape[1:2], z.shape[:1])[0]
+    if len(A) == 1:  # a product of matrices would be one of many small ones
+        return (A * z).sum(2)
+    B = max(A.shape[1], len(z)) if A.shape[1] and len(z) else 0
     return torch.einsum("sbn,bn->sb", A.expand(-1, B, -1), z.expand(B, -1))
 
 
@@ -79,13 +81,11 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
 
 def _of_one_output(A: Tensor) -> bool:
     """Whether each function is of one element of y, as that of a hidden neuron is at first: it uses each weight at most once."""
-    if A.shape[1] > 1:
-        return False
 
     def one(A: Tensor) -> bool:
-        return bool(((A != 0).flatten(1).sum(1) <= 1).all())
+        return bool(((A != 0).flatten(2).sum(2) <= 1).all())
 
-    return one(A[:1]) and one(A)
+    return one(A[:1, :1]) and one(A)
 
 
 def _own(A: Tensor, reach: Tensor, z: Interval, offset: Tensor | float) -> tuple[tuple[Tensor, ...], Tensor | float]:
@@ -107,6 +107,12 @@ def _along(f: Callable[..., Tensor], A: Tensor, *rest: Tensor) -> Tensor:
 
 def _sensitivity(node: Product, b: Tensor, A: Tensor) -> Tensor:
     """(S, B or 1, *b): the derivative of A y with respect to the bias."""
+    numbers = torch.arange(b.numel(), device=b.device)
+    seen = node.spread(numbers.view(b.shape))
+    if torch.equal(seen.flatten(), numbers):  # one for each place of some dimensions: the sum over the others
+        kept = (*[1] * (len(node.shape) - seen.dim()), *seen.shape)
+        others = [d + 2 for d, n in enumerate(kept) if n == 1]
+        return (A.sum(others) if others else A).reshape(*A.shape[:2], *b.shape)
 
     def pull(A: Tensor) -> Tensor:
         def at(b: Tensor) -> Tensor:

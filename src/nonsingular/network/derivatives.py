@@ -5,7 +5,8 @@ Differentiating `apply` gives the same, with a forward pass that is thrown away 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a convolution in two dimensions, or pooling, walks over its input."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +76,12 @@ def of_convolution(
         return None
     stride, padding, dilation = ([v] * 2 if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
 
+    straight = stride == dilation == [1, 1] and all(p < k for k, p in zip(w_shape[2:], padding, strict=True))
+
     def of_z(A: Tensor, w: Tensor, groups: int = groups) -> Tensor:
+        if straight and groups == 1:  # the convolution with the kernel turned round, which is quicker
+            turned = w.flip(2, 3).transpose(0, 1)
+            return torch.conv2d(A, turned, None, padding=[k - 1 - p for k, p in zip(w_shape[2:], padding, strict=True)])
         like = A.new_empty(1).expand(len(A), w.shape[1] * groups, *z_shape[1:])  # only its shape is read
         settings = (stride, padding, dilation, False, [0, 0], groups, [True, False, False])
         return torch.ops.aten.convolution_backward(A, like, w, None, *settings)[0]
@@ -85,6 +102,32 @@ def of_convolution(
         return torch.einsum("sbgop,bgqp->sbgoq", A, patches).reshape(*A.shape[:2], *w_shape)
 
     return Derivatives(of_z, each, ones, of_w)
+
+
+def of_windows(parts: Sequence[Tensor], kernel: Kernel) -> Tensor:
+    """Coefficients of all that windows hold, from those of their elements: parts (..., h, w), one for each element of a window.
+
+    Windows of h x w outputs reach (h - 1) stride + dilation (size - 1) + 1 rows, and so many columns.
+    """
+    walks = zip(parts[0].shape[-2:], kernel.stride, kernel.dilation, kernel.size, strict=True)
+    spans = [((n - 1) * s + 1, s, d, (n - 1) * s + d * (k - 1) + 1) for n, s, d, k in walks]
+    apart = kernel.stride == kernel.size and kernel.dilation == (1, 1)
+    found = (parts[0].new_empty if apart else parts[0].new_zeros)(*parts[0].shape[:-2], *(span[-1] for span in spans))
+    (high, s, d, _), (wide, t, e, _) = spans
+    elements = itertools.product(range(kernel.size[0]), range(kernel.size[1]))
+    for part, (row, column) in zip(parts, elements, strict=True):
+        at = found[..., d * row : d * row + high : s, e * column : e * column + wide : t]
+        if apart:
+            at.copy_(part)
+        else:
+            at.add_(part)
+    return found
+
+
+def fitted(A: Tensor, shape: Sequence[int], kernel: Kernel) -> Tensor:
+    """Coefficients of all that the windows of a whole signal hold, as those of its input (..., H, W): without the padding."""
+    ends = [(-p, n + p - found) for found, n, p in zip(A.shape[-2:], shape[-2:], kernel.padding, strict=True)]
+    return F.pad(A, [*ends[1], *ends[0]]) if any(any(e) for e in ends) else A
 
 
 def of_linear(w_shape: tuple[int, ...]) -> Derivatives:

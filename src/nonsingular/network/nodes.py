@@ -11,25 +11,10 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.curves import Curve
-from nonsingular.network.derivatives import Derivatives
+from nonsingular.network.derivatives import Derivatives, Kernel
 
 Parameter = str | Tensor
 """A parameter's name in `named_parameters()`, or a constant tensor in its place."""
-
-
-Window = tuple[tuple[int, int], tuple[int, int]]
-"""(first, behind the last) row and column of the last two dimensions."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """How a convolution in two dimensions walks over its input."""
-
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +115,8 @@ class Map(Node):
 
     places: it does the same at every place of the last two dimensions.  back: its adjoint, where that is quicker than asking for
     the derivative: (S, B, *shape) -> (S, B, *input).
-    cut: a window of its output -> (the same for that window alone, the window of its input that this takes).
+    kernel: how it walks over the last two dimensions of its input, if it does the same everywhere but for zeros beyond.  Then
+        `back` takes windows of any size, and gives all that they read.
     terms: elements that an output is at most the sum of, times one constant; 1: it is one of them, or 0.  None: not known.
     """
 
@@ -138,7 +124,7 @@ class Map(Node):
     moves_only: bool = False
     places: bool = False
     back: Callable[[Tensor], Tensor] | None = None
-    cut: Callable[[Window], tuple[Callable[[Tensor], Tensor], Window]] | None = None
+    kernel: Kernel | None = None
     terms: int | None = None
 
 

@@ -19,8 +19,8 @@ from nonsingular.network.calls import (
     entire,
     parameter,
 )
-from nonsingular.network.derivatives import of_convolution, of_linear, of_scale
-from nonsingular.network.nodes import Kernel, Node, Parameter, Product, Sum
+from nonsingular.network.derivatives import Kernel, of_convolution, of_linear, of_scale
+from nonsingular.network.nodes import Node, Parameter, Product, Sum
 
 
 def _linear(call: Call) -> list[Node]:

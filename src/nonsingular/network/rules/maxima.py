@@ -13,31 +13,25 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.calls import Call, Rules, Signal, as_signal, entire
-from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Settled, Window, Windows
+from nonsingular.network.derivatives import Kernel, of_windows
+from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Settled, Windows
 
 Members = Callable[[Tensor], Sequence[Tensor]]
 """(N, *shape) -> those elements that are compared, each (N, *out): the first of every window, the second, ..."""
 
 
-def tournament(
-    call: Call, z: Signal, members: Members, count: int, cut: Callable[[Window], tuple[Members, Window]] | None = None
-) -> list[Node]:  # fmt: skip
+def tournament(call: Call, z: Signal, members: Members, count: int, kernel: Kernel | None = None) -> list[Node]:
     """The largest of `count` members, in about log2(count) rounds of pairs.
 
     Windows(z) -> (count, *out); a round takes the first half of the rows against the second.  The last node stands for what may
-    come after (`commuted`).  cut: a window of the output -> the members of that alone, and where they are.
+    come after (`commuted`).  kernel: how windows walk, if none reaches beyond the signal.
     """
 
-    def gather(members: Members, z: Tensor) -> Tensor:
+    def gather(z: Tensor) -> Tensor:
         return torch.stack(list(members(z)), 1)
 
-    def gather_in(window: Window) -> tuple[Callable[[Tensor], Tensor], Window]:
-        assert cut is not None
-        some, reach = cut(window)
-        return partial(gather, some), reach
-
-    windows = gather_in if cut else None
-    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), partial(gather, members), cut=windows, terms=1)]
+    back = None if kernel is None else partial(_back, kernel)
+    nodes: list[Node] = [Windows(call.name, (z.number,), (count, *call.out), gather, back=back, kernel=kernel, terms=1)]
     while count > 1:
         half, odd = divmod(count, 2)
         nodes += [
@@ -48,6 +42,10 @@ def tournament(
         count = half + odd
     nodes.append(Map(call.name, (-1,), call.out, _alone, True, True, lambda A: A.unsqueeze(2), terms=1))
     return [*nodes, Settled(call.name, (-1,), call.out, entire, True, True, entire, terms=1)]
+
+
+def _back(kernel: Kernel, A: Tensor) -> Tensor:
+    return of_windows(A.unbind(2), kernel)
 
 
 def _alone(z: Tensor) -> Tensor:
@@ -124,27 +122,32 @@ def _windows(call: Call, z: Signal, taken: Sequence[list[list[int]]]) -> list[No
     """taken: for each of the last dimensions and each row of the kernel, the places of all windows."""
     first = len(z.shape) + 1 - len(taken)
 
-    def members_of(taken: Sequence[list[list[int]]]) -> Members:
-        views = [[_view(places) for places in rows] for rows in taken]
+    views = [[_view(places) for places in rows] for rows in taken]
 
-        def members(t: Tensor) -> list[Tensor]:
-            found: list[Tensor] = []
-            for each in itertools.product(*views):
-                part = t
-                for dim, view in enumerate(each, first):
-                    part = view(part, dim)
-                found.append(part)
-            return found
+    def members(t: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for each in itertools.product(*views):
+            part = t
+            for dim, view in enumerate(each, first):
+                part = view(part, dim)
+            found.append(part)
+        return found
 
-        return members
+    return tournament(call, z, members, math.prod(map(len, taken)), _kernel(taken) if len(taken) == 2 else None)
 
-    def cut(window: Window) -> tuple[Members, Window]:
-        some = [[places[start:stop] for places in rows] for rows, (start, stop) in zip(taken, window, strict=True)]
-        reach = [(min(map(min, rows)), max(map(max, rows)) + 1) for rows in some]
-        moved = [[[p - low for p in places] for places in rows] for rows, (low, _) in zip(some, reach, strict=True)]
-        return members_of(moved), (reach[0], reach[1])
 
-    return tournament(call, z, members_of(taken), math.prod(map(len, taken)), cut if len(taken) == 2 else None)
+def _kernel(taken: Sequence[list[list[int]]]) -> Kernel | None:
+    """How windows walk that begin at 0 and have equal distances, rows and columns alike."""
+    found: list[tuple[int, int, int]] = []
+    for rows in taken:
+        stride = rows[0][1] - rows[0][0] if len(rows[0]) > 1 else len(rows)
+        dilation = rows[1][0] - rows[0][0] if len(rows) > 1 else 1
+        equal = [[o * stride + k * dilation for o in range(len(rows[0]))] for k in range(len(rows))]
+        if stride < 1 or dilation < 1 or rows != equal:
+            return None
+        found.append((len(rows), stride, dilation))
+    (size, stride, dilation), (width, step, apart) = found
+    return Kernel((size, width), (stride, step), (0, 0), (dilation, apart))
 
 
 def _view(places: list[int]) -> Callable[[Tensor, int], Tensor]:

@@ -23,7 +23,8 @@ from nonsingular.network.calls import (
     entire,
     rows_alike,
 )
-from nonsingular.network.nodes import Map, Node, Product, Sum, Window
+from nonsingular.network.derivatives import Kernel, of_windows
+from nonsingular.network.nodes import Map, Node, Product, Sum
 
 
 def _map(call: Call, terms: int | None = None) -> list[Node]:
@@ -82,7 +83,7 @@ def _windows(shape: tuple[int, ...], out: tuple[int, ...]) -> int:
 
 
 def _avg_pool(call: Call) -> list[Node]:
-    _, kernel, stride, padding, ceil, _, divisor = call.bound(
+    _, kernel, stride, padding, ceil, whole, divisor = call.bound(
         "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
         stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None,
     )  # fmt: skip
@@ -91,16 +92,16 @@ def _avg_pool(call: Call) -> list[Node]:
     dims = len(call.out) - 1
     sizes = [kernel] * dims if isinstance(kernel, int) else list(kernel) * (dims if len(kernel) == 1 else 1)
     (node,) = _pooled(call, math.prod(sizes))
-    if call.target is not torch.nn.functional.avg_pool2d or ceil or padding not in (0, (0, 0), [0, 0]):
+    if call.target is not torch.nn.functional.avg_pool2d or ceil or (padding not in (0, (0, 0), [0, 0]) and not whole):
         return [node]
-    size, step = (v if isinstance(v, tuple | list) else (v, v) for v in (kernel, stride or kernel))
+    pairs = [(v, v) if isinstance(v, int) else (int(v[0]), int(v[-1])) for v in (kernel, stride or kernel, padding)]
+    walks = Kernel(pairs[0], pairs[1], pairs[2], (1, 1))
+    share = 1 / (divisor or math.prod(walks.size))
 
-    def cut(window: Window) -> tuple[Callable[[Tensor], Tensor], Window]:
-        """The same on the rows and columns that the window averages."""
-        rows, columns = ((start * s, (stop - 1) * s + k) for (start, stop), s, k in zip(window, step, size, strict=True))
-        return cast(Map, node).apply, (rows, columns)
+    def back(A: Tensor) -> Tensor:
+        return of_windows([A * share] * math.prod(walks.size), walks)
 
-    return [replace(cast(Map, node), cut=cut)]
+    return [replace(cast(Map, node), kernel=walks, back=back)]
 
 
 def _adaptive(call: Call) -> list[Node]:
