@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nonsingular.bounds.verdicts import Verdicts
     from nonsingular.catalog import Attack, Objective
     from nonsingular.certificates.certify import Certificate, certify, decide
+    from nonsingular.certificates.flips import certify_flips
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.certificates.shared import SharedCertificate, certify_shared
     from nonsingular.data.datasets import load
@@ -59,6 +60,7 @@ _HOME = {
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
+    "certify_flips": "certificates.flips",
     **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure",
@@ -106,6 +108,7 @@ __all__ = [
     "certified_radius",
     "certified_surface",
     "certify",
+    "certify_flips",
     "certify_shared",
     "compare",
     "contours",

@@ -47,6 +47,10 @@ class Graph:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, K) logits."""
+        return self.values(x)[-1]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The output (B, *shape) of every node."""
         values = [x]
         for node in self.nodes[1:]:
             z = [values[i] for i in node.inputs]
@@ -55,7 +59,7 @@ class Graph:
                 values.append(y if node.bias is None else y + node.spread(self.value(node.bias)))
             else:
                 values.append(cast(Any, node).apply(*z))
-        return values[-1]
+        return values
 
     def outputs(self, x: Tensor) -> Tensor:
         """(B, K) what the module returns."""

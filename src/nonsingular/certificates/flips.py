@@ -1,0 +1,237 @@
+"""flips.py - what is proven of a network whose stored words lose up to m bits: every set of flips, anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nonsingular.bounds.flips import Bounded, Slot, flip_margins, items_of, moves_of, rows, slots_of
+from nonsingular.bounds.interval import Region, region
+from nonsingular.bounds.spliced import beside, tail
+from nonsingular.certificates.certify import Certificate, verified
+from nonsingular.errors import InvalidInput
+from nonsingular.faults.uniform import UniformRounding
+from nonsingular.network.calling import products
+from nonsingular.network.graph import Graph, lower_outputs, precise
+from nonsingular.network.heads import classifier
+from nonsingular.network.margins import margins, worst_margin
+from nonsingular.network.memory import room
+from nonsingular.network.network import Network, load, twin
+from nonsingular.network.preconditions import check_inputs
+from nonsingular.threat.ball import JointBall, Moves
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.radius import Radius
+
+PARTS = 16
+"""Sets into which the items of an open row are split at once."""
+MOST = 16
+"""Flips at once, at most: beyond a few the bound says nothing."""
+
+
+def certify_flips(
+    model: nn.Module, x: Tensor, y: Tensor, *, bits: int = 8, flips: int = 1, eps_x: Radius = 0.0,
+    domain: tuple[float, float] | None = (0.0, 1.0), moves: Moves = "weights",
+) -> Certificate:  # fmt: skip
+    """Proves, where it can, that no set of at most `flips` flipped bits of the stored weights changes the prediction.
+
+    The network is `model` with its weights rounded to whole numbers of `bits` bits in two's complement: symmetric, for each
+    tensor, step max |W| / (2^(bits-1) - 1).  Any bits may flip, of any weights, also several of one word.  Steps and what `moves`
+    leaves out (biases, BatchNorm) are kept where nothing fails.
+    x: (B, *input) in `domain`.  y: (B,).  bits: 2 to 16.  flips: 1 to 16.
+    eps_x: every input within this radius (a number, or for each element), cut to `domain`, together with the flips.
+    moves: "weights" are matrices and kernels, "all" also biases and scales.
+    Guarantee: `margins` are lower bounds for every such set and input, each example with its own set, in exact arithmetic on the
+        rounded network.  For one flip at eps_x = 0 `verified` is exact: what is not verified, a flip changes (or ties).
+    Raises UnsupportedModel without a rule for an operation, and for a weight that is used in several places; InvalidInput for
+    invalid settings.  Cost: one pass of linear bounds; where these leave a row or channel open, one more for that row; at
+    eps_x = 0 and one flip then a pass of the rest of the network for each bit of that row.
+    Source: one scalar for a flip of a dense network, docs/faults.md; peers: BFAVerifier, arXiv:2502.16286.
+    """
+    if isinstance(flips, bool) or not isinstance(flips, int) or not 1 <= flips <= MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"flips is {flips!r}; give a whole number from 1 to {MOST}")
+    ball = JointBall(eps_x, 0.0, domain)
+    given = classifier(model, x, ball)
+    check_inputs(given, x, y, ball)
+    with torch.no_grad(), products("highest"):
+        network, changes = _rounded(precise(given, torch.float64), UniformRounding(bits, moves=moves))
+        ball = JointBall(eps_x, {n: d.abs().amax(0) for n, d in changes.items()}, domain).rounded(x.dtype)
+        labels = y.long()
+        where = replace(region(network, x.double(), labels, ball), boxes={})
+        slots = slots_of(where.graph, changes, flips)
+        ones = [slice(i, i + 1) for i in range(len(x))]
+        found = [_Search(where.part(at), labels[at], slots, flips).margins() for at in ones]
+        lower = lower_outputs(network, x, torch.cat([where.x.lo.new_zeros(0, where.graph.nodes[-1].shape[0]), *found]))
+    return Certificate(lower, verified(lower, labels), "flips")
+
+
+def _rounded(exact: Network, storage: UniformRounding) -> tuple[Network, dict[str, Tensor]]:
+    """The network with rounded weights, and how much each flip changes each weight: (bits, *shape) by name."""
+    stored = storage.words(dict(exact.named_parameters()))
+    network = Network(twin(exact.inner))
+    load(network, {name: words.values() for name, words in stored.items()})
+    changes: dict[str, Tensor] = {}
+    for name, words in stored.items():
+        pattern, value = words.pattern(), words.values()
+        changes[name] = torch.stack([words.holding(pattern ^ (1 << k)).values() - value for k in range(words.bits)])
+    return network, changes
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """One example: all groups at once, and then those that are open, one by one.
+
+    A group is a row of a matrix, an output channel of a kernel, or an element of a bias.  Every set of flips that is not empty
+    has one in some group; each group is bounded over the sets with a flip in it.
+    """
+
+    where: Region
+    y: Tensor
+    slots: Sequence[Slot]
+    flips: int
+
+    @property
+    def _known(self) -> bool:
+        """Whether there is one input alone."""
+        return bool((self.where.x.lo == self.where.x.hi).all())
+
+    def margins(self) -> Tensor:
+        """(1, K) lower margins; of one flip at one input by trying each flip of an open group."""
+        whole = flip_margins(self.where, self.slots, self.y, self.flips)
+        if self._closed(whole.low) or not self.slots:
+            return whole.low
+        still = flip_margins(self.where, self.slots, self.y, 0).low  # no flip at all
+        if not self._closed(still):
+            return torch.minimum(still, whole.low)
+        found = still
+        for at, slot in enumerate(self.slots):
+            of = whole.of[at].movedim(2, 0)  # (groups, 1, K)
+            closed = torch.stack([self._closed(low) for low in of])
+            if bool(closed.any()):
+                found = torch.minimum(found, of[closed].amin(0))
+            open_ = (~closed).nonzero().flatten()
+            if not len(open_):
+                continue
+            low = self._moved(slot, open_, whole)
+            tried = ~(worst_margin(low, self.y.expand(len(low))) > 0)
+            for row in tried.nonzero().flatten().tolist() if self.flips == 1 else ():
+                group = int(open_[row])
+                low[row] = self._tried(slot, group) if self._known else torch.maximum(low[row], self._apart(slot, group, whole))
+            found = torch.minimum(found, low.amin(0, keepdim=True))
+        return torch.maximum(found, whole.low)
+
+    def _closed(self, low: Tensor) -> Tensor:
+        return (worst_margin(low, self.y) > 0).all()
+
+    def _moved(self, slot: Slot, groups: Tensor, whole: Bounded) -> Tensor:
+        """(groups, K) bounds with one flip in each of these groups, and all others anywhere."""
+        fall, rise = rows(slot, whole.boxes[slot.node.inputs[0]], 1)
+        reached = slot.reached()[groups]
+        return self._added(slot.number, torch.where(reached, -fall[0], 0.0), torch.where(reached, rise[0], 0.0))
+
+    def _added(self, number: int, lo: Tensor, hi: Tensor) -> Tensor:
+        """(N, K) bounds where the output of a node is moved by some point of a box (N, *shape), and one flip less is left."""
+        if self.flips == 1 and self._known:
+            return self._behind(number, lo, hi)
+        graph = beside(self.where.graph, number)
+        others = slots_of(graph, self._changes(), self.flips - 1) if self.flips > 1 else []
+        found: list[Tensor] = []
+        for a, b in zip(lo.split(self._size(graph)), hi.split(self._size(graph)), strict=True):
+            ends = [torch.cat([x.expand(len(t), *x.shape[1:]).flatten(1), t.flatten(1)], 1)
+                    for x, t in ((self.where.x.lo, a), (self.where.x.hi, b))]  # fmt: skip
+            part = replace(self.where, graph=graph, x=Interval(*ends))
+            found.append(self._bounded(part, others))
+        return torch.cat(found)
+
+    def _apart(self, slot: Slot, group: int, whole: Bounded) -> Tensor:
+        """(K,) bounds with one flip in this group: its items in ever smaller sets of neighbours, until one is open alone."""
+        items = items_of(slot, group, whole.boxes[slot.node.inputs[0]])
+        worst = self.where.x.lo.new_full((self.where.graph.nodes[-1].shape[0],), torch.inf)
+        if items is None:
+            return torch.full_like(worst, -torch.inf)
+        sets = [torch.arange(len(items.lo), device=worst.device)]
+        while sets:
+            some = [part for now in sets for part in _neighbours(items, now)]
+            lo, hi = (torch.stack([f(end[part]) for part in some]) for f, end in ((_least, items.lo), (_most, items.hi)))
+            low = self._added(slot.number, *(self._at(slot, group, t) for t in (lo, hi)))
+            open_ = ~(worst_margin(low, self.y.expand(len(low))) > 0)
+            if any(len(part) == 1 for part, left in zip(some, open_.tolist(), strict=True) if left):
+                return torch.full_like(worst, -torch.inf)
+            worst = torch.minimum(worst, low.masked_fill(open_[:, None], torch.inf).amin(0))
+            sets = [part for part, left in zip(some, open_.tolist(), strict=True) if left]
+        return worst
+
+    def _at(self, slot: Slot, group: int, t: Tensor) -> Tensor:
+        """(N, *shape) zeros, but for `t` in what the group moves."""
+        made = t.new_zeros(len(t), *slot.node.shape)
+        made[:, group] = t[:, 0] if slot.node.dense else t.view(len(t), *slot.node.shape[1:])
+        return made
+
+    def _bounded(self, part: Region, others: Sequence[Slot]) -> Tensor:
+        """(N, K) by intervals inside, and by linear bounds where these leave a row open."""
+        y = self.y.expand(len(part.x.lo))
+        low = flip_margins(part, others, y, self.flips - 1, linear=False).low
+        open_ = (~(worst_margin(low, y) > 0)).nonzero().flatten()
+        if len(open_):
+            some = replace(part, x=Interval(part.x.lo[open_], part.x.hi[open_]))
+            low[open_] = torch.maximum(low[open_], flip_margins(some, others, y[open_], self.flips - 1).low)
+        return low
+
+    def _behind(self, number: int, lo: Tensor, hi: Tensor) -> Tensor:
+        """(groups, K) of the network behind a node, whose output moves in a box: all before it is known."""
+        rest, values = tail(self.where.graph, number), self._values()
+        found: list[Tensor] = []
+        for a, b in zip(lo.split(self._size(rest.graph)), hi.split(self._size(rest.graph)), strict=True):
+            ends: list[Tensor] = []
+            for t in (a, b):
+                moved = [v.expand(len(t), *v.shape[1:]) for v in values]
+                moved[number] = moved[number] + t
+                ends.append(rest.enter(moved))
+            found.append(self._bounded(replace(self.where, graph=rest.graph, x=Interval(*ends)), ()))
+        return torch.cat(found)
+
+    def _tried(self, slot: Slot, group: int) -> Tensor:
+        """(K,) the least margins over all single flips of a group, each computed."""
+        rest, values = tail(self.where.graph, slot.number), self._values()
+        z = values[slot.node.inputs[0]][0]
+        least = margins(values[-1], self.y)[0]
+        for t in moves_of(slot, group, z, self._size(rest.graph)):
+            moved = [v.expand(len(t), *v.shape[1:]) for v in values]
+            moved[slot.number] = moved[slot.number] + t
+            low = margins(rest.graph(rest.enter(moved)), self.y.expand(len(t)))
+            least = torch.minimum(least, torch.where(torch.isfinite(low), low, -torch.inf).amin(0))
+        return least
+
+    def _values(self) -> list[Tensor]:
+        """The value of every node at the one input."""
+        return self.where.graph.values(self.where.x.lo)
+
+    def _changes(self) -> dict[str, Tensor]:
+        return {str(s.node.bias if s.is_bias else s.node.weight): s.changes for s in self.slots}
+
+    def _size(self, graph: Graph) -> int:
+        """Groups at once: as many as leave room for a linear function of each logit at every node."""
+        numbers = sum(math.prod(node.shape) for node in graph.nodes)
+        return max(1, room(self.where.x.lo) // (4 * graph.nodes[-1].shape[0] * numbers))
+
+
+def _neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
+    """The chosen items in up to PARTS sets: by the middle of their boxes where these are numbers, else each alone."""
+    if items.lo.shape[1] > 1:
+        return list(chosen.split(1))
+    middle = (items.lo[chosen] + items.hi[chosen])[:, 0]
+    first, last = middle.aminmax()
+    at = ((middle - first) / (last - first).clamp(min=1e-300) * PARTS).long().clamp(max=PARTS - 1)
+    found = [chosen[at == k] for k in at.unique().tolist()]
+    return found if len(found) > 1 else list(chosen.split(1))
+
+
+def _least(t: Tensor) -> Tensor:
+    return t.amin(0)
+
+
+def _most(t: Tensor) -> Tensor:
+    return t.amax(0)
