@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nonsingular.data.vnnlib import load_property
     from nonsingular.errors import InvalidInput, SoundnessError, UnsupportedModel
     from nonsingular.evaluation.attacked import evaluate
+    from nonsingular.evaluation.campaign import campaign
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
     from nonsingular.faults.bit_errors import BitErrors
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from nonsingular.models.architectures import Averaged, Normalized
     from nonsingular.models.loading import load_model
     from nonsingular.report.figure import contours
+    from nonsingular.results.campaign import Campaign
     from nonsingular.results.comparison import Comparison, compare
     from nonsingular.results.surface import Surface
     from nonsingular.threat.ball import JointBall
@@ -66,6 +68,7 @@ _HOME = {
     "Surface": "results.surface", "contours": "report.figure",
     **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
     **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
+    "Campaign": "results.campaign", "campaign": "evaluation.campaign",
     "BitErrors": "faults.bit_errors", **dict.fromkeys(("FixedPoint", "FloatFormat"), "faults.formats"),
     "quantize": "faults.quantize",
     **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
@@ -79,6 +82,7 @@ __all__ = [
     "Attack",
     "Averaged",
     "BitErrors",
+    "Campaign",
     "Certificate",
     "Comparison",
     "Fault",
@@ -104,6 +108,7 @@ __all__ = [
     "Verdicts",
     "alternating",
     "apgd",
+    "campaign",
     "certified_front",
     "certified_radius",
     "certified_surface",

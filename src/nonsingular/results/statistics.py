@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,44 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     out = np.empty(p.size)
     out[order] = np.minimum(adjusted, 1.0)
     return out.reshape(p.shape)
+
+
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval of a proportion.  Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+
+    Each end is the proportion at which so many successes, or more (fewer), have probability (1 - level) / 2; by bisection.
+
+    >>> low, high = clopper_pearson(0, 10); low, round(high, 4)
+    (0.0, 0.3085)
+    """
+    tail = (1 - level) / 2
+
+    def end(holds: Callable[[float], bool]) -> float:
+        """The largest p at which it holds; it holds at 0."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+    low = 0.0 if successes == 0 else end(lambda p: binomial_tail(successes, n, p) < tail)
+    high = 1.0 if successes == n else end(lambda p: 1 - binomial_tail(successes + 1, n, p) > tail)
+    return low, high
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """P(X >= k) of a binomial X of n draws with probability p, summed from its smaller side."""
+    if k <= 0 or p >= 1:
+        return 1.0 if k <= n else 0.0
+    if k > n or p <= 0:
+        return 0.0
+
+    def some(first: int, last: int) -> float:
+        """P(first <= X <= last)."""
+        logs = [
+            math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * math.log(p) + (n - j) * math.log1p(-p)
+            for j in range(first, last + 1)
+        ]
+        return math.fsum(map(math.exp, logs))
+
+    return min(1.0, some(k, n)) if k > n * p else max(0.0, 1 - some(0, k - 1))
