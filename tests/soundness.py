@@ -100,7 +100,7 @@ def all_bounds(where: Region, y: torch.Tensor, steps: int = 2) -> dict[str, torc
         "crown": margin_bounds(where, hidden_bounds(where), y),
     }
     if steps:
-        found["alpha-crown"] = ascend(where, y, steps, 0.2)
+        found["alpha-crown"] = ascend(where, y, steps, 0.2, hidden=steps)
     return found
 
 

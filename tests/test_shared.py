@@ -13,7 +13,7 @@ from nonsingular.bounds import counting
 from nonsingular.bounds.alpha import ascent
 from nonsingular.bounds.counting import Multipliers, most_broken, multipliers, proven
 from nonsingular.bounds.interval import region
-from nonsingular.bounds.linear import hidden_bounds
+from nonsingular.bounds.linear import default_slopes, hidden_bounds
 from nonsingular.bounds.planes import Outer, Planes, _majorant, margins_heard, planes
 from nonsingular.certificates.shared import certify_shared
 from nonsingular.network.calling import logits_at, recording
@@ -23,11 +23,11 @@ from soundness import random_case
 SLACK = 1e-9
 
 
-def all_planes(where, y, slopes=None):
+def all_planes(where, y, choose=default_slopes):
     """The planes of all margins over another class."""
     K = where.graph.nodes[-1].shape[0]
     example, other = (torch.arange(K) != y[:, None]).nonzero().unbind(1)
-    heard = margins_heard(where, hidden_bounds(where, slopes), y, slopes)
+    heard = margins_heard(where, hidden_bounds(where), y, choose)
     return heard, planes(heard, example, other), example, other
 
 
@@ -121,11 +121,11 @@ def test_slopes_on_their_way_keep_planes_sound(seed):
     generator = torch.Generator().manual_seed(seed)
     with recording():
 
-        def evaluate(slopes):
-            heard, found, example, other = all_planes(where, y, slopes)
+        def evaluate(choose):
+            heard, found, example, other = all_planes(where, y, choose)
             return heard.low.sum(), (found, example, other)
 
-        for found, example, other in ascent(where, evaluate, 3, 0.5):
+        for found, example, other in ascent(where, where.graph.nodes[-1].shape[0], evaluate, 3, 0.5):
             for _ in range(10):
                 d = [(torch.rand(*box_of(o), 1, generator=generator).double() * 2 - 1).sign() for o in found.blocks]
                 x = torch.lerp(where.x.lo, where.x.hi, torch.rand(where.x.lo.shape, generator=generator).double())

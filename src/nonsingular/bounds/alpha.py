@@ -1,101 +1,141 @@
-"""alpha.py - alpha-CROWN: the lower slopes of all hinges moved by gradient ascent.  arXiv:2011.13824."""
+"""alpha.py - alpha-CROWN: the lower slopes of all hinges moved by gradient ascent.  arXiv:2011.13824.
+
+Every linear function that is bounded has slopes of its own: each end of each hidden neuron, and each margin.  Nothing is traded
+off between them: layer after layer, each end is raised as far as it goes from the boxes before it, and no gradient passes through
+these.  What does not fit into memory at once is done in pieces, one after the other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.interval import Region, region
-from nonsingular.bounds.linear import Choose, Slopes, hidden_bounds, margin_bounds, pieces, refined
+from nonsingular.bounds.interval import Boxed, Region, region
+from nonsingular.bounds.linear import hidden_bounds, lowest, margin_bounds, pieces, refined
+from nonsingular.bounds.patches import Choose, Patches
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Product
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
 
 T = TypeVar("T")
+AT_ONCE = 64
+"""Examples whose slopes are moved together, at most."""
 
 
 def alpha_crown(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 20, rate: float = 0.5, batch: int = 64
-) -> Tensor:
-    """(B, K) as `crown`, with every lower slope, also those for hidden layers, moved by `steps` of gradient ascent.
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 20, hidden: int | None = None, rate: float = 0.5
+) -> Tensor:  # fmt: skip
+    """(B, K) as `crown`, with the lower slopes of every bounded function moved by gradient ascent.
 
     Any slope is sound; each element is the best of all steps, so it is never below `crown`.
-    batch: largest number of examples at a time.  Where the gradients of one example's hidden bounds do not fit into memory,
-    these stay as in `crown` and only the slopes for the logits move.
-    Cost: `steps` times crown with gradients.  Source: arXiv:2011.13824.
+    steps: for the margins.  hidden: for each end of each hidden neuron; by default half of `steps`, and none on networks with so
+        many neurons that the gradients of all these would not fit into the memory budget at once (network/memory.py).
+    Cost: about 3 `hidden` times crown, and 3 `steps` times crown-ibp.  Source: arXiv:2011.13824.
     """
     with recording():
         whole = region(model, x.clone(), y, ball)
-        size, deep = together(whole, batch)
-        return torch.cat([ascend(part, labels, steps, rate, deep) for part, labels in pieces(whole, y.long(), size)])
+        hidden = affordable(whole, steps) if hidden is None else hidden
+        cuts = pieces(whole, y.long(), together(whole, AT_ONCE))
+        return torch.cat([ascend(part, labels, steps, rate, hidden) for part, labels in cuts])
 
 
-def together(where: Region, batch: int) -> tuple[int, bool]:
-    """(examples at a time, whether hidden bounds take part) in an ascent whose gradients fit into memory."""
-    logits, hidden = _kept(where)
-    most = room(where.x.lo) // 2
-    deep = logits + hidden <= most
-    return min(batch, most // (logits + hidden if deep else logits)), deep
+def affordable(where: Region, steps: int) -> int:
+    """Steps for hidden ends: half of `steps`, or none on large networks."""
+    numbers = sum(2 * torch.Size(where.graph.nodes[i].shape).numel() * _kept(where, i) for i in refined(where))
+    return -(-steps // 2) if numbers <= 2 * room(where.x.lo) else 0
 
 
-def _kept(where: Region) -> tuple[int, int]:
-    """Numbers kept for the gradient of one example's bounds: those of the logits, and those of all hidden nodes."""
-    sizes = [torch.Size(node.shape).numel() for node in where.graph.nodes]
-    for i, node in enumerate(where.graph.nodes):
+def together(where: Region, batch: int) -> int:
+    """Examples at a time in an ascent on all margins whose gradients fit into memory."""
+    last = len(where.graph.nodes) - 1
+    return min(batch, room(where.x.lo) // (2 * where.graph.nodes[-1].shape[0] * _kept(where, last)))
+
+
+def _kept(where: Region, number: int) -> int:
+    """Numbers kept for the gradient of one linear function of a node, for one example."""
+    nodes = where.graph.nodes[: number + 1]
+    total = sum(torch.Size(node.shape).numel() for node in nodes)
+    for node in nodes:
         if isinstance(node, Product) and not node.dense and node.weight is not None and where.moves(node.weight):
-            sizes[i] += where.graph.value(node.weight).numel()
-    own = (2 * torch.Size(where.graph.nodes[i].shape).numel() * sum(sizes[:i]) for i in refined(where))
-    return sizes[-1] * sum(sizes), sum(own)
+            total += where.graph.value(node.weight).numel()
+    return max(1, 4 * total)
 
 
-class _Alphas:
-    """Lower slopes as variables: each bounded element has its own where these fit into memory, or one for all of a node."""
+class Alphas:
+    """Lower slopes as variables, of each function and each example at each hinge; they begin at the default."""
 
-    def __init__(self, where: Region) -> None:
-        self.where = where
-        self.of: dict[tuple[int, int, int], Tensor] = {}
+    def __init__(self, where: Region, functions: int) -> None:
+        self.where, self.functions = where, functions
+        self.of: dict[int, Tensor] = {}
 
-    def __call__(self, bounded: int, end: int, elements: Tensor) -> Choose:
-        def choose(at: int, default: Tensor) -> Tensor:
-            key = (bounded, end, at)
-            if key not in self.of:
-                count = torch.Size(self.where.graph.nodes[bounded].shape).numel()
-                own = count if count * default.numel() <= room(default) // 16 else 1
-                self.of[key] = default.detach().repeat(own, *[1] * (default.dim() - 1)).requires_grad_()
-            alpha = self.of[key]
-            return alpha if len(alpha) == 1 else alpha[elements]
-
-        return choose
+    def __call__(self, at: int, default: Tensor) -> Tensor:
+        if at not in self.of:
+            in_windows = default.shape[1] != len(self.where.x.lo)  # there each function is an example
+            copies = 1 if in_windows else self.functions
+            self.of[at] = default.detach().repeat(copies, *[1] * (default.dim() - 1)).requires_grad_()
+        return self.of[at]
 
     def clamp_(self) -> None:
         with torch.no_grad():
-            for (_, _, at), alpha in self.of.items():
+            for at, alpha in self.of.items():
                 alpha.clamp_(cast(Activation, self.where.graph.nodes[at]).slope, 1.0)
 
 
-def ascend(where: Region, y: Tensor, steps: int, rate: float, deep: bool = True) -> Tensor:
-    """Adam on the sum of the margins' bounds, with a rate that falls by 5 % a step; hidden bounds take part if `deep`."""
-    with torch.no_grad():
-        fixed = None if deep else hidden_bounds(where)
+def raised_bounds(where: Region, steps: int, rate: float = 0.5) -> list[Interval]:
+    """As `hidden_bounds`, each end with slopes of its own, moved by `steps` of ascent.  Never wider."""
+    with torch.set_grad_enabled(steps > 0):
+        return hidden_bounds(where, partial(_raised, steps, rate) if steps else None)
 
-    def bounds(slopes: Slopes) -> tuple[Tensor, Tensor]:
-        low = margin_bounds(where, fixed or hidden_bounds(where, slopes), y, slopes)
+
+def _raised(steps: int, rate: float, inside: Boxed, number: int, A: Tensor | Patches) -> Tensor:
+    """As `lowest`, with the best slopes of the ascent."""
+    where = inside.where
+    size = max(1, room(where.x.lo) // (2 * _kept(where, number) * len(where.x.lo)))
+    count = A.values.shape[1] if isinstance(A, Patches) else len(A)
+    found: list[Tensor] = []
+    for start in range(0, count, size):
+        some = A[start : start + size]
+
+        def bounds(choose: Choose, some: Tensor | Patches = some) -> tuple[Tensor, Tensor]:
+            low = lowest(inside, number, some, choose)
+            return low.sum(), low.detach()
+
+        found.append(_best(ascent(where, min(size, count - start), bounds, steps, rate)))
+    return torch.cat(found)
+
+
+def ascend(where: Region, y: Tensor, steps: int, rate: float, hidden: int) -> Tensor:
+    """(B, K) lower bounds of the margins: hidden boxes raised, then the margins."""
+    boxes = raised_bounds(where, hidden, rate)
+
+    def bounds(choose: Choose) -> tuple[Tensor, Tensor]:
+        low = margin_bounds(where, boxes, y, choose)
         return low.sum(), low.detach()
 
-    found = ascent(where, bounds, steps, rate)
+    return _best(ascent(where, where.graph.nodes[-1].shape[0], bounds, steps, rate))
+
+
+def _best(found: Iterator[Tensor]) -> Tensor:
     best = next(found)
     for low in found:
         best = torch.fmax(best, low)
     return best
 
 
-def ascent(where: Region, evaluate: Callable[[Slopes], tuple[Tensor, T]], steps: int, rate: float) -> Iterator[T]:
-    """What `evaluate` gives beside its goal, a sum that Adam raises: at the default slopes, and after each of up to `steps`."""
-    alphas = _Alphas(where)
+def ascent(
+    where: Region, functions: int, evaluate: Callable[[Choose], tuple[Tensor, T]], steps: int, rate: float
+) -> Iterator[T]:  # fmt: skip
+    """What `evaluate` gives beside its goal, a sum that Adam raises: at the default slopes, and after each of up to `steps`.
+
+    functions: how many linear functions it pulls back.  The rate falls by 5 % a step.
+    """
+    alphas = Alphas(where, functions)
     goal, found = evaluate(alphas)
     yield found
     if not alphas.of or not goal.requires_grad or not steps:

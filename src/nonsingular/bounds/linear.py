@@ -21,7 +21,7 @@ from nonsingular.bounds.activations import lines, through_lines
 from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.maxima import behind, round_before, slopes_of_round, through_larger, through_round
-from nonsingular.bounds.patches import Patches, covering, numbers_in_windows, through_patches, unit
+from nonsingular.bounds.patches import Choose, Patches, covering, numbers_in_windows, through_patches, unit
 from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
 from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
@@ -33,10 +33,8 @@ APART = 2**20
 """The examples of a batch are bounded one at a time if together this many numbers for each would be computed in vain."""
 AT_ONCE = 2**20
 """Numbers in the windows of functions that are pulled back together: more would not stay in the processor's cache."""
-Choose = Callable[[int, Tensor], Tensor]
-"""(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
-Slopes = Callable[[int, int, Tensor], Choose]
-"""(number of the bounded node, +1 or -1 for its lower or upper ends, which of its elements (S,)) -> how to choose."""
+Lower = Callable[[Boxed, int, "Tensor | Patches"], Tensor]
+"""(boxes of all nodes, number of a node, N linear functions A of its output) -> (N, B) lower bounds of these; as `lowest`."""
 
 
 def default_slopes(at: int, default: Tensor) -> Tensor:
@@ -75,16 +73,15 @@ def pieces(where: Region, y: Tensor, size: int | None = None) -> list[tuple[Regi
     return [(where.part(at), y[at]) for at in cuts]
 
 
-def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: Slopes | None = None) -> Tensor:
+def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, choose: Choose = default_slopes) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j, given the boxes of the hidden nodes."""
     K = where.graph.nodes[-1].shape[0]
     one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
     A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
     last = len(where.graph.nodes) - 1
-    choose = slopes(last, 1, torch.arange(K, device=A.device)) if slopes else default_slopes
-    low = _least(where, *_pulled(Boxed(where, boxes), last, A, choose))
+    low = lowest(Boxed(where, boxes), last, A, choose)
     if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
-        low = torch.fmax(low, _least(where, *_pulled(Boxed(where, boxes, flat=True), last, A, choose)))
+        low = torch.fmax(low, lowest(Boxed(where, boxes, flat=True), last, A, choose))
     return low.T.scatter(1, y[:, None], 0.0)  # also where there is no bound
 
 
@@ -96,8 +93,11 @@ def refined(where: Region) -> set[int]:
     return found | {i for i in factors if not isinstance(nodes[i], Activation)}
 
 
-def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]:
-    """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain."""
+def hidden_bounds(where: Region, lower: Lower | None = None) -> list[Interval]:
+    """The box of every node's output: intervals, met with linear bounds where a nonlinearity follows and more is to gain.
+
+    lower: how linear functions are bounded below; by default with the default slopes.
+    """
     nodes = where.graph.nodes
     nonlinear = refined(where)
     boxes, tight = [where.enters()], [Tight.SET]
@@ -108,7 +108,7 @@ def hidden_bounds(where: Region, slopes: Slopes | None = None) -> list[Interval]
         if i in nonlinear and tight[i] is Tight.NO:
             hinges = all(isinstance(n, Activation) and n.form == "hinge" for n in nodes if i in n.inputs)
             boxes.append(box)
-            boxes[i] = _refined(inside, i, hinges, slopes)
+            boxes[i] = _refined(inside, i, hinges, lower or lowest)
         else:
             boxes.append(box)
     return boxes
@@ -138,7 +138,7 @@ def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interva
     return Tight.RANGES if one_sign and (node.scales or before is Tight.SET) else Tight.NO
 
 
-def _refined(inside: Boxed, number: int, hinges: bool, slopes: Slopes | None) -> Interval:
+def _refined(inside: Boxed, number: int, hinges: bool, lower: Lower) -> Interval:
     """The box of node `number`, met with linear bounds of those of its elements that are open for some example."""
     where, box = inside.where, inside.boxes[number]
     lo, hi = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi))  # also of a scalar
@@ -146,23 +146,23 @@ def _refined(inside: Boxed, number: int, hinges: bool, slopes: Slopes | None) ->
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
         return box
-    windows = not slopes and where.floats is None and numbers_in_windows(where, number)
+    windows = where.floats is None and numbers_in_windows(where, number)
     in_vain = len(chosen) - int(open_.sum()) // len(lo)  # functions for each example whose element is not open there
-    if not slopes and len(lo) > 1 and (windows or in_vain * alive(where.part(slice(1)), number) > APART):
-        found = [_refined(inside.part(slice(b, b + 1)), number, hinges, None) for b in range(len(lo))]
+    if len(lo) > 1 and (windows or in_vain * alive(where.part(slice(1)), number) > APART):
+        found = [_refined(inside.part(slice(b, b + 1)), number, hinges, lower) for b in range(len(lo))]
         return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
     if windows:
-        low, high = _in_windows(inside, number, chosen, max(1, min(AT_ONCE, room(lo) // 8) // windows))
+        low, high = _in_windows(inside, number, chosen, max(1, min(AT_ONCE, room(lo) // 8) // windows), lower)
     else:
-        low, high = _everywhere(inside, number, chosen, slopes)
+        low, high = _everywhere(inside, number, chosen, lower)
     met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
-    new_lo = lo.index_copy(1, chosen, torch.where(met, _larger(lo[:, chosen], low.T), lo[:, chosen]))
-    new_hi = hi.index_copy(1, chosen, torch.where(met, -_larger(-hi[:, chosen], -high.T), hi[:, chosen]))
+    new_lo = lo.index_copy(1, chosen, torch.where(met, torch.fmax(lo[:, chosen], low.T), lo[:, chosen]))
+    new_hi = hi.index_copy(1, chosen, torch.where(met, torch.fmin(hi[:, chosen], high.T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
 
 
-def _everywhere(inside: Boxed, number: int, chosen: Tensor, slopes: Slopes | None) -> tuple[Tensor, Tensor]:
+def _everywhere(inside: Boxed, number: int, chosen: Tensor, lower: Lower) -> tuple[Tensor, Tensor]:
     """(S, B) linear bounds, lower and upper, of these elements of node `number`, as many at a time as fit into memory."""
     where, node, like = inside.where, inside.where.graph.nodes[number], inside.where.x.lo
     low: list[Tensor] = []
@@ -174,16 +174,13 @@ def _everywhere(inside: Boxed, number: int, chosen: Tensor, slopes: Slopes | Non
             A, offset = _pulled(inside, number, A)
             ends = _least(where, A, offset), -_least(where, -A, -offset)
         else:
-            ends = tuple(
-                sign * _least(where, *_pulled(inside, number, sign * A, slopes(number, sign, part) if slopes else default_slopes))
-                for sign in (1, -1)
-            )
+            ends = lower(inside, number, A), -lower(inside, number, -A)
         low.append(ends[0])
         high.append(ends[1])
     return torch.cat(low), torch.cat(high)
 
 
-def _in_windows(inside: Boxed, number: int, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _in_windows(inside: Boxed, number: int, chosen: Tensor, size: int, lower: Lower) -> tuple[Tensor, Tensor]:
     """(S, 1) as `_everywhere`, of one example, `size` neurons of a convolution at a time, each with the window that it sees."""
     where, shape = inside.where, inside.where.graph.nodes[number].shape
     order = (chosen % math.prod(shape[-2:])).argsort(stable=True)  # neighbours share what they see
@@ -195,7 +192,7 @@ def _in_windows(inside: Boxed, number: int, chosen: Tensor, size: int) -> tuple[
             A, offset = _pulled(inside, number, A)
             ends = _least(where, A, offset), -_least(where, -A, -offset)
         else:
-            both = _least(where, *_pulled(inside, number, A.both()))
+            both = lower(inside, number, A.both())
             ends = both[: len(part)], -both[len(part) :]
         found.append(torch.stack(ends))
     low, high = torch.cat(found, 1).index_select(1, order.argsort())
@@ -216,14 +213,6 @@ def _affine(where: Region, number: int) -> bool:
     return True
 
 
-def _larger(fixed: Tensor, linear: Tensor) -> Tensor:
-    """The larger bound, with the gradient of `linear` everywhere: its slopes must move to overtake what is better now."""
-    found = torch.fmax(fixed, linear)
-    if not linear.requires_grad:
-        return found
-    return torch.where(torch.isfinite(linear), found.detach() + (linear - linear.detach()), found)
-
-
 def alive(where: Region, number: int) -> int:
     """Numbers that one linear function of node `number` needs at once, for all examples: coefficients, their parts, and what is
     computed from them; with a weight that each function moves in its own way, that weight, its worst move and their parts.
@@ -237,6 +226,11 @@ def alive(where: Region, number: int) -> int:
             numbers += 6 * where.graph.value(node.weight).numel()
         most = max(most, numbers)
     return max(1, most * len(where.x.lo))
+
+
+def lowest(inside: Boxed, number: int, A: Tensor | Patches, choose: Choose = default_slopes) -> Tensor:
+    """(S, B) lower bounds of the linear functions A (S, B or 1, *shape) of the output of node `number`."""
+    return _least(inside.where, *_pulled(inside, number, A, choose))
 
 
 def _least(where: Region, A: Tensor | Patches, offset: Tensor) -> Tensor:
@@ -271,10 +265,11 @@ def _pulled(
     inside: Boxed, number: int, A: Tensor | Patches, choose: Choose = default_slopes,
     penalties: Mapping[int, Tensor] | None = None, heard: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor | Patches, Tensor]:  # fmt: skip
-    """`pull_back`, also of functions that live in windows (then without penalties, and with the default slopes)."""
+    """`pull_back`, also of functions that live in windows (then without penalties; slopes (1, N, *window))."""
     where, boxes = inside.where, inside.boxes
     nodes = where.graph.nodes
-    plain = choose is default_slopes and not penalties and heard is None and where.floats is None
+    own = None if choose is default_slopes else choose
+    plain = own is None and not penalties and heard is None and where.floats is None
     found: dict[int, Tensor | Patches] = {number: A}
     count = A.values.shape[1] if isinstance(A, Patches) else len(A)
     total = where.x.lo.new_zeros(count, len(where.x.lo))
@@ -288,7 +283,7 @@ def _pulled(
         if plain and (rows := round_before(nodes, i)) is not None:
             part, offset = _through_round(inside, i, A)
             parts, inputs = (part,), (rows,)
-        elif isinstance(A, Patches) and (moved := through_patches(node, i, inside, A)) is not None:
+        elif isinstance(A, Patches) and (moved := through_patches(node, i, inside, A, own)) is not None:
             parts, offset = moved[0], moved[1].T if isinstance(moved[1], Tensor) else moved[1]
         else:
             A = A.dense(node.shape) if isinstance(A, Patches) else A

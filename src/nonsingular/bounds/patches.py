@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nonsingular.bounds.activations import Lines, stacked, through_lines
+from nonsingular.bounds.activations import Lines, lines, stacked, through_lines
 from nonsingular.bounds.interval import Boxed, Region
 from nonsingular.bounds.maxima import behind, through_larger
 from nonsingular.bounds.products import dot, expanded, pull_all, through_product
@@ -28,6 +28,8 @@ from nonsingular.threat.interval import Interval
 POINT = Kernel((1, 1), (1, 1), (0, 0), (1, 1), 1)
 """The walk of what does the same at every place."""
 Pair = tuple[int, int]
+Choose = Callable[[int, Tensor], Tensor]
+"""(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +135,10 @@ class Patches:
         values = torch.cat([self.values, -self.values], 1)
         return replace(self, values=values, places=replace(self.places, of=self.places.of.repeat(2)))
 
+    def __getitem__(self, at: slice) -> Patches:
+        """Some of the functions."""
+        return replace(self, values=self.values[:, at], places=replace(self.places, of=self.places.of[at]))
+
     def __neg__(self) -> Patches:
         return replace(self, values=-self.values)
 
@@ -212,15 +218,20 @@ def before(kernel: Kernel, size: Pair, step: Pair, start: Pair) -> tuple[Pair, P
     return (h, w), (a, c), (b, d)
 
 
-def through_patches(node: Node, i: int, inside: Boxed, A: Patches) -> tuple[Sequence[Patches], Tensor | float] | None:
-    """As `through`, of functions of node i that live in windows; None where no rule knows how.  inside: boxes of all nodes."""
+def through_patches(
+    node: Node, i: int, inside: Boxed, A: Patches, choose: Choose | None
+) -> tuple[Sequence[Patches], Tensor | float] | None:
+    """As `through`, of functions of node i that live in windows; None where no rule knows how.  inside: boxes of all nodes.
+
+    choose: (number of a hinge, default slopes (1, N, *window)) -> those of the N functions; None: the default.
+    """
     shapes = [inside.where.graph.nodes[k].shape for k in node.inputs]
     kernel = walk(node, shapes)
     if kernel is None:
         return None
     size, step, start = before(kernel, A.size, A.step, A.start)
     read = replace(A, values=A.values.new_empty(1).expand(1, 1, *size), step=step, start=start)
-    found = _values(node, i, inside, A, read)
+    found = _values(node, i, inside, A, read, choose)
     if found is None:
         return None
     parts = [replace(read, values=v) for v in found[0]]
@@ -229,7 +240,9 @@ def through_patches(node: Node, i: int, inside: Boxed, A: Patches) -> tuple[Sequ
     return parts, found[1]
 
 
-def _values(node: Node, i: int, inside: Boxed, A: Patches, read: Patches) -> tuple[Sequence[Tensor], Tensor | float] | None:
+def _values(
+    node: Node, i: int, inside: Boxed, A: Patches, read: Patches, choose: Choose | None
+) -> tuple[Sequence[Tensor], Tensor | float] | None:
     """(coefficients of what the windows hold of each input, constant).  read: those windows."""
     where, boxes, values = inside.where, inside.boxes, A.values
     match node:
@@ -240,7 +253,12 @@ def _values(node: Node, i: int, inside: Boxed, A: Patches, read: Patches) -> tup
                 z = Interval(read.of(z.lo), read.of(z.hi))
             return None if made is None else through_product(made, where, z, values)
         case Activation():
-            part, offset = through_lines(node, Lines(*A.kept(inside, i, stacked)), values)
+            if choose is None:
+                ends = Lines(*A.kept(inside, i, stacked))
+            else:
+                z = boxes[node.inputs[0]]
+                ends = lines(node, Interval(read.of(z.lo), read.of(z.hi)), partial(choose, i))
+            part, offset = through_lines(node, ends, values)
             return (part,), offset
         case Lead():
             return (behind(values, boxes[node.inputs[0]].lo.shape[1]),), 0.0

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Boxed, Region
-from nonsingular.bounds.linear import Slopes, default_slopes, lowest_over, pull_back
+from nonsingular.bounds.linear import default_slopes, lowest_over, pull_back
+from nonsingular.bounds.patches import Choose
 from nonsingular.bounds.products import sensitivities
 from nonsingular.network.nodes import Product
 from nonsingular.threat.interval import Interval
@@ -116,12 +117,11 @@ class Heard:
     at: dict[int, Tensor]
 
 
-def margins_heard(where: Region, boxes: Sequence[Interval], y: Tensor, slopes: Slopes | None = None) -> Heard:
+def margins_heard(where: Region, boxes: Sequence[Interval], y: Tensor, choose: Choose = default_slopes) -> Heard:
     """As `margin_bounds`, with the coefficients that reach the nodes."""
     last = len(where.graph.nodes) - 1
     one = torch.eye(where.graph.nodes[-1].shape[0], dtype=where.x.lo.dtype, device=where.x.lo.device)
     heard: dict[int, Tensor] = {}
-    choose = slopes(last, 1, torch.arange(len(one), device=one.device)) if slopes else default_slopes
     low = lowest_over(where.x, *pull_back(Boxed(where, boxes), last, one[y] - one[:, None], choose, heard=heard))
     return Heard(where, boxes, low, {i: A for i, A in heard.items() if moving(where, i)})
 

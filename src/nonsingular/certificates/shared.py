@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.alpha import ascent, together
+from nonsingular.bounds.alpha import affordable, ascent, raised_bounds, together
 from nonsingular.bounds.counting import most_broken
 from nonsingular.bounds.interval import Region, region
-from nonsingular.bounds.linear import Slopes, hidden_bounds, pieces
+from nonsingular.bounds.linear import pieces
+from nonsingular.bounds.patches import Choose
 from nonsingular.bounds.planes import Heard, Planes, margins_heard, planes
 from nonsingular.bounds.rounding import rounding
 from nonsingular.certificates.certify import Prover, verified
@@ -26,7 +27,6 @@ from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.threat.ball import JointBall, Scope
-from nonsingular.threat.interval import Interval
 
 BATCH = 64
 """Examples whose slopes are moved together, at most."""
@@ -103,28 +103,26 @@ def _planes(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, steps: int)
     """The planes of the margins that some W' may bring to 0, each with the best slopes of the ascent; lowered by rounding."""
     with recording():
         whole = region(model, x, y, ball)
-        size, deep = together(whole, BATCH)
         parts, done = list[Planes](), 0
-        for part, labels in pieces(whole, y, size):
+        for part, labels in pieces(whole, y, together(whole, BATCH)):
             off = rounding(part, torch.float64).detach()
-            found = _steepest(part, labels, steps, deep)
+            found = _steepest(part, labels, steps)
             parts.append(replace(found, example=found.example + done, at_zero=found.at_zero - off[found.example]))
             done += len(labels)
     return Planes.join(parts)
 
 
-def _steepest(where: Region, y: Tensor, steps: int, deep: bool) -> Planes:
+def _steepest(where: Region, y: Tensor, steps: int) -> Planes:
     """The plane, of each margin not above 0 everywhere, with the largest at_zero / |fall|_2 on the way of the slopes."""
-    with torch.no_grad():
-        fixed = None if deep else hidden_bounds(where)
-        example, other = _pairs(y, where.graph.nodes[-1].shape[0])
+    K = where.graph.nodes[-1].shape[0]
+    boxes, (example, other) = raised_bounds(where, affordable(where, steps)), _pairs(y, K)
 
-    def evaluate(slopes: Slopes) -> tuple[Tensor, Heard]:
-        heard = margins_heard(where, fixed or hidden_bounds(where, slopes), y, slopes)
+    def evaluate(choose: Choose) -> tuple[Tensor, Heard]:
+        heard = margins_heard(where, boxes, y, choose)
         return heard.low.sum(), heard
 
     low = best = score = None
-    for heard in ascent(where, evaluate, steps, 0.5):
+    for heard in ascent(where, K, evaluate, steps, 0.5):
         with torch.no_grad():
             heard = _still(heard)
             now = planes(heard, example, other)
@@ -147,5 +145,4 @@ def _pairs(y: Tensor, K: int) -> tuple[Tensor, Tensor]:
 
 def _still(heard: Heard) -> Heard:
     """The same without gradients."""
-    boxes = [Interval(z.lo.detach(), z.hi.detach()) for z in heard.boxes]
-    return Heard(heard.where, boxes, heard.low.detach(), {i: A.detach() for i, A in heard.at.items()})
+    return replace(heard, low=heard.low.detach(), at={i: A.detach() for i, A in heard.at.items()})
