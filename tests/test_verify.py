@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,31 @@ def certified_as_attacked_everywhere(run):
     attacked = pack(Surface.from_dict(model["surfaces"][0]).outcomes.reshape(-1))
     in_log(lambda entry: entry.update(certified=attacked) if "certified" in entry else None)(run)
     in_results(certified_as_attacked)(run)
+
+
+def shared_as_attacked_everywhere(run):
+    """In the log and the results, the shared certificates meet the attack; nothing else is changed."""
+    results = json.loads((run / "results.json").read_text())
+    (model,) = results["models"].values()
+    outcomes = Surface.from_dict(model["surfaces"][0]).outcomes
+
+    def meets(entry):
+        if "broken" in entry:
+            entry["broken"] = (~outcomes[entry["row"], :, slice(*entry["span"])]).sum(1).tolist()
+
+    def edit(results, model, surface):
+        old = Surface.from_dict(surface["shared"])
+        surface["shared"] = replace(old, accuracy=outcomes.mean(2)).to_dict()
+
+    in_log(meets)(run)
+    in_results(edit)(run)
+
+
+def as_the_first_release(run):
+    """Without shared certificates."""
+    in_results(lambda results, model, surface: surface.pop("shared"))(run)
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("".join(f"{line}\n" for line in lines if "broken" not in json.loads(line)["entry"]))
 
 
 def ten_times(results, model, surface):
@@ -265,6 +291,33 @@ def test_an_edit_is_named_in_every_scope(scope, name, copy, capsys):
     seal(copy / scope)
     assert main(["verify", str(copy / scope)]) == 1
     assert "is not confirmed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scope", ["batch", "dataset"])
+def test_shared_certificates_that_were_edited_are_named(scope, copy, capsys):
+    run = copy / scope
+    kept = (run / "results.json").read_bytes()
+    in_results(lambda r, m, s: s["shared"]["accuracy"][1].__setitem__(0, 0.99))(run)
+    seal(run)
+    assert main(["verify", str(run)]) == 1
+    assert "shared.accuracy" in capsys.readouterr().err
+    (run / "results.json").write_bytes(kept)
+    shared_as_attacked_everywhere(run)
+    seal(run)
+    assert main(["verify", str(run), "--recompute-certificates", "all"]) == 1
+    assert "one W' may break more than" in capsys.readouterr().err
+
+
+def test_a_run_without_shared_certificates_is_confirmed(copy, capsys):
+    """As the first release wrote them; its pages are drawn again."""
+    run = copy / "dataset"
+    as_the_first_release(run)
+    assert main(["report", str(run)]) == 0
+    seal(run)
+    capsys.readouterr()
+    assert main(["verify", str(run), "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["wrong"]
+    assert main(["check", str(run), "--min-certified-auc", "0"]) == 0
 
 
 def test_a_file_that_was_changed_or_added_is_named(copy):

@@ -70,6 +70,25 @@ class SoundnessError(AssertionError):
         )
 
 
+class SharedSoundnessError(SoundnessError):
+    """One W' broke more of the examples that share it than a certificate says any can.
+
+    span: the examples, first and behind the last.  certified: at most so many can break.  attacked: so many did.
+    """
+
+    def __init__(self, span: tuple[int, int], eps_x: float, eps_w: float, certified: int, attacked: int) -> None:
+        super().__init__(span[0], eps_x, eps_w, certified, attacked)
+        self.args = (span, eps_x, eps_w, certified, attacked)  # as it travels between processes
+        self.span = span
+
+    def __str__(self) -> str:
+        return (
+            f"examples {self.span[0]} to {self.span[1] - 1} at eps_x = {self.eps_x:g}, eps_w = {self.eps_w:g}: one W' for all is "
+            f"certified to break at most {self.certified:g}, and an attack broke {self.attacked:g}; this is a fault of "
+            "nonsingular, please report it"
+        )
+
+
 class Unconfirmed(AssertionError):
     """Stored perturbations contradict the results of their run."""
 

@@ -206,7 +206,7 @@ def _one_surface(
         print(json.dumps(found["surfaces"][0] | {k: found[k] for k in ("fronts", "masking") if k in found}))
         return
     surface = Surface.from_dict(found["surfaces"][0])
-    for shown in (surface, surface.certified):
+    for shown in (surface, surface.shared, surface.certified):
         if shown:
             print_table(surface_table(shown))
     if "fronts" in found:

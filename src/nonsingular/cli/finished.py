@@ -164,7 +164,10 @@ def check(
         list[str] | None,
         Parameter(help="Least attacked accuracy at a point: eps_x=0.1,eps_w=0.005:0.4. Can be repeated. Default: none."),
     ] = None,
-    min_certified_auc: Annotated[float | None, Parameter(help="Least AUC of the certified surface. Default: none.")] = None,
+    min_certified_auc: Annotated[
+        float | None,
+        Parameter(help="Least AUC of the certified surface; where examples share W', of the shared certificates. Default: none."),
+    ] = None,
     min_certified: Annotated[
         list[str] | None, Parameter(help="Least certified accuracy at a point, likewise. Default: none.")
     ] = None,

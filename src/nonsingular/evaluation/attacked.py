@@ -19,6 +19,7 @@ from nonsingular.evaluation.execution import ALONE, Execution
 from nonsingular.evaluation.masking import doubts_of_gradients
 from nonsingular.evaluation.problem import Case, Method, asked
 from nonsingular.evaluation.schedule import Work, cell_alone
+from nonsingular.evaluation.shared import Sharing
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
 from nonsingular.network.calling import threads as use_threads
@@ -69,7 +70,8 @@ def evaluate(
         input: (1, d) of a table, a mask times a radius.  Both are needed: without one, the error proposes numbers from the data.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
-    certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`.
+    certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`,
+        and in the scopes batch and dataset also that of `certify_shared`, `.shared`, which lies between the two.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
         An attack given as a function is known there by its name and code, without the values that it closes over.
     threads: of torch, during the call.  One gives the bits of the command line, and is often fastest: small matrices run far
@@ -88,9 +90,12 @@ def evaluate(
 
 
 def surface(
-    case: Case, grid: Grid, method: Method, bound: Bound | None = None, execution: Execution = ALONE
+    case: Case, grid: Grid, method: Method, bound: Bound | None = None, execution: Execution = ALONE, *, shared: bool = True
 ) -> Surface:  # fmt: skip
-    """`evaluate` on checked inputs.  Doubts that follow from the numbers are added to those of the case."""
+    """`evaluate` on checked inputs.  Doubts that follow from the numbers are added to those of the case.
+
+    shared: also the shared certificates, where there is a bound and W' is shared.
+    """
     if bound:
         rehearse_proof(case, grid, bound)
     proving, proven = partial(prove, case, grid, execution=execution), None
@@ -115,7 +120,10 @@ def surface(
     found = Surface.from_cells(
         cells, grid.eps_x, grid.eps_w, scope=method.scope, attack=method.attack.name, model=case.name, about=about
     )
-    return found if proven is None else replace(found, certified=proven.surface(case.doubts))
+    if bound is None or proven is None:
+        return found
+    sharing = Sharing(case, grid, method, bound, proven, cells) if shared and method.scope != "sample" else None
+    return replace(found, certified=proven.surface(case.doubts), shared=None if sharing is None else sharing.surface(execution))
 
 
 def _doubts(case: Case, grid: Grid, cells: Sequence[Cell], proven: Proven | None) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from nonsingular.catalog import UNSOUND
 from nonsingular.certificates.certify import Prover
 from nonsingular.certificates.radii import certified_front
+from nonsingular.certificates.shared import Known, counted
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.evaluation.attacked import rehearse
 from nonsingular.evaluation.certified import TOGETHER, certified_part, lowest
@@ -51,7 +52,7 @@ Axes = tuple[Sequence[int], Sequence[int]]
 class Stage:
     """Seconds of some examples on the whole grid, from their time on a part of it.
 
-    attack, proof, fronts: of n examples together.  accuracy: (rows, columns) on the whole grid, interpolated.
+    attack, proof, fronts, shared: of n examples together.  accuracy: (rows, columns) on the whole grid, interpolated.
     """
 
     n: int
@@ -62,6 +63,7 @@ class Stage:
     proof: float
     fronts: float
     accuracy: NDArray[np.float64]
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Clock:
         at = _part(plan.grid.eps_w, fine), _part(plan.grid.eps_x, fine)
         case, grid, whole = plan.case.part(self.pool[:n]), plan.grid.part(*at), plan.grid.shape
         denser = sum(whole) / sum(grid.shape)  # by this factor, a border crosses more points
-        proof = fronts = attack = 0.0
+        proof = fronts = attack = shared = 0.0
         held = None
         if plan.bound and plan.own:
             _, held, proof = certified_part(case, grid, plan.bound, (0, n))
@@ -156,14 +158,27 @@ class Clock:
             attack, cells = self._attacked(case, grid, at, held)
             accuracy = np.array([c.correct.mean() for c in cells]).reshape(grid.shape)
             if plan.bound and not plan.own:
-                _, _, proof = certified_part(case, grid, plan.bound, (0, n), lowest(cells, grid))
+                _, held, proof = certified_part(case, grid, plan.bound, (0, n), lowest(cells, grid))
+                shared = 0.0 if plan.method.scope == "sample" else self._shared(case, grid, held, accuracy)
         if plan.bound and plan.fronts:
             bound, ball = plan.bound.name, grid.largest
             fronts = timed(lambda: certified_front(case.network, case.x, case.y, ball, eps_x=grid.eps_x, bound=bound))
         return Stage(
             n, fine, time.perf_counter() - started, len(grid.points), attack, proof * denser, fronts * whole[1] / grid.shape[1],
-            _whole(accuracy, at, whole),
+            _whole(accuracy, at, whole), shared,
         )  # fmt: skip
+
+    def _shared(self, case: Case, grid: Grid, held: NDArray[np.bool_], accuracy: NDArray[np.float64]) -> float:
+        """Seconds of the shared certificates of these examples on the whole grid, from one cell that needs them."""
+        assert self.plan.bound is not None
+        gap = accuracy - held.mean(2)
+        todo = sorted((gap[i, j], i, j) for i, j in np.argwhere(gap > 0) if grid.eps_w[i] > 0)
+        if not todo:
+            return 0.0
+        _, i, j = todo[len(todo) // 2]
+        known = Known(self.plan.bound.name, torch.from_numpy(held[i, j].copy()).to(case.x.device))
+        took = timed(lambda: counted(case.network, case.x, case.y, grid.ball(i, j), known))
+        return took * len(todo) * len(self.plan.grid.points) / len(grid.points)
 
     def _attacked(
         self, case: Case, grid: Grid, at: Axes, held: NDArray[np.bool_] | None
@@ -229,6 +244,8 @@ class Clock:
                 parts["attack"] = self._attack()
             if plan.bound is not None:
                 parts["certificates"] = self._spans("proof") + self._spans("fronts")
+            if any(stage.shared for stage in self.stages):
+                parts["shared certificates"] = self._counts()
         if self.masks and plan.method is not None:
             parts["masking"] = _line(self.masks, min(len(plan.case), EXAMPLES[plan.method.scope]))
         elif plan.masking and last is not None and plan.method is not None:
@@ -275,6 +292,14 @@ class Clock:
         n = len(self.plan.case)
         each = [self._of_size(what, min(TOGETHER, n - i) * self.share) for i in range(0, n, TOGETHER)]
         return _spread(each, self.plan.workers)
+
+    def _counts(self) -> float:
+        """Seconds of the shared certificates: each row of the grid of each group that shares W' is a piece."""
+        plan, rows = self.plan, len(self.plan.grid.eps_w)
+        assert plan.method is not None
+        groups = plan.method.groups(plan.case, plan.grid.unit)
+        each = [self._of_size("shared", (stop - start) * self.share) / rows for start, stop in groups for _ in range(rows)]
+        return _spread(each, plan.workers)
 
     def _written(self) -> float:
         """Bytes of stored perturbations: x' of each example once, or of all at every point."""

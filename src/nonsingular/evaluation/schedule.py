@@ -19,6 +19,7 @@ from nonsingular.errors import SoundnessError
 from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Execution, Span
 from nonsingular.evaluation.problem import Case, Method
+from nonsingular.evaluation.shared import shared_row
 from nonsingular.evaluation.stored import FOLDER, Found, read_found, write_found
 from nonsingular.evaluation.walk import Reached, reach, walk
 from nonsingular.network.calling import logits_at
@@ -92,7 +93,9 @@ def _found(case: Case, grid: Grid, reached: Reached, first: int) -> list[Found]:
     return [Found.of(case.network, case.y[rows], grid.unit, (reached.eps_x, reached.eps_w), rows + first, point)]
 
 
-TASKS: Mapping[str, Callable[..., Any]] = {"cell_alone": cell_alone, "cell_nested": reach, "span_nested": span_nested}
+TASKS: Mapping[str, Callable[..., Any]] = {
+    "cell_alone": cell_alone, "cell_nested": reach, "span_nested": span_nested, "shared_row": shared_row,
+}  # fmt: skip
 """The tasks of workers: (case, grid, method, ...)."""
 
 

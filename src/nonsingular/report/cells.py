@@ -42,5 +42,5 @@ def _cells(kind: str, s: Surface) -> Iterator[list[Any]]:
         for j, x in enumerate(s.eps_x):
             flags = [*s.flags.get((i, j), ()), *(["rise"] if (w, x) in risen else [])]
             shares = (float(a[i, j]) for a in (s.accuracy, low, high))
-            scope = s.scope if kind == "attacked" else "every"
+            scope = "every" if kind == "certified" else s.scope
             yield [x, w, kind, *(f"{v:.6g}" for v in shares), s.n, " ".join(flags), s.attack, scope]

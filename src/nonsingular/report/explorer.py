@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from nonsingular.report.lines import Line, key_mark, lines
 from nonsingular.report.maps import NUMBERED, stops, surface_map, to_scale
-from nonsingular.report.summary import Model, Seeds, input_unit, kinds_of, mean_spread, telling, weight_unit
+from nonsingular.report.summary import LOOSER, Model, Seeds, input_unit, kinds_of, mean_spread, telling, weight_unit
 from nonsingular.report.templating import render
 
-NAMES = {"attacked": "Attacked: at most", "certified": "Certified: at least", "gap": "Gap: not known"}
+NAMES = {
+    "attacked": "Attacked: at most", "shared": "Shared: at least", "certified": "Certified: at least", "gap": "Gap: not known",
+}  # fmt: skip
 """Kind of a map -> its name in the switch."""
 BANDS = 4
 """With this many models a picture of curves has no bands, which would overlap."""
@@ -39,16 +41,14 @@ def explorer(models: Sequence[Model], number: int = 0) -> Markup:
 
 
 def shown_kinds(models: Sequence[Model]) -> tuple[str, ...]:
-    """The kinds "attacked", "certified" and "gap" that some model has."""
+    """The kinds of accuracy, and "gap", that some model has."""
     found = {kind for m in models for kind in _accuracies(m)}
     return tuple(kind for kind in NAMES if kind in found)
 
 
 def _accuracies(m: Model) -> dict[str, NDArray[Any]]:
     found = {kind: runs.accuracy for kind, runs in m.runs.kinds.items()}
-    if len(found) == 2:
-        found["gap"] = np.maximum(found["attacked"] - found["certified"], 0.0)
-    return found
+    return found if (gap := m.runs.gap) is None else found | {"gap": gap}
 
 
 def _map(number: int, m: Model, kind: str) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def _map(number: int, m: Model, kind: str) -> dict[str, Any]:
 
 def _gap(m: Model) -> str:
     """The mean gap over the grid."""
-    pairs = zip(m.runs.kinds["attacked"].surfaces, m.runs.kinds["certified"].surfaces, strict=True)
-    return mean_spread([a.auc - c.auc for a, c in pairs])
+    assert m.runs.proven is not None
+    return mean_spread([a.auc - c.auc for a, c in zip(m.runs.surfaces, m.runs.proven.surfaces, strict=True)])
 
 
 def _legend(models: Sequence[Model]) -> list[str]:
@@ -89,9 +89,8 @@ def _notes(m: Model, runs: Seeds) -> dict[tuple[int, int], list[str]]:
         for at, flags in s.flags.items():
             told.setdefault(at, []).extend(f"{FLAGS.get(flag, flag)}{of}" for flag in flags)
     kind = runs.surfaces[0].kind
-    why = "the attack missed something" if kind == "attacked" else "the bound was looser before it"
     for at in runs.risen:
-        told.setdefault(at, []).append(f"{kind} accuracy rises to this point: {why}")
+        told.setdefault(at, []).append(f"{kind} accuracy rises to this point: {LOOSER[kind]}")
     return told
 
 

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 from nonsingular.report.summary import (
+    KINDS,
+    LOOSER,
     Seeds,
     between,
     every_surface,
@@ -45,7 +47,7 @@ BANDS = np.arange(0.0, 101.0, 5.0)
 LINES = {10.0: "white", 30.0: "white", 50.0: "white", 70.0: "black", 90.0: "black"}
 NORM = BoundaryNorm(BANDS, CMAP.N)  # one scale for every panel of every figure: 0 to 100 %
 X_LABEL, W_LABEL, A_LABEL = "$ε_x$ (input radius, data units)", r"$ε_w$ (weight radius, $\ell_\infty$)", "accuracy (%)"
-CURVES = {"attacked": (CMAP(0.3), ".", "-"), "certified": ("#c8500a", "s", "--")}
+CURVES = {"attacked": (CMAP(0.3), ".", "-"), "shared": ("#2b8a3e", "^", ":"), "certified": ("#c8500a", "s", "--")}
 """Colour, marker and dashes of a kind of accuracy that is drawn as a line: distinct with colour blindness and in grey."""
 TITLE: Mapping[str, Any] = {"loc": "left", "linespacing": 1.35, "parse_math": False}
 METADATA: Mapping[str, dict[str, None]] = {  # no date, no version: the same run gives the same bytes
@@ -107,7 +109,7 @@ def _draw(runs: Mapping[str, Seeds], title: str | None) -> Figure:
     bands = -(-len(runs) // 4)
     columns = -(-len(runs) // bands)
     down, across = (1, len(layers)) if alone else (bands * len(layers), columns)
-    size = (3.0 * across + 0.9, 2.9 * down + 0.6) if not alone else (5.2, 4.4) if across == 1 else (8.2, 4.2)
+    size = (3.0 * across + 0.9, 2.9 * down + 0.6) if not alone else (5.2, 4.4) if across == 1 else (2.2 + 3.0 * across, 4.2)
     figure = Figure(figsize=size, layout="constrained")
     axes, draw = cast(Any, figure).subplots(down, across, squeeze=False), cast(Any, figure)
     spare: list[Axes] = list(axes.flat)
@@ -173,6 +175,7 @@ def _caption(runs: Sequence[Seeds]) -> str:
     text = f"Accuracy on {', '.join(dict.fromkeys(f'{s.n:,}' for s in surfaces))} examples, {how(surfaces)}."
     if "certified" in kinds:
         text += " Attacked: an upper bound of robust accuracy." if "attacked" in kinds else ""
+        text += " Shared: a lower bound where examples share W', for every attack." if "shared" in kinds else ""
         text += " Certified: a lower bound of robust accuracy for every attack, in exact arithmetic."
     text += units(surfaces)
     if most > 1:
@@ -181,14 +184,16 @@ def _caption(runs: Sequence[Seeds]) -> str:
     if 1 in first.accuracy.shape and first.accuracy.size > 1:
         text += f" Here {f'ε_w = {first.eps_w[0]:g}' if len(first.eps_w) == 1 else f'ε_x = {first.eps_x[0]:g}'}."
         if any(len(r.kinds) > 1 for r in runs):
-            text += " Grey: between attacked and certified accuracy, where the truth is not known. Bars"
+            proven = "shared" if "shared" in kinds else "certified"
+            text += f" Grey: between attacked and {proven} accuracy, where the truth is not known. Bars"
         else:
             text += " Band"
         text += ": 95 % Wilson interval" + (", from the lowest to the highest of the seeds." if most > 1 else ".")
     some = " in some seed" if most > 1 else ""
-    for kind, why in (("attacked", "the attack missed something there"), ("certified", "the bound was looser before it")):
+    for kind in KINDS:
+        why = "the attack missed something there" if kind == "attacked" else LOOSER[kind]
         if any(r.kinds[kind].risen for r in runs if kind in r.kinds):
-            text += f" Rings: {'' if kind == 'attacked' else 'certified '}accuracy rises to that point{some}"
+            text += f" Rings: {'' if kind == 'attacked' else f'{kind} '}accuracy rises to that point{some}"
             text += f"; a true surface never rises, so {why}."
     return text
 
@@ -259,7 +264,7 @@ def _line(ax: Axes, run: Seeds, *, legend: bool) -> None:
     grid, draw, both = run.surfaces[0], cast(Any, ax), len(run.kinds) > 1
     along, label = (grid.eps_x, x_label(grid)) if len(grid.eps_w) == 1 else (grid.eps_w, W_LABEL)
     if both:
-        ends = [_in_percent(r.accuracy).ravel() for r in run.kinds.values()]
+        ends = [_in_percent(r.accuracy).ravel() for r in (run, run.proven) if r]
         draw.fill_between(along, *ends, color="0.88", linewidth=0, label="not known")
     for kind, shown in run.kinds.items():
         line, (low, high) = _in_percent(shown.accuracy).ravel(), [100 * end.ravel() for end in shown.interval]
@@ -286,7 +291,8 @@ def _line(ax: Axes, run: Seeds, *, legend: bool) -> None:
 def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
     grid, draw, kinds = run.surfaces[0], cast(Any, ax), run.kinds
     draw.set_axis_off()
-    numbers = [f"{100 * shown.accuracy.item():.1f}" for shown in reversed(kinds.values())]
+    ends = [run.proven, run] if run.gap is not None and run.proven else [run]
+    numbers = [f"{100 * shown.accuracy.item():.1f}" for shown in ends]
     notes: list[str] = []
     for kind, shown in kinds.items():
         low, high = shown.interval
@@ -310,11 +316,11 @@ def _number(ax: Axes, run: Seeds, *, legend: bool) -> None:
 
 
 def _bars(ax: Axes, runs: Sequence[Seeds]) -> None:
-    """AUC of every model: a wide bar for attacked accuracy, a narrow one in it for certified accuracy."""
+    """AUC of every model: a wide bar for attacked accuracy, a narrow one in it for proven accuracy."""
     draw, limit, kinds = cast(Any, ax), 1e-3, kinds_of(runs)
     ends, told = [0.0] * len(runs), [""] * len(runs)
-    for kind, height, color in (("attacked", 0.62, "0.72"), ("certified", 0.32 if len(kinds) > 1 else 0.62, "0.42")):
-        for k, shown in ((k, r.kinds[kind]) for k, r in enumerate(runs) if kind in r.kinds):
+    for kind, height, color in (("attacked", 0.62, "0.72"), ("proven", 0.32 if len(kinds) > 1 else 0.62, "0.42")):
+        for k, shown in ((k, found) for k, r in enumerate(runs) if (found := getattr(r, kind))):
             auc = [s.auc for s in shown.surfaces]
             mean, spread = fmean(auc), stdev(auc) if len(auc) > 1 else 0.0
             error = {"xerr": spread, "error_kw": {"elinewidth": 1, "capsize": 2.5}} if spread else {}

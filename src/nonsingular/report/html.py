@@ -10,14 +10,13 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nonsingular.catalog import Card, cards
 from nonsingular.plain import legible_all
 from nonsingular.report.compare import statement
-from nonsingular.report.explorer import explorer
+from nonsingular.report.explorer import NAMES, explorer
 from nonsingular.report.meaning import meaning
 from nonsingular.report.single import by_class, first_to_break
 from nonsingular.report.summary import (
@@ -99,7 +98,7 @@ def _tiles(models: Sequence[Model]) -> list[tuple[str, str]]:
     where = f"at ({grid.eps_x[at[1]]:g}, {grid.eps_w[at[0]]:g})"
     tiles = [(f"{100 * fmean(m.clean):.1f} %", "clean accuracy")]
     for kind, runs in m.runs.kinds.items():
-        side = "attacked, at most" if kind == "attacked" else "certified, at least"
+        side = f"{kind}, at {'most' if kind == 'attacked' else 'least'}"
         tiles.append((f"{100 * runs.accuracy[at]:.1f} %", f"{side}, {where}"))
     return tiles + [(f"{fmean([s.auc for s in runs.surfaces]):.3f}", f"AUC {kind}") for kind, runs in m.runs.kinds.items()]
 
@@ -157,13 +156,12 @@ def _surface(m: Model) -> dict[str, Any]:
 
 
 def _heats(m: Model) -> list[dict[str, Any]]:
-    """Tables of attacked accuracy, of certified accuracy, and of the gap between them."""
+    """Tables of each kind of accuracy, and of the gap between attacked and proven accuracy."""
     kinds = m.runs.kinds
-    titles = {"attacked": "Attacked: at most", "certified": "Certified: at least"} if list(kinds) != ["attacked"] else {}
-    looks = {"attacked": "heat", "certified": "heat certified"}
+    titles = NAMES if list(kinds) != ["attacked"] else {}
+    looks = {"attacked": "heat", "shared": "heat shared", "certified": "heat certified"}
     tables = [_heat(m, looks[kind], titles.get(kind, ""), runs.accuracy, runs.risen) for kind, runs in kinds.items()]
-    if len(kinds) > 1:
-        gap = np.maximum(kinds["attacked"].accuracy - kinds["certified"].accuracy, 0.0)
+    if (gap := m.runs.gap) is not None:
         tables.append(_heat(m, "heat gap", "Between them: not known", gap))
     return tables
 
@@ -195,18 +193,18 @@ def _told(m: Model, i: int, j: int) -> str:
         if len(m.seeds) > 1:
             text += f", by seed: {', '.join(f'{100 * s.accuracy[i, j]:.1f}' for s in runs.surfaces)}"
         parts.append(text)
-    if len(kinds) > 1:
-        gap = kinds["attacked"].accuracy[i, j] - kinds["certified"].accuracy[i, j]
-        parts.append(f"not known {max(100 * gap, 0.0):.1f} %")
+    if (gap := m.runs.gap) is not None:
+        parts.append(f"not known {100 * gap[i, j]:.1f} %")
     return "; ".join([*parts, f"ε_x = {grid.eps_x[j]:g}, ε_w = {grid.eps_w[i]:g}"])
 
 
 def _rises(m: Model, kind: str, runs: Seeds) -> dict[str, Any]:
     rises = runs.rises
-    what = {
-        "attacked": "Rises (↑), where the attack missed something",
-        "certified": "Rises of certified accuracy (↑), where the bound was looser at the smaller radius",
-    }[kind]
+    what = (
+        "Rises (↑), where the attack missed something"
+        if kind == "attacked"
+        else f"Rises of {kind} accuracy (↑), where the bound was looser at the smaller radius"
+    )
     lines = [
         f"{100 * r['from']:.1f} to {100 * r['to']:.1f} % along {str(r['along']).replace('eps', 'ε')}, "
         f"at ε_x = {r['eps_x']:g}, ε_w = {r['eps_w']:g} (seed {m.seeds[k]})"

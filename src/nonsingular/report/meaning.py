@@ -24,8 +24,15 @@ CERTIFIED = {
     "parameters that were held fixed (domain and moves, with every number above).",
 }
 
+SHARED = {
+    "Shared certificates": "The share of examples that hold at once, at least, where they share the moved weights, as in one "
+    "faulty device. No single set of weights within ε_w breaks more than the rest, each example with its worst input values "
+    "against it. It is a count: which examples break is not said. Certified accuracy, where each example meets weights of its "
+    "own, is never higher.",
+}
+
 SANDWICH = {
-    "Not known": "Attacked minus certified accuracy: the share of examples that the attack did not break and the bound did not "
+    "Not known": "Attacked minus proven accuracy: the share of examples that the attack did not break and the bound did not "
     "prove. Robust accuracy lies somewhere in between; a stronger attack lowers the upper end, a tighter bound raises the lower.",
 }
 
@@ -54,9 +61,9 @@ CERTIFIED_RISES = {
 
 
 def meaning(kinds: Sequence[str], *, fronts: bool) -> dict[str, str]:
-    """Word -> what it means, for a page with these kinds of accuracy ("attacked", "certified"), and with or without fronts."""
-    attacked, certified = "attacked" in kinds, "certified" in kinds
+    """Word -> what it means, for a page with these kinds of accuracy, and with or without fronts."""
+    attacked, certified, shared = "attacked" in kinds, "certified" in kinds, "shared" in kinds
     told = {("Attacked accuracy" if certified and k == "Accuracy" else k): v for k, v in ATTACKED.items()} if attacked else {}
-    told |= (CERTIFIED if certified else {}) | (SANDWICH if attacked and certified else {})
+    told |= (SHARED if shared else {}) | (CERTIFIED if certified else {}) | (SANDWICH if attacked and certified else {})
     told |= (RADII if fronts else {}) | AUC
     return told | (RISES if attacked else {}) | (CERTIFIED_RISES if certified else {})

@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import FORMAT, Surface
+from nonsingular.results.surface import FORMAT, SHARERS, Surface
+
+KINDS = ("attacked", "shared", "certified")
+"""Kinds of accuracy, from upper bounds down: no later one lies above an earlier one."""
+LOOSER = {kind: "the bound was looser before it" for kind in KINDS} | {"attacked": "the attack missed something"}
+"""Kind -> why it rises to a larger ball, which a true surface never does."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,11 @@ class Seeds:
         if len({s.kind for s in self.surfaces}) > 1:
             raise InvalidInput("the surfaces of a model must be all attacked or all certified; show the two kinds as two models")
         for s in self.surfaces:
-            if s.certified:
-                _check_below(s, s.certified)
+            if s.shared and not s.certified:
+                raise InvalidInput(f"{s.model!r} has shared certificates and none of single examples; make the results again")
+            for above, below in ((s, s.certified), (s, s.shared), (s.shared, s.certified)):
+                if above and below:
+                    _check_below(above, below)
 
     @property
     def attacked(self) -> Seeds | None:
@@ -45,9 +53,27 @@ class Seeds:
         return Seeds(found) if len(found) == len(self.surfaces) else None
 
     @property
+    def shared(self) -> Seeds | None:
+        """The lower bounds where examples share W', if every seed has one."""
+        found = tuple(s.shared for s in self.surfaces if s.shared)
+        return Seeds(found) if len(found) == len(self.surfaces) else None
+
+    @property
+    def proven(self) -> Seeds | None:
+        """The largest lower bounds of robust accuracy in the scope of the attack, if there are any."""
+        return self.shared or self.certified
+
+    @property
     def kinds(self) -> dict[str, Seeds]:
-        """The attacked and the certified surfaces, in this order, where there are any."""
-        return {kind: found for kind, found in (("attacked", self.attacked), ("certified", self.certified)) if found}
+        """The surfaces of each kind, in the order of KINDS, where there are any."""
+        return {kind: found for kind in KINDS if (found := getattr(self, kind))}
+
+    @property
+    def gap(self) -> NDArray[np.float64] | None:
+        """(len(eps_w), len(eps_x)) attacked less proven accuracy, if there are both: what is not known."""
+        if self.attacked is None or self.proven is None:
+            return None
+        return np.maximum(self.attacked.accuracy - self.proven.accuracy, 0.0)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
@@ -133,20 +159,24 @@ def _model(key: str, entry: Mapping[str, Any], title: str) -> Model:
     return Model(title, entry["settings"], per_seed["seeds"], per_seed["clean"], runs, fronts)
 
 
-def _check_below(attacked: Surface, certified: Surface) -> None:
-    """Refuse a certified surface that does not belong under the attacked one."""
-    same_grid((attacked, certified))
-    if certified.kind != "certified" or certified.n != attacked.n:
+def _check_below(upper: Surface, lower: Surface) -> None:
+    """Refuse a certified surface that does not belong under the attacked or shared one."""
+    same_grid((upper, lower))
+    if lower.kind not in KINDS[1 + KINDS.index(upper.kind) :] or lower.n != upper.n:
         raise InvalidInput(
-            f"the surface under {attacked.model!r} is {certified.kind} on {certified.n} examples, not certified on its "
-            f"{attacked.n}; certify the examples that were attacked"
+            f"the surface under {upper.model!r} is {lower.kind} on {lower.n} examples, not certified on its "
+            f"{upper.n}; certify the examples that were attacked"
         )
-    above = certified.accuracy > attacked.accuracy + 1e-9
+    if lower.kind == "shared" and (lower.scope != upper.scope or lower.scope not in SHARERS):
+        raise InvalidInput(
+            f"the shared certificates of {upper.model!r} are of scope {lower.scope}, its attack of {upper.scope}; make them again"
+        )
+    above = lower.accuracy > upper.accuracy + 1e-9
     if above.any():
         i, j = (int(k) for k in np.argwhere(above)[0])
         raise InvalidInput(
-            f"{attacked.model!r} has a certified accuracy above its attacked one at eps_x = {attacked.eps_x[j]:g}, "
-            f"eps_w = {attacked.eps_w[i]:g}: one of the two is wrong; make the results again and report it if it stays"
+            f"{upper.model!r} has a {lower.kind} accuracy above its {upper.kind} one at eps_x = {upper.eps_x[j]:g}, "
+            f"eps_w = {upper.eps_w[i]:g}: one of the two is wrong; make the results again and report it if it stays"
         )
 
 
@@ -165,14 +195,17 @@ def how(surfaces: Iterable[Surface]) -> str:
     """How these accuracies were found: attacks with their scope, and bounds."""
     every = list(surfaces)
     attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
+    shared = dict.fromkeys(
+        f"shared: certified by {s.attack} and a count, one W' for {SHARERS[s.scope]}" for s in every if s.kind == "shared"
+    )
     bounds = dict.fromkeys(f"certified by {s.attack}, in every scope" for s in every if s.kind == "certified")
-    return "; ".join([*attacks, *bounds])
+    return "; ".join([*attacks, *shared, *bounds])
 
 
 def every_surface(runs: Iterable[Seeds]) -> list[Surface]:
-    """All surfaces and the certified ones that they carry; attacked ones first."""
+    """All surfaces and those that they carry, in the order of KINDS."""
     kinds = [run.kinds for run in runs]
-    return [s for kind in ("attacked", "certified") for k in kinds if kind in k for s in k[kind].surfaces]
+    return [s for kind in KINDS for k in kinds if kind in k for s in k[kind].surfaces]
 
 
 BOUNDS: Mapping[tuple[str, ...], str] = {
@@ -182,14 +215,16 @@ BOUNDS: Mapping[tuple[str, ...], str] = {
     ): "A certificate gives a lower bound of robust accuracy: it holds in every scope and for every attack, in exact arithmetic.",
     ("attacked", "certified"): "Robust accuracy lies between the two: an attack gives an upper bound, a certificate a lower "
     "bound, in every scope and for every attack, in exact arithmetic.",
+    KINDS: "Robust accuracy lies between the first two: an attack gives an upper bound, shared certificates a lower bound where "
+    "examples share W', for every attack, in exact arithmetic. Certified accuracy is a lower bound in every scope.",
 }
 """Kinds of the accuracies shown -> on which side of the true one they lie."""
 
 
 def kinds_of(runs: Iterable[Seeds]) -> tuple[str, ...]:
-    """Which of "attacked" and "certified" there is, in this order: a key of BOUNDS."""
+    """Which kinds there are, in the order of KINDS: a key of BOUNDS."""
     found = {kind for run in runs for kind in run.kinds}
-    return tuple(kind for kind in ("attacked", "certified") if kind in found)
+    return tuple(kind for kind in KINDS if kind in found)
 
 
 def middle(surface: Surface) -> tuple[int, int]:

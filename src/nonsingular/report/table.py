@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nonsingular.plain import legible, legible_all
 from nonsingular.report.summary import (
+    LOOSER,
     Model,
     Radii,
     Seeds,
@@ -50,7 +51,7 @@ class Rows:
 def model_rows(models: Sequence[Model]) -> Rows:
     """Title, clean accuracy, the three AUCs, accuracy at the point of the verdict, number of rises.
 
-    One row per model; where something is certified, one for each of "attacked" and "certified", which the second cell then names.
+    One row per model; where something is certified, one for each kind of accuracy, which the second cell then names.
     """
     at = row, column = telling(models)
     grid = models[0].runs.surfaces[0]
@@ -99,17 +100,16 @@ def claims_table(results: Mapping[str, Any]) -> Table:
 
 
 def surface_table(surface: Surface) -> Table:
-    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Leaves out its certified one."""
-    risen = Seeds((replace(surface, certified=None),)).risen
-    title = surface.model + (f", {surface.kind}" if surface.certified or surface.kind == "certified" else "")
+    """Accuracy in percent over the grid; an arrow marks each point to which it rises.  Leaves out those that it carries."""
+    risen = Seeds((replace(surface, certified=None, shared=None),)).risen
+    title = surface.model + (f", {surface.kind}" if surface.certified or surface.kind != "attacked" else "")
     caption = f"AUC {surface.auc:.3f}; accuracy in % of {surface.n:,} examples, {how([surface])}"
-    if surface.kind == "certified":
+    if surface.kind != "attacked":
         caption += ": a lower bound for every attack"
     elif surface.certified:
         caption += ": an upper bound"
     if risen:
-        why = "the attack missed something" if surface.kind == "attacked" else "the bound was looser before it"
-        caption += f"; ↑ accuracy rises to this point: {why}"
+        caption += f"; ↑ accuracy rises to this point: {LOOSER[surface.kind]}"
     rows = [
         [f"{w:g}", *(f"{100 * a:.1f}{'↑' if (i, j) in risen else ''}" for j, a in enumerate(surface.accuracy[i]))]
         for i, w in enumerate(surface.eps_w)

@@ -37,10 +37,10 @@ def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
         return text
 
     def sure(m: Model) -> str:
-        if not (m.runs.attacked and m.runs.certified):
+        if not (m.runs.attacked and m.runs.proven):
             return ""
-        low, high = (f"{100 * end[at]:.1f}" for end in m.runs.certified.interval)
-        return f"; {100 * m.runs.certified.accuracy[at]:.1f} % ({low} to {high} %) are proven to be"
+        low, high = (f"{100 * end[at]:.1f}" for end in m.runs.proven.interval)
+        return f"; {100 * m.runs.proven.accuracy[at]:.1f} % ({low} to {high} %) are proven to be"
 
     text = f"With {' and '.join(moved) or 'nothing moved'}{' at once' if len(moved) > 1 else ''}, "
     text += f"{share(first, f' of {n:,} {split} examples')} are {'proven to be' if proven else 'still'} "
@@ -50,7 +50,7 @@ def verdict(results: Mapping[str, Any], models: Sequence[Model]) -> str:
     elif len(rivals) > 1:
         text += f"; none of the other {len(rivals) - 1} does better"
     if not proven:
-        certain = [(m, m.runs.certified.accuracy[at]) for m in models if m.runs.certified]
+        certain = [(m, m.runs.proven.accuracy[at]) for m in models if m.runs.proven]
         most, most_share = max(certain, key=lambda item: item[1], default=(first, 0.0))
         if most not in told and most_share > max((a for m, a in certain if m in told), default=0.0):
             text += f"; the highest certified accuracy is that of “{most.title}”, {100 * most_share:.1f} %"

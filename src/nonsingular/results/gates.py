@@ -12,7 +12,7 @@ import numpy as np
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 from nonsingular.results.comparison import per_example
-from nonsingular.results.statistics import Z
+from nonsingular.results.statistics import Z, volume
 from nonsingular.results.surface import Surface
 
 Kind = Literal["attacked", "certified"]
@@ -22,7 +22,7 @@ Kind = Literal["attacked", "certified"]
 class Gate:
     """A number that a surface must reach: its AUC, or its accuracy at one point of the grid (eps_x, eps_w).
 
-    least: in [0, 1].  kind: of the attacked surface, or of the certified one.
+    least: in [0, 1].  kind: of the attacked surface, or of the certified one; where W' is shared, of the shared certificates.
     """
 
     least: float
@@ -60,12 +60,14 @@ class Gate:
 
         Raises InvalidInput if it has no such surface or no such point.
         """
-        shown = surface if self.kind == surface.kind else surface.certified
-        if shown is None or shown.kind != self.kind:
+        shown = surface if self.kind == surface.kind else surface.shared or surface.certified
+        if shown is None or (shown.kind == "attacked") != (self.kind == "attacked"):
             raise InvalidInput(f"{surface.model} has no {self.kind} surface; evaluate it with --certify, or leave this gate out")
         if self.point is None:
+            if shown.outcomes is None:  # the mean of the cells' lower ends lies below that of their mean
+                return shown.auc, volume(shown.interval[0], shown.eps_w, shown.eps_x)
             low = shown.auc
-            if shown.outcomes is not None and shown.n > 1:
+            if shown.n > 1:
                 low -= Z * float(per_example(shown).std(ddof=1)) / np.sqrt(shown.n)
             return shown.auc, max(0.0, low)
         at = [(i, j) for i, w in enumerate(shown.eps_w) for j, x in enumerate(shown.eps_x) if np.allclose((x, w), self.point)]

@@ -23,6 +23,8 @@ CONFIG, WEIGHTS, SUMMARY, EVENTS, RESULTS = "config.yaml", "model.safetensors", 
 """The files of a run directory."""
 FORMAT = 1
 """Version of every file that this module writes, and of what the catalog's attacks do: a new one makes old cells run again."""
+SHARERS = {"batch": "each batch", "dataset": "all examples"}
+"""Scope -> who shares W'."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,16 @@ class Surface:
     seconds: float = 0.0
     flags: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict[tuple[int, int], tuple[str, ...]])
     kind: str = "attacked"
-    """"attacked": an upper bound of robust accuracy.  "certified": a lower bound, in every scope; `attack` is then the bound."""
+    """"attacked": an upper bound of robust accuracy.  "certified": a lower bound, in every scope; `attack` is then the bound.
+    "shared": a lower bound in its own scope, of how many examples hold, not of which."""
     certified: Surface | None = None
     """The certified surface on the same grid and examples, if there is one: nowhere above this one."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Everything else that names the numbers: method, hashes of model and data, clean accuracy, moved tensors, domain."""
     outcomes: NDArray[np.bool_] | None = None
     """(len(eps_w), len(eps_x), n) which examples survive, in the order of the data; accuracy is its mean."""
+    shared: Surface | None = None
+    """That of shared certificates, in scopes batch and dataset: nowhere above this one, nor below the certified one."""
 
     @property
     def auc(self) -> float:
@@ -137,6 +142,11 @@ class Surface:
     def auc_w(self) -> float:
         """Area under the first column (smallest eps_x), normalised: robustness to weights alone."""
         return volume(self.accuracy[:, :1], self.eps_w, self.eps_x[:1])
+
+    @property
+    def broken(self) -> NDArray[np.int64]:
+        """(len(eps_w), len(eps_x)) how many of the n examples are not right, or not proven to be."""
+        return np.rint((1 - self.accuracy) * self.n).astype(np.int64)
 
     @property
     def interval(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -169,7 +179,7 @@ class Surface:
             "flags": [{"row": i, "column": j, "flags": list(f)} for (i, j), f in sorted(self.flags.items())],
             "about": dict(self.about),
             **({} if self.outcomes is None else {"outcomes": pack(self.outcomes.reshape(-1))}),
-        } | ({} if self.certified is None else {"certified": self.certified.to_dict()})  # fmt: skip
+        } | {k: s.to_dict() for k, s in (("certified", self.certified), ("shared", self.shared)) if s is not None}  # fmt: skip
 
     @staticmethod
     def from_dict(d: Mapping[str, Any]) -> Surface:
@@ -179,6 +189,7 @@ class Surface:
             tuple(d["eps_x"]), tuple(d["eps_w"]), np.asarray(d["accuracy"], dtype=np.float64), d["n"], d["scope"], d["attack"],
             d["model"], d["seconds"], {(f["row"], f["column"]): tuple(f["flags"]) for f in d["flags"]},
             d.get("kind", "attacked"), Surface.from_dict(d["certified"]) if "certified" in d else None, d["about"], outcomes,
+            Surface.from_dict(d["shared"]) if "shared" in d else None,
         )  # fmt: skip
 
     @staticmethod
@@ -200,12 +211,14 @@ class Surface:
             f"{w:>13.4g} " + "".join(f"{100 * a:>9.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
         ]
         how = f"scope {self.scope}, attack {self.attack}" if self.kind == "attacked" else f"certified by {self.attack}"
+        how += f", one W' for {SHARERS[self.scope]}" if self.kind == "shared" else ""
         tail = (
             f"AUC {self.auc:.3f} (eps_w = {self.eps_w[0]:g}: {self.auc_x:.3f}, eps_x = {self.eps_x[0]:g}: {self.auc_w:.3f}); "
             f"accuracy in % of {self.n} examples, {how}"
         )
         doubts = [f"warning: {doubt}" for doubt in self.about.get("doubts", ())]
-        return "\n".join([head, *rows, tail, *doubts, *([] if self.certified is None else ["", str(self.certified)])])
+        below = [line for s in (self.shared, self.certified) if s is not None for line in ("", str(s))]
+        return "\n".join([head, *rows, tail, *doubts, *below])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """The contour of this surface as a matplotlib figure; written to `path` (png, svg, pdf) if given."""

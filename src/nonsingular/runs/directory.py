@@ -128,7 +128,7 @@ def _check_schema(results: dict[str, Any]) -> None:
         if not len(model["seeds"]) == len(model["surfaces"]) == len(model["auc"]):
             raise ValueError(f"{name} has {len(model['surfaces'])} surfaces for {len(model['seeds'])} seeds")
         for surface in model["surfaces"]:
-            for found in (surface, surface.get("certified", surface)):
+            for found in (surface, *(surface[kind] for kind in ("shared", "certified") if kind in surface)):
                 _check_lengths(name, found)
 
 

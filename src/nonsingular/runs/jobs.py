@@ -196,12 +196,14 @@ class Attacked(Job):
         self.method = Method.of(settings.attack, settings.scope, settings.batch_size)
         self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
         self.bound = sound(settings.certify) if settings.certify else None
+        self.shared = self.bound is not None and settings.scope != "sample"
+        """Whether there are shared certificates."""
         if self.bound and not quick:
             rehearse_proof(self.case, self.grid, self.bound)
 
     def surface(self, execution: Execution) -> Surface:
-        """The attacked surface, and the certified one where it is asked for."""
-        return surface(self.case, self.grid, self.method, self.bound, execution)
+        """The attacked surface, and where it is asked for the certified one and that of shared certificates."""
+        return surface(self.case, self.grid, self.method, self.bound, execution, shared=self.shared)
 
     def examples(self, log: Path) -> dict[str, Any]:
         """What became of single examples, from the log of the finished surface and the perturbations beside it."""

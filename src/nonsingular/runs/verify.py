@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nonsingular.errors import InvalidInput, SoundnessError, Unconfirmed
+from nonsingular.errors import InvalidInput, SharedSoundnessError, SoundnessError, Unconfirmed
 from nonsingular.evaluation.execution import Execution, Span
 from nonsingular.models.loading import is_code, load_run
 from nonsingular.report import write
@@ -29,7 +29,7 @@ from nonsingular.runs.manifest import differences, signed_by
 from nonsingular.runs.presets import TITLES
 from nonsingular.runs.reproduce import judged
 from nonsingular.runs.verification import PAIRS, SURVIVORS, Verification, short
-from nonsingular.runs.verify_again import attack_survivors, prove_again, prove_fronts
+from nonsingular.runs.verify_again import attack_survivors, count_again, prove_again, prove_fronts
 from nonsingular.runs.verify_outcomes import check_perturbations
 from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, with_new_names
 from nonsingular.untrusted import read_config
@@ -158,7 +158,8 @@ def _one(
     where: Whereabouts, effort: Effort,
 ) -> dict[str, Any] | None:  # fmt: skip
     here = _located(settings, run, where)
-    job = Attacked(here) if isinstance(here, EvaluateSettings) else Certified(here)
+    model = next(iter(results["models"].values()))
+    job = _job(here, model["surfaces"][0])
     about = [s["about"] for m in results["models"].values() for s in m["surfaces"]]
     stated = {a.get(k) for a in about for k in ("model_sha256", "data_sha256")}
     changed = [
@@ -176,9 +177,8 @@ def _one(
         found.wrong.append(str(e))
         return None
     except SoundnessError as e:
-        found.wrong.append(f"{EVENTS}: example {e.example} is certified and lost at ({e.eps_x:g}, {e.eps_w:g})")
+        found.wrong.append(f"{EVENTS}: {_contradiction(e)}")
         return None
-    model = next(iter(results["models"].values()))
     if isinstance(job, Attacked):
         check_perturbations(job, run, again_surface, found)
     circumstances = Circumstances(results.get("environment", {}), results["command"])
@@ -196,9 +196,27 @@ def _one(
     proven = again_surface.certified if isinstance(job, Attacked) else again_surface
     if proven is not None and proven.outcomes is not None:
         prove_again(job, proven.outcomes, found, effort.pairs)
+        if isinstance(job, Attacked) and again_surface.shared is not None:
+            count_again(job, again_surface, found, effort.pairs)
     if isinstance(job, Certified) and "fronts" in model:
         prove_fronts(job, model["fronts"], found, effort.pairs)
     return again
+
+
+def _job(settings: EvaluateSettings | CertifySettings, said: Mapping[str, Any]) -> Attacked | Certified:
+    """said: the surface that the results state.  Runs of the first release have no shared certificates."""
+    if isinstance(settings, CertifySettings):
+        return Certified(settings)
+    job = Attacked(settings)
+    job.shared = job.shared and "shared" in said
+    return job
+
+
+def _contradiction(e: SoundnessError) -> str:
+    at = f"at ({e.eps_x:g}, {e.eps_w:g})"
+    if isinstance(e, SharedSoundnessError):
+        return f"{at} one W' breaks {e.attacked:g} of the examples from {e.span[0]}, certified are {e.certified:g} at most"
+    return f"example {e.example} is certified and lost {at}"
 
 
 # --- the whole paper ------------------------------------------------------------------------------------------------------

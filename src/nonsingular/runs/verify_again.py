@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from random import SystemRandom
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from nonsingular.certificates.certify import Prover, verified
+from nonsingular.certificates.shared import Known, counted
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.results.statistics import wilson
@@ -18,6 +20,9 @@ from nonsingular.results.surface import RESULTS, Surface
 from nonsingular.runs.evaluate import front_dict
 from nonsingular.runs.jobs import Attacked, Certified
 from nonsingular.runs.verification import TOLERANCE, Verification
+
+TOO_MANY = 1
+"""How many more examples a count may come to on another machine: it is rounded down to a whole number."""
 
 
 def attack_survivors(job: Attacked, again: Surface, found: Verification, attacks: int) -> None:
@@ -110,6 +115,40 @@ def prove_again(job: Attacked | Certified, held: NDArray[np.bool_], found: Verif
 def _larger(held: NDArray[np.bool_], i: int, j: int) -> Iterator[tuple[int, int]]:
     """Cells with larger radii at which something is certified."""
     return ((int(a) + i, int(b) + j) for a, b in np.argwhere(held[i:, j:].any(2)) if (a, b) != (0, 0))
+
+
+def count_again(job: Attacked, again: Surface, found: Verification, recompute: int | None) -> None:
+    """Counts again how many examples one W' can break, in cells where the run says that fewer can than are not certified.
+
+    recompute: 0 for none, None for all, else one.  Each cell is counted where it is, or in a larger ball that has its number.
+    """
+    assert again.shared is not None and again.certified is not None
+    assert again.certified.outcomes is not None and job.bound is not None
+    said, alone, held = again.shared.broken, again.certified.broken, again.certified.outcomes
+    gained = np.argwhere(said < alone)
+    cells = gained if recompute is None or not len(gained) else gained[[SystemRandom().randrange(len(gained))]][:recompute]
+    failed: list[str] = []
+    for i, j in cells:
+        enough = said[i, j] + TOO_MANY
+        counts = (_counts(job, held, int(a) + i, int(b) + j) for a, b in np.argwhere(said[i:, j:] < alone[i:, j:]))
+        if not any(fewest.sum() <= enough for fewest in accumulate(counts, np.minimum)):
+            eps_x, eps_w = job.grid.radii(int(i), int(j))
+            failed.append(f"at (eps_x, eps_w) = ({eps_x:g}, {eps_w:g}) one W' may break more than {said[i, j]} examples")
+    if len(cells):
+        found.judge(failed, f"{len(cells)} of {len(gained)} cells of shared certificates are counted again")
+    if len(cells) < len(gained):
+        found.open.append(f"{len(gained) - len(cells)} shared certificates were not counted again (--recompute-certificates all)")
+
+
+def _counts(job: Attacked, held: NDArray[np.bool_], i: int, j: int) -> NDArray[np.int64]:
+    """(groups,) how many examples that share W' can break in a cell."""
+    assert job.bound is not None
+    broken: list[int] = []
+    for start, stop in job.method.groups(job.case, job.grid.unit):
+        part, safe = job.case.part(slice(start, stop)), torch.from_numpy(held[i, j, start:stop].copy())
+        known = Known(job.bound.name, safe, deployed=job.case.deployed)
+        broken.append(counted(part.network, part.x, part.y, job.grid.ball(i, j), known).broken)
+    return np.array(broken)
 
 
 def prove_fronts(job: Certified, said: Any, found: Verification, recompute: int | None) -> None:

@@ -86,7 +86,7 @@
     function spoken(f, i, j) {
       const m = data.models[f.dataset.model];
       const parts = [`eps x ${data.x[j]}, eps w ${data.w[i]}`];
-      for (const kind of ["attacked", "certified"]) {
+      for (const kind of ["attacked", "shared", "certified"]) {
         if (m[kind]) parts.push(`${kind} ${m[kind].a[i][j]} percent, ${m[kind].low[i][j]} to ${m[kind].high[i][j]}`);
       }
       if (m.gap) parts.push(`not known ${m.gap[i][j]} percent`);
@@ -135,10 +135,12 @@
         row.dataset.kind = name.split(" ")[0].toLowerCase();
         body.append(row);
       };
-      const low = m.certified ? parseFloat(m.certified.a[i][j]) : 0;
+      const proven = m.shared || m.certified;
+      const low = proven ? parseFloat(proven.a[i][j]) : 0;
       const high = m.attacked ? parseFloat(m.attacked.a[i][j]) : 100;
       if (m.attacked) line("Attacked: at most", m.certified ? "" : "open", ...share(m, "attacked", i, j));
-      if (m.certified) line("Certified: at least", "proven", ...share(m, "certified", i, j));
+      if (m.shared) line("Shared: at least", "proven", ...share(m, "shared", i, j));
+      if (m.certified) line("Certified: at least", m.shared ? "" : "proven", ...share(m, "certified", i, j));
       if (m.gap) line("Gap: not known", "open", `${m.gap[i][j]}\u00a0%`, "");
       if (!m.attacked) line("Not certified", "open", `${(100 - low).toFixed(1)}\u00a0%`, "");
       if (m.attacked) line("Broken", "broken", `${m.broken[i][j]}\u00a0%`, "");
@@ -151,7 +153,7 @@
       }
       const parts = [make("h3", "", m.title), radii(i, j), bar, make("table", "", body), make("p", "quiet", data.interval)];
       if (m.seeds && m.seeds.length > 1) {
-        for (const kind of ["attacked", "certified"]) {
+        for (const kind of ["attacked", "shared", "certified"]) {
           if (m[kind]) parts.push(make("p", "quiet", `${kind}, by seed: ${m.seeds.map((_, s) => m[kind].by[s][i][j]).join(", ")}`));
         }
       }
@@ -161,7 +163,7 @@
     }
 
     function every(i, j) {
-      const kinds = ["attacked", "certified"].filter((k) => data.models.some((m) => m[k]));
+      const kinds = ["attacked", "shared", "certified"].filter((k) => data.models.some((m) => m[k]));
       const head = make("tr", "", make("th", "", "Model"), ...kinds.flatMap((k) => [make("th", "number", k), make("th", "number", "")]));
       const body = make("tbody", "");
       for (const m of data.models) {
