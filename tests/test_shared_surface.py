@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,8 @@ from nonsingular.certificates.shared import counted
 from nonsingular.errors import InvalidInput, SharedSoundnessError, SoundnessError
 from nonsingular.evaluation import shared as evaluation
 from nonsingular.evaluation.attacked import evaluate
+from nonsingular.evaluation.clock import Clock, Seen
 from nonsingular.evaluation.estimate import Plan
-from nonsingular.evaluation.preflight import preflight
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.models.architectures import mlp
 from nonsingular.report.summary import Seeds, read
@@ -184,8 +185,11 @@ def test_what_is_out_of_order_is_not_shown(found, change, said):
 
 
 def test_the_estimate_of_a_run_counts_it():
-    model, x, y = small(n=60)
+    model, x, y = small()
     plan = Plan(Case.of(model, x, y), Grid(COLUMNS, ROWS, ns.JointBall(1.0, 1.0)), Method.of(None, "dataset"), BOUNDS["crown"])
-    told = preflight(plan, torch.arange(60), [], seconds=2.0)
-    assert 0 < told.parts["shared certificates"] < 60
-    assert "shared certificates" not in preflight(replace(plan, method=Method.of(None)), torch.arange(60), [], seconds=2.0).parts
+    for method, counted_too in ((plan.method, True), (Method.of(None), False)):
+        clock = Clock(replace(plan, method=method), torch.arange(30), Seen(1.0, 1e-3), time.perf_counter() + 60, patient=False)
+        clock.one = {"attack": {1: 0.01}, "certificates": {1: 0.01}}
+        clock.stages.append(clock._timed(30, fine=False))
+        assert ("shared certificates" in clock._told()["parts"]) == counted_too
+    assert clock.stages[0].shared == 0
