@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -365,3 +367,20 @@ def test_mistakes_are_one_line_and_exit_code_2(here, capsys, argv, said):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
     assert not Path("r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said, code", [("sat", 0), ("unsat", 1)])
+def test_the_benchmark_finds_contradictions(here, said, code):
+    """benchmarks/vnncomp.py: files/b.vnnlib has a counterexample; another tool says so, or says that it has none."""
+    script = Path(__file__).parents[1] / "benchmarks" / "vnncomp.py"
+    Path("files/instances.csv").write_text("../m.onnx,a.vnnlib,60\n../m.onnx,b.vnnlib,60\n")
+    Path("others").mkdir()
+    Path("others/tool.csv").write_text(f"x,./files/m.onnx,./files/b.vnnlib,0.1,{said},1.5\nx,./m.onnx,./a.vnnlib,0,holds,1\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "files", "--results", "others"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert f"contradictions: {code}" in done.stdout
+    assert "nonsingular    1   1   0" in done.stdout
+    assert "'onnxruntime': True" in done.stdout
