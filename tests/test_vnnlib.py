@@ -218,6 +218,19 @@ def test_a_model_of_other_inputs_or_outputs_is_refused(read):
         p.on(nn.Linear(3, 3))
 
 
+def test_values_of_outputs_are_not_those_of_logits(tmp_path, read):
+    """A file that ends with a softmax is read without it: orders are the same, values are not."""
+    nodes = [N("Gemm", ["x", "W", "b"], ["z"], transB=1), N("Softmax", ["z"], ["y"], axis=1)]
+    layer = nn.Linear(2, 3)
+    save(tmp_path / "m.onnx", nodes, {"W": layer.weight.detach().numpy(), "b": layer.bias.detach().numpy()}, shape=(2,))
+    model = ns.load_model(tmp_path / "m.onnx")
+    for said in (CLASS_1, "(and (>= Y_0 Y_1) (>= (* 2 Y_0) (* 2 Y_2)))"):
+        assert read(said).on(model)(read(said).x).isfinite().all()
+    for said in ("(>= Y_0 0.5)", "(>= (* 2 Y_0) Y_1)", "(>= (+ Y_0 Y_1) Y_2)"):
+        with pytest.raises(ns.InvalidInput, match="the Softmax at the end of the model's file is left out"):
+            read(said).on(model)
+
+
 # --- verdicts ---------------------------------------------------------------------------------------------------------------
 
 

@@ -89,8 +89,13 @@ class Property:
         """A copy of the model in float64 whose class `y` wins where its outputs are safe: what `ns.decide` and all others take.
 
         Weights that parametrisations compute are parameters of it.  Raises InvalidInput if the model does not take such inputs or
-        has another number of outputs.
+        has another number of outputs, and for values of outputs where a softmax at the end of an ONNX file was left out.
         """
+        if (left_out := getattr(model, "left_out", None)) and not all(map(_only_orders, self.unsafe)):
+            raise InvalidInput(
+                f"the property is about values of outputs, and the {left_out} at the end of the model's file is left out when it "
+                "is read; ask for their order, or export the model without it and state the property of its logits"
+            )
         network = duplicate(effective(model)).double()
         K = self.unsafe[0].A.shape[1]
         with torch.no_grad():
@@ -160,3 +165,9 @@ def _reaching(x: Tensor, end: Tensor) -> Tensor:
     r = end - x
     short = box_around(x, 0.0, r, outward=False).hi < end  # the largest number that is not above x + r
     return torch.where(short, torch.nextafter(r, torch.full_like(r, math.inf)), r)
+
+
+def _only_orders(c: Conjunction) -> bool:
+    """Whether it says nothing but which of two outputs is larger, each time."""
+    ends = torch.stack([c.A.amin(1), c.A.amax(1)], 1)
+    return bool((c.b == 0).all() & (ends[:, 0] == -ends[:, 1]).all() & (c.A.abs().sum(1) == 2 * ends[:, 1]).all())

@@ -23,12 +23,12 @@ OPEN = ((64, 96), (224, 288), (32, 48), (28, 28), (16, 24))
 
 
 def module_of(file: File) -> nn.Module:
-    """The module; its `input_shape` is that of one example."""
+    """The module; its `input_shape` is that of one example, `left_out` the operator at its end that was left out, or None."""
     module: Any
     module, examples = _for_batches(file)
     if file.double:
         _warn_of_rounding(file, module, examples)
-    module.input_shape = tuple(examples[1:])
+    module.input_shape, module.left_out = tuple(examples[1:]), file.left_out
     return module
 
 

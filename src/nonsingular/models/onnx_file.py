@@ -100,6 +100,7 @@ class File:
             raise UnsupportedModel(f"{path} has sparse weights; export them as plain tensors")
         self.constants = {t.name: self._constant(t) for t in graph.initializer}
         (self.output,) = self._one("output", graph.output)
+        self.left_out: str | None = None
         self.nodes = self._without_head(list(graph.node))
         (self.input,) = self._one("input", graph.input)
         self.shape = self._shape(graph)
@@ -141,6 +142,7 @@ class File:
                 if node.get("axis", {"ArgMax": 0}.get(node.op, -1)) not in (1, -1):
                     raise node.refuse("it is not over the classes")
                 log.info("%s ends with %s '%s'; it is left out, so that margins are of logits", self.path, node.op, node.name)
+                self.left_out = node.op
             elif last.op_type not in ("Identity", "Cast") or used.count(last.input[0]) > 1:
                 break
             self.output, nodes = last.input[0], [n for n in nodes if n is not last]
