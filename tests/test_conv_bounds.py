@@ -148,23 +148,43 @@ IN_WINDOWS: dict[str, list[nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("moves", ["nothing", "all"])
-@pytest.mark.parametrize("name", IN_WINDOWS)
-def test_windows_change_no_bound(name, moves, monkeypatch):
+def in_windows(name: str, x: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     layers = [*copy.deepcopy(IN_WINDOWS[name]), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)]
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), *layers)
-    model(torch.rand(1, 2, 9, 8))
-    model, x = model.double().eval(), torch.rand(2, 2, 9, 8).double()
-    where = region(model.eval(), x, torch.tensor([0, 1]), JointBall(0.03, 0.02 * (moves == "all"), moves="all"))
-    in_windows = hidden_bounds(where)
+    model(torch.rand_like(x).float())
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("moves", ["nothing", "hardly", "all"])
+@pytest.mark.parametrize("name", IN_WINDOWS)
+def test_windows_change_no_bound(name, moves, monkeypatch):
+    x = torch.rand(2, 2, 9, 8, generator=torch.Generator().manual_seed(0)).double()
+    model = in_windows(name, x)
+    monkeypatch.setattr(products, "HARDLY", 1.0 if moves == "hardly" else 0.0)
+    where = region(model, x, torch.tensor([0, 1]), JointBall(0.03, 0.02 * (moves != "nothing"), moves="all"))
+    found = hidden_bounds(where)
     used = [of_linear.numbers_in_windows(where, i) for i in of_linear.refined(where)]
     monkeypatch.setattr(of_linear, "numbers_in_windows", lambda *_: 0)
     monkeypatch.setattr(of_linear, "round_before", lambda *_: None)
-    for a, b in zip(in_windows, hidden_bounds(where), strict=True):
+    for a, b in zip(found, hidden_bounds(where), strict=True):
         torch.testing.assert_close(a.lo, b.lo, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(a.hi, b.hi, rtol=1e-9, atol=1e-12)
     assert any(used)
+
+
+@pytest.mark.parametrize("radius", ["one", "own"])
+@pytest.mark.parametrize("name", ["groups and dilation", "branches", "overlapping maxima"])
+def test_kernels_that_hardly_move_are_bounded(name, radius, monkeypatch):
+    """Their rule at radii at which an error would show, one number or one for each element, on inputs of both signs."""
+    monkeypatch.setattr(products, "HARDLY", torch.inf)
+    x = torch.randn(2, 2, 9, 8, generator=torch.Generator().manual_seed(0)).double()
+    model = in_windows(name, x)
+    eps = {n: 0.1 if radius == "one" else 0.2 * torch.rand(p.shape).double() for n, p in model.named_parameters() if p.dim() > 3}
+    y = model(x).argmax(1)
+    where = region(model, x, y, JointBall(0.05, eps, None))
+    assert any(isinstance(node, Product) and products.hardly_moves(node, where) for node in where.graph.nodes)
+    check_sound(model, where, y, steps=1)
 
 
 def test_what_is_known_exactly_is_not_refined(monkeypatch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,11 @@ class Lines:
     upper: Tensor
     above: Tensor
 
+    @property
+    def ends(self) -> Sequence[Tensor]:
+        """As `through_lines` takes them."""
+        return self.lower, self.upper, self.above, self.below
+
 
 def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> Lines:
     """Two lines that enclose the activation on its box.
@@ -45,22 +50,27 @@ def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> 
 
 
 def stacked(inside: Boxed, i: int) -> Tensor:
-    """(B, 4, *shape): the lines of activation i in their order, with default slopes.  inside: boxes of all nodes."""
+    """(B, 3 or 4, *shape): lower, upper, above, and below but for hinges, with default slopes.  inside: boxes of all nodes."""
     node = inside.where.graph.nodes[i]
     assert isinstance(node, Activation)
     ends = lines(node, inside.boxes[node.inputs[0]], lambda default: default)
-    return torch.stack([t.view_as(ends.upper) for t in (ends.lower, ends.below, ends.upper, ends.above)], 1)
+    found = (ends.lower, ends.upper, ends.above, *([] if node.form == "hinge" else [ends.below]))
+    return torch.stack([t.view_as(ends.upper) for t in found], 1)
 
 
-def through_lines(node: Activation, ends: Lines, A: Tensor) -> tuple[Tensor, Tensor]:
-    """(coefficients, constant) of A (S, B, *shape) over an activation: positive ones take the lower line, others the upper."""
+def through_lines(node: Activation, ends: Sequence[Tensor], A: Tensor) -> tuple[Tensor, Tensor]:
+    """(coefficients, constant) of A (S, B, *shape) over an activation: positive ones take the lower line, others the upper.
+
+    ends: lower, upper, above, below; the lower line of a hinge has no offset.
+    """
+    lower, upper, above, *below = ends
     up = A.relu()
     down = A - up
     over = dot if node.curve is None or node.curve.defined is None else _dot_with_infinities
-    offset = over(down, ends.above)
-    if node.form != "hinge":  # whose lower line has no offset
-        offset = offset + over(up, ends.below)
-    return up * ends.lower + down * ends.upper, offset
+    offset = over(down, above)
+    if node.form != "hinge":
+        offset = offset + over(up, *below)
+    return torch.addcmul(up * lower, down, upper), offset
 
 
 def _dot_with_infinities(A: Tensor, z: Tensor) -> Tensor:

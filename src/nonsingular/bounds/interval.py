@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, N
 from nonsingular.network.precision import Floats
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +79,9 @@ class Boxed:
     where: Region
     boxes: Sequence[Interval]
     flat: bool = False
-    kept: dict[Any, Tensor] = field(default_factory=dict)
+    kept: dict[Any, Any] = field(default_factory=dict)
 
-    def keep(self, found: Callable[[Boxed, int], Tensor], i: int) -> Tensor:
+    def keep(self, found: Callable[[Boxed, int], T], i: int) -> T:
         """found(self, i), once."""
         if (found, i) not in self.kept:
             self.kept[found, i] = found(self, i)

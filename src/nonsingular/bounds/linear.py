@@ -22,7 +22,7 @@ from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.maxima import behind, round_before, slopes_of_round, through_larger, through_round
 from nonsingular.bounds.patches import Choose, Patches, covering, numbers_in_windows, through_patches, unit
-from nonsingular.bounds.products import dot, expanded, pull_all, through_product, through_sum
+from nonsingular.bounds.products import charges, dot, hardly_moves, of_constant, pull_all, through_product, through_sum
 from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Sum
@@ -31,7 +31,7 @@ from nonsingular.threat.interval import Interval
 
 APART = 2**20
 """The examples of a batch are bounded one at a time if together this many numbers for each would be computed in vain."""
-AT_ONCE = 2**20
+AT_ONCE = 2**22
 """Numbers in the windows of functions that are pulled back together: more would not stay in the processor's cache."""
 Lower = Callable[[Boxed, int, "Tensor | Patches"], Tensor]
 """(boxes of all nodes, number of a node, N linear functions A of its output) -> (N, B) lower bounds of these; as `lowest`."""
@@ -292,7 +292,7 @@ def _pulled(
             if heard is not None:
                 heard[i] = A
             total = total - where.lost(i, boxes, A)
-            parts, offset = through(node, Boxed(where, [boxes[k] for k in inputs], inside.flat), A, partial(choose, i))
+            parts, offset = through(inside, i, A, choose)
         total = total + offset
         for k, coefficients in zip(inputs, parts, strict=True):
             found[k] = _added(found[k], coefficients, nodes[k].shape) if k in found else coefficients
@@ -315,15 +315,17 @@ def _added(a: Tensor | Patches, b: Tensor | Patches, shape: tuple[int, ...]) -> 
 
 
 def through(
-    node: Node, inside: Boxed, A: Tensor, choose: Callable[[Tensor], Tensor]
-) -> tuple[tuple[Tensor, ...], Tensor | float]:
-    """(coefficients of each input, constant): a linear function below A times the node's output.  inside: boxes of its inputs."""
-    where, z = inside.where, inside.boxes
+    inside: Boxed, i: int, A: Tensor, choose: Choose = default_slopes
+) -> tuple[tuple[Tensor, ...], Tensor | float]:  # fmt: skip
+    """(coefficients of each input, constant): a linear function below A times node i's output.  inside: boxes of all nodes."""
+    where, node = inside.where, inside.where.graph.nodes[i]
+    z = [inside.boxes[k] for k in node.inputs]
     match node:
         case Product():
-            return through_product(node, where, z[0], A)
+            known = inside.keep(charges, i) if hardly_moves(node, where) else None
+            return through_product(node, where, z[0], A, known)
         case Activation():
-            part, offset = through_lines(node, lines(node, z[0], choose), A)
+            part, offset = through_lines(node, lines(node, z[0], partial(choose, i)).ends, A)
             return (part,), offset
         case Bilinear():
             return through_bilinear(node, z[0], z[1], A)
@@ -338,7 +340,7 @@ def through(
         case Sum():
             parts = through_sum(node, [tuple(b.lo.shape[1:]) for b in z], A)
             moved = isinstance(node.offset, Tensor) or node.offset != 0.0
-            return parts, dot(A, expanded(node.offset, node.shape, A)) if moved else 0.0
+            return parts, of_constant(A, node.offset) if moved else 0.0
         case Map():
             return pull_all(node.apply, [tuple(b.lo.shape[1:]) for b in z], A), 0.0
         case _:

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nonsingular.bounds.activations import Lines, lines, stacked, through_lines
+from nonsingular.bounds.activations import lines, stacked, through_lines
 from nonsingular.bounds.interval import Boxed, Region
 from nonsingular.bounds.maxima import behind, through_larger
-from nonsingular.bounds.products import dot, expanded, pull_all, through_product
+from nonsingular.bounds.products import charges, hardly_moves, of_constant, pull_all, through_product
 from nonsingular.network.derivatives import Kernel, of_convolution, of_scale
 from nonsingular.network.nodes import Activation, Larger, Lead, Map, Node, Product, Sum
 from nonsingular.threat.interval import Interval
@@ -183,7 +183,9 @@ def numbers_in_windows(where: Region, number: int) -> int:
     if len(nodes[number].shape) < 3:
         return 0
     found: dict[int, tuple[Pair, Pair, Pair]] = {number: ((1, 1), (1, 1), (0, 0))}
-    most = steps = 0
+    weights = [n.weight for n in nodes[: number + 1] if isinstance(n, Product) and not n.dense and where.moves(n.weight)]
+    kernels = max((where.graph.value(w).numel() for w in weights if w is not None), default=0)
+    most = moved = steps = 0
     for i in range(number, 0, -1):
         if i not in found:
             continue
@@ -192,13 +194,12 @@ def numbers_in_windows(where: Region, number: int) -> int:
         kernel = walk(node, shapes)
         most = max(most, math.prod(node.shape[:-2]) * min(math.prod(at[0]), math.prod(node.shape[-2:])))
         if kernel is None or covering(at[0], node.shape):
-            return 3 * max([most, *(math.prod(n.shape) for n in nodes[:i])]) if steps > 1 else 0
+            return max(moved, kernels, 3 * max([most, *(math.prod(n.shape) for n in nodes[:i])])) if steps > 1 else 0
         steps += 1
-        if isinstance(node, Product) and isinstance(node.weight, str) and where.moves(node.weight):
-            w = where.graph.value(node.weight)
-            most = max(most, w.numel() * 3 + math.prod(at[0]) * math.prod(kernel.size) * shapes[0][0])
+        if isinstance(node, Product) and where.moves(node.weight):
+            moved = max(moved, kernels + math.prod(at[0]) * math.prod(kernel.size) * shapes[0][0])
         found.update(dict.fromkeys(node.inputs, before(kernel, *at)))
-    return 3 * max(most, math.prod(nodes[0].shape[:-2]) * math.prod(found[0][0]) if 0 in found else 0)
+    return max(moved, 3 * most, 3 * math.prod(nodes[0].shape[:-2]) * math.prod(found[0][0]) if 0 in found else 0)
 
 
 def covering(size: Pair, shape: Sequence[int]) -> bool:
@@ -249,15 +250,19 @@ def _values(
         case Product():
             z = boxes[node.inputs[0]]
             made = _restricted(node, inside, A.size, read.size)
-            if made is not None and where.moves(node.weight):
+            if made is None:
+                return None
+            if hardly_moves(node, where):
+                return through_product(made, where, z, values, inside.keep(charges, i).of(A.of, read.of))
+            if where.moves(node.weight):
                 z = Interval(read.of(z.lo), read.of(z.hi))
-            return None if made is None else through_product(made, where, z, values)
+            return through_product(made, where, z, values)
         case Activation():
             if choose is None:
-                ends = Lines(*A.kept(inside, i, stacked))
+                ends = A.kept(inside, i, stacked)
             else:
                 z = boxes[node.inputs[0]]
-                ends = lines(node, Interval(read.of(z.lo), read.of(z.hi)), partial(choose, i))
+                ends = lines(node, Interval(read.of(z.lo), read.of(z.hi)), partial(choose, i)).ends
             part, offset = through_lines(node, ends, values)
             return (part,), offset
         case Lead():
@@ -267,8 +272,7 @@ def _values(
             return through_larger(z, values, inside.flat)
         case Sum(factors=factors, offset=offset):
             moved = isinstance(offset, Tensor) or offset != 0.0
-            shape = (*node.shape[:-2], *A.size)
-            constant = dot(values, expanded(offset, shape, values)) if moved else 0.0
+            constant = of_constant(values, offset) if moved else 0.0
             return [values * c if isinstance(c, Tensor) or c != 1.0 else values for c in factors], constant
         case Map(back=back) if back is not None:
             return (back(values),), 0.0

@@ -13,29 +13,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.bounds.interval import Region
+from nonsingular.bounds.interval import Boxed, Region
 from nonsingular.network.derivatives import Derivatives, by_differentiation
 from nonsingular.network.nodes import Product, Sum
 from nonsingular.threat.interval import Interval
 
 
-def expanded(t: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return (t if isinstance(t, Tensor) else like.new_tensor(t)).expand(1, *shape)
-
-
 def dot(A: Tensor, z: Tensor) -> Tensor:
-    """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape)."""
+    """(S, B) sums of A (S, B or 1, *shape) times z (B or 1, *shape), of which dimensions of 1 stand for all places."""
+    spread = [d for d in range(1, z.dim()) if z.shape[d] == 1 and A.shape[d + 1] > 1]
+    A = A.sum([d + 1 for d in spread], keepdim=True) if spread else A
     size = math.prod(z.shape[1:])  # 1 of a scalar; a batch may be empty
     A, z = A.reshape(*A.shape[:2], size), z.reshape(len(z), size)
     if len(A) == 1:  # a product of matrices would be one of many small ones
         return (A * z).sum(2)
     B = max(A.shape[1], len(z)) if A.shape[1] and len(z) else 0
     return torch.einsum("sbn,bn->sb", A.expand(-1, B, -1), z.expand(B, -1))
+
+
+def of_constant(A: Tensor, c: Tensor | float) -> Tensor:
+    """(S, B) sums of A (S, B, *shape) times a constant that broadcasts to *shape."""
+    c = c if isinstance(c, Tensor) else A.new_tensor(c)
+    return dot(A, c.reshape(1, *[1] * (A.dim() - 2 - c.dim()), *c.shape))
 
 
 def chord(box: Interval) -> tuple[Tensor, Tensor]:
@@ -47,13 +54,15 @@ def chord(box: Interval) -> tuple[Tensor, Tensor]:
     return slope, torch.where(mixed, -2 * hi * lo / width, 0.0)
 
 
-def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor | float]:
-    """(coefficients of z, constant): a linear lower bound of A y."""
+def through_product(
+    node: Product, where: Region, z: Interval, A: Tensor, known: Charges | None = None
+) -> tuple[tuple[Tensor, ...], Tensor | float]:  # fmt: skip
+    """(coefficients of z, constant): a linear lower bound of A y.  known: as `through_convolution` asks for them."""
     offset: Tensor | float = 0.0
     if node.bias is not None:
         b = where.box(node.bias)
         centre = _centre(b)
-        offset = dot(A, node.spread(centre).expand(1, *node.shape))
+        offset = of_constant(A, node.spread(centre))
         if where.moves(node.bias):  # S_b does not depend on z: -E |S_b| is exact
             offset = offset - (_radius(b) * _sensitivity(node, centre, A).abs()).view(*A.shape[:2], -1).sum(2)
     if node.weight is None:
@@ -66,6 +75,9 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
         reach = A.abs() @ E if (e := _uniform(E)) is None else A.abs().sum(-1, keepdim=True) * e
         return _own(A @ centre, reach, z, offset)
     pull = _derivatives(node, w.lo, z)
+    if known is not None:
+        part, constant = through_convolution(node, where, A, known, pull)
+        return (part,), offset + constant
     if _of_one_output(A):  # the row lemma, and no weight for each function
         reach = _along(pull.z, A.abs(), E) if (e := _uniform(E)) is None else _along(pull.z_ones, A.abs()) * e
         return _own(_along(pull.z, A, centre), reach, z, offset)
@@ -77,6 +89,89 @@ def through_product(node: Product, where: Region, z: Interval, A: Tensor) -> tup
     rest = torch.maximum(middle.abs(), radius) - slope * middle
     moved = torch.addcmul(centre, E, slope, value=-1)  # A (w_c z) - sum_t E_t slope_t S_t(z) = A (moved z)
     return (_along(pull.z_each, A, moved.flatten(0, 1)),), offset - dot(rest, E[None])
+
+
+HARDLY = 2.0**-10
+"""Kernels that move by no more than this part of their mean |w| are charged as in `through_convolution`."""
+
+
+def hardly_moves(node: Product, where: Region) -> bool:
+    """Whether a moving kernel of a convolution keeps within HARDLY of its size."""
+    if node.kernel is None or node.weight is None or not where.moves(node.weight):
+        return False
+    w = where.box(node.weight)
+    return bool(_radius(w).amax() <= HARDLY * _centre(w).abs().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Charges:
+    """What a kernel that hardly moves is charged with, as factors of |A|, for each output: (1, channels or 1, H, W).
+
+    shared: E z_r.  own: E |z|, in the middle of the box of z.  rest: E rest, with |z| <= slope z + rest; slope is of the input.
+    Both are None where z >= 0.  patches: (1, patch, H, W), what each output sees of the middle.
+    """
+
+    shared: Tensor
+    own: Tensor
+    rest: Tensor | None
+    slope: Tensor | None
+    patches: Tensor
+
+    def of(self, outputs: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]) -> Charges:
+        """The same in windows of the output, and of the input."""
+        rest, slope = None if self.rest is None else outputs(self.rest), None if self.slope is None else inputs(self.slope)
+        return Charges(outputs(self.shared), outputs(self.own), rest, slope, outputs(self.patches))
+
+
+def charges(inside: Boxed, i: int) -> Charges:
+    """Of node i.  inside: boxes of all nodes."""
+    where, node = inside.where, inside.where.graph.nodes[i]
+    assert isinstance(node, Product) and node.kernel is not None and node.weight is not None
+    z, w, walk = inside.boxes[node.inputs[0]], where.box(node.weight), node.kernel
+    E, middle, radius = _radius(w), (z.lo + z.hi) / 2, (z.hi - z.lo) / 2
+    if _uniform(E) is not None and walk.groups == 1:
+        E = E[:1]
+    apply = partial(torch.conv2d, weight=E, stride=walk.stride, padding=walk.padding, dilation=walk.dilation, groups=walk.groups)
+    patches = F.unfold(middle, walk.size, walk.dilation, walk.padding, walk.stride).unflatten(-1, node.shape[-2:])
+    if bool((z.lo >= 0).all()):
+        return Charges(apply(radius), apply(middle), None, None, patches)
+    slope, rest = chord(z)
+    return Charges(apply(radius), apply(slope * middle + rest), apply(rest), slope, patches)
+
+
+def through_convolution(node: Product, where: Region, A: Tensor, z: Charges, pull: Derivatives) -> tuple[Tensor, Tensor]:
+    """(coefficients of z, constant) of A w z, the kernel in its box.  With reach = E times |A| pulled back, z in z_c +- z_r:
+
+        -E |S(z)|  >=  -E |S(z_c)| - reach z_r
+        -E |S(z)|  >=  -reach |z|                   each position as if it had a kernel of its own.
+
+    Each function takes the one that is better in the middle of the box.  The chord of |S| is tighter by at most 2 reach z_r, a
+    part of E / |w| of what z_r is worth anyway, but pulls a kernel back for each function: three times the cost.
+    """
+    assert node.weight is not None and node.kernel is not None
+    w = where.box(node.weight)
+    E, centre, groups = _radius(w), _centre(w), node.kernel.groups
+    size = A.abs()
+    over = size.sum(2, keepdim=True) if z.own.shape[1] == 1 else size
+    own, e = dot(over, z.own), _uniform(E)
+    rows, patches = (t.flatten(-2).unflatten(-2, (groups, -1)) for t in (A, z.patches))
+    if groups == 1 and len(A) == 1:
+        S = torch.bmm(rows[0, :, 0].expand(len(patches), -1, -1), patches[:, 0].mT)[None]
+    elif groups == A.shape[1] == len(patches) == 1:
+        S = rows[:, 0, 0] @ patches[0, 0].mT
+    else:
+        S = torch.einsum("sbgop,bgqp->sbgoq", rows, patches)
+    S = S.abs().reshape(len(A), -1, E.numel())
+    shared = (S @ E.flatten() if e is None else S.sum(2) * e) + dot(over, z.shared)
+    found, take = _along(pull.z, A, centre), own <= shared
+    if not bool(take.any()):
+        return found, -shared
+    taken = take.to(A.dtype).view(*take.shape, *[1] * (A.dim() - 2))
+    reach = taken * (_along(pull.z, size, E) if e is None else _along(pull.z_ones, size) * e)
+    constant = -torch.where(take, 0.0, shared)
+    if z.rest is not None and z.slope is not None:
+        constant, reach = constant - dot(over * taken, z.rest), reach * z.slope
+    return found - reach, constant
 
 
 def _of_one_output(A: Tensor) -> bool:
