@@ -144,7 +144,7 @@ def cost(args: Namespace) -> int:
     rounds = [(seconds(lambda: crown(network, x, y, everything)), seconds(there_and_back)) for _ in range(5)]
     ours, passes = (min(r) for r in zip(*rounds, strict=True))
     print(
-        f"residual network 8, 8, 16, all parameters moving by 1e-5: {ours:.2f} CPU s; 1,280 images forward and backward {passes:.2f}",
+        f"residual network, all parameters moving by 1e-5: {ours:.2f} CPU s; 1,280 images forward and backward {passes:.2f}",
         flush=True,
     )
     missed |= verdict("joint CROWN over 1,280 images forward and backward", ours / passes, 1.0)
