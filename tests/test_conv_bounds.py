@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -259,6 +260,21 @@ def test_no_temporary_outgrows_the_budget(kind, bound, monkeypatch):
     with Largest() as free:
         bound(model, x, y, ball)
     assert free.bytes > seen.bytes
+
+
+@pytest.mark.parametrize("bound", [interval, crown_ibp, partial(alpha_crown, steps=0)], ids=["interval", "crown-ibp", "alpha"])
+def test_a_detector_with_thousands_of_outputs_is_bounded_in_pieces(bound, monkeypatch):
+    """1,176 outputs of one image: no matrix of outputs by outputs (5.5 MB) is ever made."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Flatten()).eval()
+    x = torch.rand(1, 3, 28, 28)
+    y = model(x).argmax(1)
+    monkeypatch.setattr(memory, "BUDGET", 2**20)
+    with Largest() as seen:
+        low = bound(model, x, y, JointBall(0.001, 0.0))
+    assert low.shape == (1, 6 * 14 * 14)
+    assert (low <= margins(model(x), y) + 1e-6).all()
+    assert seen.bytes <= 2**20
 
 
 def test_memory_of_a_dense_layer_does_not_hold_weights_for_each_function():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import Boxed, Region, region
-from nonsingular.bounds.linear import hidden_bounds, lowest, margin_bounds, pieces, refined
+from nonsingular.bounds.linear import hidden_bounds, lowest, margins_over, pieces, refined
 from nonsingular.bounds.patches import Choose, Patches
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
@@ -112,13 +112,17 @@ def _raised(steps: int, rate: float, inside: Boxed, number: int, A: Tensor | Pat
 
 def ascend(where: Region, y: Tensor, steps: int, rate: float, hidden: int) -> Tensor:
     """(B, K) lower bounds of the margins: hidden boxes raised, then the margins."""
-    boxes = raised_bounds(where, hidden, rate)
+    boxes, last = raised_bounds(where, hidden, rate), len(where.graph.nodes) - 1
+    classes = torch.arange(where.graph.nodes[last].shape[0], device=y.device)
+    found: list[Tensor] = []
+    for some in classes.split(max(1, room(where.x.lo) // (2 * _kept(where, last) * max(1, len(y))))):
 
-    def bounds(choose: Choose) -> tuple[Tensor, Tensor]:
-        low = margin_bounds(where, boxes, y, choose)
-        return low.sum(), low.detach()
+        def bounds(choose: Choose, some: Tensor = some) -> tuple[Tensor, Tensor]:
+            low = margins_over(where, boxes, y, some, choose)
+            return low.sum(), low.detach()
 
-    return _best(ascent(where, where.graph.nodes[-1].shape[0], bounds, steps, rate))
+        found.append(_best(ascent(where, len(some), bounds, steps, rate)))
+    return torch.cat(found).T.scatter(1, y[:, None], 0.0)
 
 
 def _best(found: Iterator[Tensor]) -> Tensor:

@@ -73,16 +73,31 @@ def pieces(where: Region, y: Tensor, size: int | None = None) -> list[tuple[Regi
     return [(where.part(at), y[at]) for at in cuts]
 
 
-def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor, choose: Choose = default_slopes) -> Tensor:
-    """(B, K) lower bounds of logit_y - logit_j, given the boxes of the hidden nodes."""
-    K = where.graph.nodes[-1].shape[0]
-    one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
-    A = one[y] - one[:, None]  # (K, B, K): row j of example b is e_y - e_j
+def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor) -> Tensor:
+    """(B, K) lower bounds of logit_y - logit_j, given the boxes of the hidden nodes; 0 for y, also where there is no bound."""
     last = len(where.graph.nodes) - 1
+    classes = torch.arange(where.graph.nodes[last].shape[0], device=y.device)
+    parts = classes.split(max(1, room(where.x.lo) // alive(where, last)))
+    return torch.cat([margins_over(where, boxes, y, part) for part in parts]).T.scatter(1, y[:, None], 0.0)
+
+
+def margins_over(
+    where: Region, boxes: Sequence[Interval], y: Tensor, classes: Tensor, choose: Choose = default_slopes
+) -> Tensor:  # fmt: skip
+    """(S, B) lower bounds of logit_y - logit_j for these classes j (S,)."""
+    last = len(where.graph.nodes) - 1
+    A = differences(y, classes[:, None], where.x.lo.new_zeros(where.graph.nodes[last].shape))
     low = lowest(Boxed(where, boxes), last, A, choose)
     if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
         low = torch.fmax(low, lowest(Boxed(where, boxes, flat=True), last, A, choose))
-    return low.T.scatter(1, y[:, None], 0.0)  # also where there is no bound
+    return low
+
+
+def differences(y: Tensor, other: Tensor, zeros: Tensor) -> Tensor:
+    """(..., K): logit_y - logit_j as functions of the logits, for class indices that broadcast.  zeros: (K,)."""
+    y, other = (t[..., None] for t in torch.broadcast_tensors(y, other))
+    A = zeros.expand(*y.shape[:-1], -1)
+    return A.scatter_add(-1, y, zeros.new_ones(()).expand(y.shape)).scatter_add(-1, other, zeros.new_tensor(-1.0).expand(y.shape))
 
 
 def refined(where: Region) -> set[int]:

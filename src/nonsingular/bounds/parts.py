@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
 from nonsingular.bounds.interval import Boxed, Region, propagate
-from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, margin_bounds, pull_back
+from nonsingular.bounds.linear import alive, differences, hidden_bounds, lowest_over, margin_bounds, pull_back
 from nonsingular.bounds.products import sensitivities
 from nonsingular.bounds.verdicts import STATUSES, Verdicts
 from nonsingular.network.calling import gradient, logits_of_each
@@ -260,8 +260,7 @@ class Search:
         """A linear function of the input below the margin of each part."""
         where = relaxed.where
         last = len(where.graph.nodes) - 1
-        one = torch.eye(self.lower.shape[1], dtype=slope.dtype, device=slope.device)
-        A = (one[self.y[parts.example]] - one[parts.other])[None]
+        A = differences(self.y[parts.example], parts.other, slope.new_zeros(self.lower.shape[1]))[None]
         slopes = dict(zip(self.split, self._unflatten(slope), strict=True))
         penalties = dict(zip(self.split, self._unflatten(-multiplier * parts.sign), strict=True))
 
