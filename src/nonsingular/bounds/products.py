@@ -124,7 +124,7 @@ class Charges:
 
 
 def charges(inside: Boxed, i: int) -> Charges:
-    """Of node i.  inside: boxes of all nodes."""
+    """What node i asks for.  inside: boxes of all nodes."""
     where, node = inside.where, inside.where.graph.nodes[i]
     assert isinstance(node, Product) and node.kernel is not None and node.weight is not None
     z, w, walk = inside.boxes[node.inputs[0]], where.box(node.weight), node.kernel
