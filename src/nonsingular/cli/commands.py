@@ -24,15 +24,16 @@ from nonsingular.cli.options import (
     flags,
     folder_of,
     laid_over,
-    merged,
     print_settings,
     typed_settings,
 )
 from nonsingular.cli.screen import print_table, progress, say, show, tell
 from nonsingular.errors import InvalidInput
 from nonsingular.settings import (
+    CampaignSettings,
     CertifySettings,
     EvaluateSettings,
+    GridSettings,
     PropertySettings,
     ReproduceSettings,
     TrainSettings,
@@ -41,10 +42,11 @@ from nonsingular.settings import (
 from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
-    TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = ReproduceFlags = Any
+    TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = CampaignFlags = ReproduceFlags = Any
 else:
     TrainFlags = flags(TrainSettings, names={"network.name": "network"})
     EvaluateFlags = flags(EvaluateSettings, without=["model"])
+    CampaignFlags = flags(CampaignSettings, without=[*GridSettings.model_fields])
     CertifyFlags = flags(CertifySettings, without=["model"])
     PropertyFlags = flags(PropertySettings, without=["model", "weights"])
     ReproduceFlags = flags(ReproduceSettings, names={"network.name": "network"})
@@ -102,14 +104,21 @@ def evaluate(
     /,
     *,
     given: Annotated[EvaluateFlags | None, GIVEN] = None,
+    of_chips: Annotated[CampaignFlags | None, GIVEN] = None,
     preflight: Preflight = False,
     output: Annotated[Output, GIVEN] = SHOWN,
     track: Track = None,
     where: Annotated[Where, GIVEN] = HERE,
 ) -> None:
-    """Attack one model over a grid of (eps_x, eps_w): accuracy surface and AUC."""
-    settings = merged(EvaluateSettings, output.config, _of(model, given))
-    _one_surface(settings, preflight, output, track, where)
+    """Attack one model over a grid of (eps_x, eps_w): accuracy surface and AUC.
+
+    With --fault: simulate chips that store the weights instead, over error rates and input radii.
+    """
+    file = read_config(output.config) if output.config else {}
+    chosen = laid_over(_of(model, given) | typed_settings(of_chips), file)
+    if typed_settings(of_chips) or "fault" in chosen:
+        return _chips(checked(CampaignSettings, chosen), preflight, output, track, where)
+    _one_surface(checked(EvaluateSettings, chosen), preflight, output, track, where)
 
 
 @app.command
@@ -235,6 +244,24 @@ def _properties(settings: PropertySettings, preflight: bool, output: Output, tra
     statuses = [v["status"] for v in results["verdicts"]]
     tell(", ".join(f"{statuses.count(s)} {s}" for s in ("verified", "falsified", "timeout")))
     say(f"records: {out}")
+
+
+def _chips(settings: CampaignSettings, preflight: bool, output: Output, track: str | None, where: Where) -> None:
+    """Simulates chips, and shows one line for each rate and radius."""
+    if preflight or track:
+        raise InvalidInput(f"{'--preflight' if preflight else '--track'} is for grids of radii; leave it out with --fault")
+    if output.print_config:
+        return print_settings(settings)
+    from nonsingular.results.campaign import Campaign
+    from nonsingular.runs.campaigns import PAGE, campaign_run
+
+    out = output.out or folder_of("chips", settings)
+    with progress(output.silent, {"chips": settings.chips}) as report:
+        results = campaign_run(settings, out, where.workplace(), report, typed.get())
+    if output.json:
+        return print(json.dumps(results["campaign"]))
+    tell("\n".join(Campaign.from_dict(results["campaign"]).lines(settings.required)))
+    say(f"report: {out / PAGE}\nrecords: {out}")
 
 
 def _preflight(settings: EvaluateSettings | CertifySettings, workers: int, output: Output) -> None:

@@ -30,6 +30,7 @@ def report(
     """
     from nonsingular.report import results_schema, write_all
     from nonsingular.report.compare import statement, together
+    from nonsingular.runs.campaigns import CAMPAIGN
     from nonsingular.runs.directory import read_results
     from nonsingular.runs.manifest import seal
 
@@ -38,6 +39,8 @@ def report(
         return
     if not runs:
         raise InvalidInput("which run? give one or more run directories")
+    if len(runs) == 1 and (runs[0] / CAMPAIGN).exists():
+        return _campaign_again(runs[0], out)
     folders = {run.resolve(): run for run in runs}
     if len(folders) < len(runs):
         raise InvalidInput(f"a run is given twice: {', '.join(map(str, runs))}; give each once")
@@ -52,6 +55,17 @@ def report(
         say(line)
     for results in groups:
         show(results, out)
+
+
+def _campaign_again(run: Path, out: Path | None) -> None:
+    """The page of one campaign, written again."""
+    from nonsingular.runs.campaigns import read_campaign, write_page
+    from nonsingular.runs.manifest import seal
+
+    path = write_page(read_campaign(run), out or run)
+    if path.parent.resolve() == run.resolve():
+        seal(run)
+    say(f"report: {path}")
 
 
 @dataclass(frozen=True, kw_only=True)

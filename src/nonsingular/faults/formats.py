@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +11,13 @@ from torch import Generator
 
 from nonsingular.errors import InvalidInput
 from nonsingular.faults.fault import Radii, Storage, Weights, check_moves, chosen, whole
+from nonsingular.faults.uniform import UniformRounding
 from nonsingular.faults.words import FloatWords, Words
 from nonsingular.threat.ball import Moves
 from nonsingular.threat.radius import Radius, largest
 
+FORMATS = r"u?int([2-9]|1[0-6])(-per-channel)?|q\d+\.\d+|float32|bfloat16|float16|float8_e4m3fn|float8_e5m2"
+"""Names of formats: see `storage_of`."""
 FLOATS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -21,6 +25,23 @@ FLOATS = {
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
 }
+
+
+def storage_of(name: str, moves: Moves = "weights") -> Storage:
+    """The format of a name: int8 (symmetric), uint8 (asymmetric), both also int8-per-channel; q3.13 (fixed point, with the sign
+    among the bits before the point); float32, bfloat16, float16, float8_e4m3fn, float8_e5m2.
+
+    Raises InvalidInput for other names.
+    """
+    if not re.fullmatch(FORMATS, name):
+        raise InvalidInput(f"there is no format {name!r}; write int8, uint4-per-channel, q3.13 or bfloat16, for example")
+    if name.startswith("q"):
+        before, behind = map(int, name[1:].split("."))
+        return FixedPoint(before + behind, behind, moves)
+    if "int" not in name:
+        return FloatFormat(name, moves)
+    bits, per_channel = int(re.sub(r"\D", "", name)), name.endswith("-per-channel")
+    return UniformRounding(bits, per_channel, moves, symmetric=not name.startswith("u"))
 
 
 @dataclass(frozen=True)

@@ -30,22 +30,35 @@ class Line:
 
 def lines(radii: Sequence[float], shown: Sequence[Line], *, axis: str, fixed: float, band: bool = True) -> Markup:
     """The SVG of some lines over one axis ("x" or "w"), the other radius being `fixed`.  band: with their intervals."""
-    across = _positions(radii)
     other = "w" if axis == "x" else "x"
+    name = {"x": "input radius", "w": "weight radius"}[axis]
+    caption = Markup(f"{axis_name(axis)}, {name} ({axis_name(other)} = {fixed:g})")
     what = f"Accuracy over ε_{axis} at ε_{other} = {fixed:g}: {', '.join(line.name for line in shown)}"
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(what)}">', '<g class="ax">']
+    return chart(Axis(_positions(radii), [f"{r:.4g}" for r in radii], caption, what), shown, band=band)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the points of the lines are, how each is marked, the text below, and what the picture shows in words."""
+
+    across: Sequence[float] | NDArray[Any]
+    marks: Sequence[str]
+    caption: Markup
+    what: str
+
+
+def chart(axis: Axis, shown: Sequence[Line], *, band: bool = True) -> Markup:
+    """The SVG of some lines.  band: with their intervals."""
+    across = axis.across
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axis.what)}">', '<g class="ax">']
     for p in (0, 25, 50, 75, 100):
         parts.append(f'<path class="grid" d="M{LEFT} {_up(p / 100):.1f}H{RIGHT}"/>')
         parts.append(f'<text class="ty" x="{LEFT - 6}" y="{_up(p / 100) + 4:.1f}">{p}</text>')
     parts += [
-        f'<text class="tx" x="{across[k]:.1f}" y="{BOTTOM + 17}">{radii[k]:.4g}</text>'
-        for k in range(0, len(radii), -(-len(radii) // 6))
+        f'<text class="tx" x="{across[k]:.1f}" y="{BOTTOM + 17}">{escape(axis.marks[k])}</text>'
+        for k in range(0, len(across), -(-len(across) // 6))
     ]
-    name = {"x": "input radius", "w": "weight radius"}[axis]
-    parts.append(
-        f'<text class="tx" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 12}">{axis_name(axis)}, {name} '
-        f"({axis_name(other)} = {fixed:g})</text>"
-    )
+    parts.append(f'<text class="tx" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 12}">{axis.caption}</text>')
     parts.append(f'<text class="tx" transform="translate(10 {(TOP + BOTTOM) / 2}) rotate(-90)">accuracy (%)</text></g>')
     for line in shown:
         if band:

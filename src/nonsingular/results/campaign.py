@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,9 @@ class Campaign:
             eps_x, chips = tuple(float(e) for e in held["eps_x"]), tuple(int(c) for c in held["chips"])
             shape = len(rates), len(eps_x), len(chips)
             before = held["before"]
+            known = [r for r in rates if r is not None]
+            if not chips or len(known) not in (0, len(rates)) or not (_rises(known or [0.0], 1.0) and _rises(eps_x, np.inf)):
+                raise ValueError("rates, radii or chips")
             return Campaign(
                 rates, eps_x, chips, _table(held["after"], shape), None if before is None else _table(before, shape),
                 _table(held["every"], shape[:2]), _table(held["unseen"], shape),
@@ -127,3 +131,7 @@ def _table(values: Sequence[Any], shape: tuple[int, ...]) -> NDArray[np.float64]
     if found.shape != shape or not ((found >= 0) & (found <= 1)).all():
         raise ValueError(f"accuracies of shape {found.shape}, not {shape} in [0, 1]")
     return found
+
+
+def _rises(values: Sequence[float], most: float) -> bool:
+    return len(values) > 0 and values[0] >= 0 and values[-1] <= most and all(a < b for a, b in pairwise(values))

@@ -22,6 +22,7 @@ from nonsingular.report import write
 from nonsingular.results.claims import judge
 from nonsingular.results.files import Log
 from nonsingular.results.surface import CONFIG, EVENTS, RESULTS, Surface
+from nonsingular.runs.campaigns import CAMPAIGN, verify_campaign
 from nonsingular.runs.directory import read_results
 from nonsingular.runs.evaluate import Circumstances, assemble, record
 from nonsingular.runs.jobs import Attacked, Certified, dataset
@@ -57,7 +58,7 @@ class Effort:
 def verify_run(
     run: Path, effort: Effort = Effort(), where: Whereabouts = Whereabouts(), public_key: Path | None = None
 ) -> Verification:  # fmt: skip
-    """Derives a finished run of evaluate, certify or reproduce (demo) again.
+    """Derives a finished run of evaluate (also with --fault), certify or reproduce (demo) again.
 
     effort: examples recorded as surviving are attacked again from nothing, each in the largest ball where it survives; in scopes
         batch and dataset two cells of one group, unless it is 0.  An attack that found nothing leaves no trace to derive again:
@@ -69,6 +70,8 @@ def verify_run(
     Cost: a few passes for every stored perturbation, the pages, and the attacks and certificates asked for.  Memory: that of
     the run with one worker.
     """
+    if (run / CAMPAIGN).exists():
+        return verify_campaign(run, lambda settings: _located(settings, run, where), public_key)
     found = Verification()
     results, values = read_results(run), read_config(run / CONFIG)
     found.judge(differences(run), "every file has the hash that the manifest states")
