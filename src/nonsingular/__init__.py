@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nonsingular.attacks.apgd import apgd
+    from nonsingular.attacks.flips import Flipped, flip_attack
     from nonsingular.attacks.joint_pgd import joint_pgd
     from nonsingular.attacks.neuron_pgd import neuron_pgd
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
@@ -68,6 +69,7 @@ _HOME = {
     "Surface": "results.surface", "contours": "report.figure",
     **dict.fromkeys(("Attack", "Objective"), "catalog"), **dict.fromkeys(("Trained", "train"), "training.train"),
     **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
+    **dict.fromkeys(("Flipped", "flip_attack"), "attacks.flips"),
     "Campaign": "results.campaign", "campaign": "evaluation.campaign",
     "BitErrors": "faults.bit_errors", **dict.fromkeys(("FixedPoint", "FloatFormat"), "faults.formats"),
     "quantize": "faults.quantize",
@@ -87,6 +89,7 @@ __all__ = [
     "Comparison",
     "Fault",
     "FixedPoint",
+    "Flipped",
     "FloatFormat",
     "Front",
     "InOrder",
@@ -120,6 +123,7 @@ __all__ = [
     "decide",
     "ensemble",
     "evaluate",
+    "flip_attack",
     "joint_pgd",
     "load",
     "load_model",
