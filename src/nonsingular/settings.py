@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from nonsingular.catalog import ATTACKS, BOUNDS, FAULTS, MODELS, OBJECTIVES, UNSOUND, known
+from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 
@@ -59,24 +58,6 @@ def parse_grid(value: Any) -> Any:
         raise ValueError(
             f"'{value}' is not a list of radii; write low:high:points (at most {MOST}), e.g. 0:0.2:11, or 0,0.05,0.1"
         ) from None
-
-
-def parse_rates(value: Any) -> Any:
-    """'low:high:log' -> one rate a decade; otherwise as `parse_grid`.
-
-    >>> parse_rates("1e-4:1e-2:log")
-    (0.0001, 0.001, 0.01)
-    """
-    if not isinstance(value, str) or not value.endswith(":log"):
-        return parse_grid(value)
-    try:
-        low, high = (float(end) for end in value.removesuffix(":log").split(":"))
-        decades = round(math.log10(high / low))
-        if not 0 < low <= high <= 1 or decades > MOST:
-            raise ValueError
-        return tuple(float(f"{low * 10**k:.6g}") for k in range(decades + 1) if low * 10**k <= high * (1 + 1e-9))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"'{value}' is not low:high:log; write 1e-4:1e-1:log, or the rates as 0,1e-3,1e-2") from None
 
 
 def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -349,51 +330,6 @@ class PropertySettings(ModelSettings):
     eps_w: WeightGrid = (0.0,)
     moves: Literal["weights", "all"] = "weights"
     relative: bool = False
-
-
-class CampaignSettings(GridSettings):
-    """Accuracy on simulated chips, over error rates and input radii.  eps_w, relative: not used, weights move by the fault."""
-
-    fault: Annotated[str, AfterValidator(lambda name: known(FAULTS, name, "fault"))] = _said(
-        "Simulate chips with this fault ('nonsingular list faults'), such as bit-error, instead of moving weights within radii. "
-        "--eps-x is then 0 by default. Default: none."
-    )
-    rates: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1), AfterValidator(_increasing),
-                     BeforeValidator(parse_rates)] | None = _said(
-        "Error rates of --fault bit-error: 1e-4:1e-1:log, low:high:points or a,b,c. Default: 0,1e-4,1e-3,1e-2.", None
-    )  # fmt: skip
-    chips: int = _said("Chips that --fault simulates. Default: 50.", 50, ge=1, le=100_000)
-    stored: str = _said(
-        "Format of the weights of --fault: int8 (default), int4-per-channel, uint8 (asymmetric), q3.13 (fixed point), bfloat16, "
-        "float16, float32, float8_e4m3fn or float8_e5m2.",
-        "int8",
-    )
-    becomes: Literal["flipped", "zero", "one"] = _said("A bit in error of --fault: flipped (default), or stuck at zero or one.",
-                                                       "flipped")  # fmt: skip
-    along: Literal["cell", "row", "column"] = _said("Bits of --fault that fail together: cell (default: none), row or column.",
-                                                    "cell")  # fmt: skip
-    protection: Literal["none", "parity", "secded", "checksum"] = _said(
-        "Memory of --fault: none (default), parity, secded or checksum.", "none"
-    )
-    draws: int = _said(
-        "Also choose inputs before the fault is known, against the mean of so many other chips of --fault. Default: 0, not.", 0,
-        ge=0, le=1000,
-    )  # fmt: skip
-    seed: int = _said("Seed of the first chip of --fault. Default: 0.", 0, ge=0, le=2**31 - 1)
-    required: float | None = _said("Accuracy that a chip of --fault must reach: 0.9. Default: none.", None, gt=0, le=1)
-    attack: AttackName = "apgd"
-    eps_x: InputGrid | None = (0.0,)
-    eps_w: WeightGrid | None = (0.0,)
-
-    @model_validator(mode="after")
-    def _by_the_fault(self) -> CampaignSettings:
-        if self.eps_w != (0.0,) or self.relative:
-            raise ValueError("eps_w and relative are for weights within radii; with a fault, leave them out")
-        if not isinstance(self.eps_x, tuple):
-            raise ValueError("eps_x: give one radius for all inputs with a fault, or several: 0,0.01,0.02")
-        if self.rates is not None and self.fault != "bit-error":
-            raise ValueError(f"rates: the fault {self.fault} has none; leave them out")
-        return self
 
 
 def with_new_names(values: Any) -> Any:

@@ -29,8 +29,8 @@ from nonsingular.cli.options import (
 )
 from nonsingular.cli.screen import print_table, progress, say, show, tell
 from nonsingular.errors import InvalidInput
+from nonsingular.faults.chips import CampaignSettings
 from nonsingular.settings import (
-    CampaignSettings,
     CertifySettings,
     EvaluateSettings,
     GridSettings,

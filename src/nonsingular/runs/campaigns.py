@@ -18,6 +18,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.campaign import Line, Trial, chip_alone, held, run, summary, trial_of
 from nonsingular.evaluation.problem import attack_of
 from nonsingular.faults.bit_errors import BitErrors
+from nonsingular.faults.chips import CampaignSettings
 from nonsingular.faults.fault import Fault
 from nonsingular.faults.formats import storage_of
 from nonsingular.network.calling import threads
@@ -31,7 +32,7 @@ from nonsingular.runs.engine import Workplace
 from nonsingular.runs.jobs import Job, Report
 from nonsingular.runs.manifest import differences, seal, signed_by
 from nonsingular.runs.verification import Verification
-from nonsingular.settings import CampaignSettings, checked
+from nonsingular.settings import checked
 from nonsingular.untrusted import read_config
 
 CAMPAIGN, PAGE = "campaign.json", "report.html"
