@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.campaign import campaign
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.faults.analog import PhaseChange, ReRAM
     from nonsingular.faults.bit_errors import BitErrors
     from nonsingular.faults.fault import Fault, InOrder
     from nonsingular.faults.formats import FixedPoint, FloatFormat
@@ -72,7 +73,7 @@ _HOME = {
     **dict.fromkeys(("Flipped", "flip_attack"), "attacks.flips"),
     "Campaign": "results.campaign", "campaign": "evaluation.campaign",
     "BitErrors": "faults.bit_errors", **dict.fromkeys(("FixedPoint", "FloatFormat"), "faults.formats"),
-    "quantize": "faults.quantize",
+    "quantize": "faults.quantize", **dict.fromkeys(("PhaseChange", "ReRAM"), "faults.analog"),
     **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
 }  # fmt: skip
 
@@ -100,7 +101,9 @@ __all__ = [
     "Normalized",
     "Objective",
     "Perturbation",
+    "PhaseChange",
     "Property",
+    "ReRAM",
     "SharedCertificate",
     "SoundnessError",
     "Surface",

@@ -6,8 +6,8 @@ which is linear in z:
 
     A y(z, w + sum of at most m items)  >=  A y(z, w) - sum of the m largest of  max(0, max over z of -d S_t(z))
 
-with z in boxes that hold under m items themselves.  Of one weight only its m largest changes to either side can be among these.
-What is left of a bound is then that of the fixed weights.  The idea of one scalar of one neuron for a flip: docs/faults.md.
+with z in boxes that hold under m - 1 items: one is spent here.  Of one weight only its m largest changes to either side can be
+among these.  What is left of a bound is then that of the fixed weights.  Source: this library, docs/faults.md.
 """
 
 from __future__ import annotations
@@ -199,13 +199,13 @@ def _slopes(slot: Slot, z: Interval, A: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """low: (B, K) lower margins under at most m items.  boxes: of every node, under them.
+    """low: (B, K) lower margins under at most m items.  calm: boxes of every node under one item less (m = 0: under none).
 
     of: for each slot (B, K, groups) the same for those sets of which one item is of that group.
     """
 
     low: Tensor
-    boxes: Sequence[Interval]
+    calm: Sequence[Interval]
     of: Sequence[Tensor]
 
 
@@ -216,10 +216,11 @@ def flip_margins(where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, 
     Cost: that of CROWN, with the m largest of a few numbers for each neuron, and for each weight of a kernel.
     """
     with torch.no_grad():
-        boxes = flip_boxes(where, slots, most, linear)
+        levels = flip_boxes(where, slots, most, linear)
+        boxes, calm = levels[-1], levels[max(0, most - 1)]
         K = where.graph.nodes[-1].shape[0]
         one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
-        base, tops, groups = _lowered(where, boxes, slots, (len(boxes) - 1, one[y] - one[:, None]), most)
+        base, tops, groups = _lowered(where, (boxes, calm), slots, (len(boxes) - 1, one[y] - one[:, None]), most)
         total = torch.cat(tops).topk(min(most, sum(map(len, tops))), 0).values if tops else base.new_zeros(0, *base.shape)
         rest = base - total[: most - 1].sum(0)
 
@@ -227,16 +228,17 @@ def flip_margins(where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, 
             t = torch.where(torch.isfinite(t), t, -torch.inf).transpose(0, 1)
             return t.scatter(1, y.view(-1, *[1] * (t.dim() - 1)).expand(-1, 1, *t.shape[2:]), 0.0)
 
-        return Bounded(settled(base - total.sum(0)), boxes, [settled(rest[..., None] - g) for g in groups])
+        return Bounded(settled(base - total.sum(0)), calm, [settled(rest[..., None] - g) for g in groups])
 
 
 def _lowered(
-    where: Region, boxes: Sequence[Interval], slots: Sequence[Slot], of: tuple[int, Tensor], most: int
+    where: Region, levels: tuple[Sequence[Interval], Sequence[Interval]], slots: Sequence[Slot], of: tuple[int, Tensor], most: int
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(bounds (S, B) without items, and for each slot its largest items (m, S, B) and those of its groups (S, B, groups)).
 
-    of: (a node, linear functions A (S, B or 1, *shape) of it).
+    levels: boxes under `most` items, and under one less.  of: (a node, linear functions A (S, B or 1, *shape) of it).
     """
+    boxes, calm = levels
     heard: dict[int, Tensor] = {}
     low = lowest_over(where.x, *pull_back(Boxed(where, boxes), *of, heard=heard))
     tops: list[Tensor] = []
@@ -248,16 +250,23 @@ def _lowered(
             tops.append(zero)
             groups.append(low.new_zeros(*low.shape, slot.groups))
             continue
-        top, each = weighed(slot, boxes[slot.node.inputs[0]], A, most)
+        top, each = weighed(slot, calm[slot.node.inputs[0]], A, most)
         tops.append(top)
         groups.append(each)
     return low, tops, groups
 
 
-def flip_boxes(where: Region, slots: Sequence[Slot], most: int, linear: bool) -> list[Interval]:
-    """The box of every node's output under at most `most` items."""
-    if not most:
-        return hidden_bounds(where) if linear else interval_bounds(where)
+def flip_boxes(where: Region, slots: Sequence[Slot], most: int, linear: bool) -> list[list[Interval]]:
+    """The boxes of every node's output under at most 0, 1, ..., `most` items."""
+    levels = [hidden_bounds(where) if linear else interval_bounds(where)]
+    for m in range(1, most + 1):
+        levels.append(_next(where, slots, (m, levels[-1]), linear))
+    return levels
+
+
+def _next(where: Region, slots: Sequence[Slot], level: tuple[int, Sequence[Interval]], linear: bool) -> list[Interval]:
+    """The boxes under at most m items.  level: m, and the boxes under one less."""
+    most, calm = level
     nodes, wanted = where.graph.nodes, refined(where)
     by_number: dict[int, list[Slot]] = {}
     for slot in slots:
@@ -267,7 +276,7 @@ def flip_boxes(where: Region, slots: Sequence[Slot], most: int, linear: bool) ->
         box = propagate(node, where, boxes)
         here = by_number.get(i, [])
         if here:
-            sides = [rows(slot, boxes[node.inputs[0]], most) for slot in here]
+            sides = [rows(slot, calm[node.inputs[0]], most) for slot in here]
             fall, rise = (
                 torch.cat(side).topk(min(most, sum(map(len, side))), 0).values.sum(0) for side in zip(*sides, strict=True)
             )
@@ -275,12 +284,15 @@ def flip_boxes(where: Region, slots: Sequence[Slot], most: int, linear: bool) ->
         boxes.append(box)
         moved.append(bool(here) or any(moved[k] for k in node.inputs))
         if linear and i in wanted and any(moved[k] for k in node.inputs):
-            boxes[i] = _met(where, boxes, slots, i, most)
+            boxes[i] = _met(where, (boxes, calm), slots, i, most)
     return boxes
 
 
-def _met(where: Region, boxes: list[Interval], slots: Sequence[Slot], number: int, most: int) -> Interval:
-    """The box of a node met with linear bounds of those elements that are open for some example."""
+def _met(
+    where: Region, levels: tuple[list[Interval], Sequence[Interval]], slots: Sequence[Slot], number: int, most: int
+) -> Interval:
+    """The box of a node met with linear bounds of those elements that are open for some example.  levels: as in `_lowered`."""
+    boxes, _ = levels
     box, node = boxes[number], where.graph.nodes[number]
     lo, hi = box.lo.flatten(1), box.hi.flatten(1)
     chosen = ((lo < 0) & (hi > 0)).any(0).nonzero().flatten()
@@ -293,7 +305,7 @@ def _met(where: Region, boxes: list[Interval], slots: Sequence[Slot], number: in
     for part in chosen.split(size):
         A = lo.new_zeros(len(part), lo.shape[1]).scatter_(1, part[:, None], 1.0).view(len(part), 1, *node.shape)
         for sign, new in ((1, new_lo), (-1, new_hi)):
-            low, tops, _ = _lowered(where, boxes, earlier, (number, sign * A), most)
+            low, tops, _ = _lowered(where, levels, earlier, (number, sign * A), most)
             low = low - torch.cat(tops).topk(min(most, sum(map(len, tops))), 0).values.sum(0)
             old = sign * new[:, part]
             new[:, part] = sign * torch.fmax(old, low.T)

@@ -200,6 +200,17 @@ FAULTS: Mapping[str, FaultModel] = _named((
         "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
         "E.g. Stutz et al., arXiv:2006.13977.",
     )),
+    FaultModel("pcm", "nonsingular.faults.analog:PhaseChange", random=True, card=Card(
+        "Weights as conductance pairs of phase-change memory: programming noise, drift since programming with or without its "
+        "compensation, and 1/f read noise.",
+        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        "Joshi et al., arXiv:1906.03138; Nandakumar et al., ICECS 2019; numbers of aihwkit.",
+    )),
+    FaultModel("reram", "nonsingular.faults.analog:ReRAM", random=True, card=Card(
+        "Weights as conductance pairs of resistive memory, 1 second, 1 day or 2 days after programming.",
+        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        "Wan et al., Nature 608 (2022); fit of aihwkit.",
+    )),
 ))  # fmt: skip
 MODELS: Mapping[str, Entry] = _named(
     (

@@ -128,7 +128,7 @@ class _Search:
 
     def _moved(self, slot: Slot, groups: Tensor, whole: Bounded) -> Tensor:
         """(groups, K) bounds with one flip in each of these groups, and all others anywhere."""
-        fall, rise = rows(slot, whole.boxes[slot.node.inputs[0]], 1)
+        fall, rise = rows(slot, whole.calm[slot.node.inputs[0]], 1)
         reached = slot.reached()[groups]
         return self._added(slot.number, torch.where(reached, -fall[0], 0.0), torch.where(reached, rise[0], 0.0))
 
@@ -148,7 +148,7 @@ class _Search:
 
     def _apart(self, slot: Slot, group: int, whole: Bounded) -> Tensor:
         """(K,) bounds with one flip in this group: its items in ever smaller sets of neighbours, until one is open alone."""
-        items = items_of(slot, group, whole.boxes[slot.node.inputs[0]])
+        items = items_of(slot, group, whole.calm[slot.node.inputs[0]])
         worst = self.where.x.lo.new_full((self.where.graph.nodes[-1].shape[0],), torch.inf)
         if items is None:
             return torch.full_like(worst, -torch.inf)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nonsingular.plain import legible_all
 from nonsingular.report.lines import LEFT, RIGHT, Axis, Line, chart, key_mark
-from nonsingular.report.templating import render
+from nonsingular.report.templating import render, style
 from nonsingular.results.campaign import WAYS, Campaign
 
 
@@ -19,9 +18,8 @@ def campaign_page(results: Mapping[str, Any]) -> str:
     """One self-contained HTML page without scripts: what was found, curves with bands, every number, and how to do it again."""
     results = legible_all(results)
     found, required = Campaign.from_dict(results["campaign"]), results.get("required")
-    style = (files("nonsingular.report") / "templates/page.css").read_text(encoding="utf-8")
     made = render(
-        "campaign.html", title=f"Faults of stored weights: {results['label']} on {results['data']['name']}", style=Markup(style),
+        "campaign.html", title=f"Faults of stored weights: {results['label']} on {results['data']['name']}", style=style(),
         lines=found.lines(required), chart=_chart(found), keys=[(key_mark(k), name) for k, name in enumerate(_names(found))],
         tables=[_table(found, j, required) for j in range(len(found.eps_x))], ways=_ways(found), n=found.n,
         clean=f"{100 * found.clean:.1f} %", chips=len(found.chips), doubts=found.about.get("doubts", []),
@@ -50,7 +48,7 @@ def _chart(found: Campaign) -> Markup | None:
     across = LEFT + 8 + (at - at[0]) / (at[-1] - at[0]) * (RIGHT - LEFT - 16)
     mean, low, high = found.mean(), found.after.min(2), found.after.max(2)
     shown = [Line(name, mean[:, j], low[:, j], high[:, j], j) for j, name in enumerate(_names(found))]
-    axis = Axis(across, [f"{r:g}" for r in rates], Markup("error rate of a stored bit"), "Accuracy over the error rate")
+    axis = Axis(across, [f"{r:g}" for r in rates], escape("error rate of a stored bit"), "Accuracy over the error rate")
     return chart(axis, shown)
 
 

@@ -9,6 +9,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -51,6 +52,11 @@ def card(svg: str, prefix: str) -> tuple[Markup, bool]:
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}", svg[svg.index("<svg") :])
     width = re.search(r'viewBox="0 0 ([0-9.]+)', svg)
     return Markup(svg), bool(width and float(width[1]) > 500)
+
+
+def style() -> Markup:
+    """The style of all pages."""
+    return Markup((files("nonsingular.report") / "templates/page.css").read_text(encoding="utf-8"))
 
 
 def _environment(**options: Any) -> Environment:
