@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nonsingular.certificates.certify import Certificate, certify, decide
     from nonsingular.certificates.flips import certify_flips
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
+    from nonsingular.certificates.rates import RateCertificate, certify_rate
     from nonsingular.certificates.shared import SharedCertificate, certify_shared
     from nonsingular.data.datasets import load
     from nonsingular.data.property import Property
@@ -64,7 +65,7 @@ _HOME = {
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
-    "certify_flips": "certificates.flips",
+    "certify_flips": "certificates.flips", **dict.fromkeys(("RateCertificate", "certify_rate"), "certificates.rates"),
     **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure",
@@ -103,6 +104,7 @@ __all__ = [
     "Perturbation",
     "PhaseChange",
     "Property",
+    "RateCertificate",
     "ReRAM",
     "SharedCertificate",
     "SoundnessError",
@@ -120,6 +122,7 @@ __all__ = [
     "certified_surface",
     "certify",
     "certify_flips",
+    "certify_rate",
     "certify_shared",
     "compare",
     "contours",
