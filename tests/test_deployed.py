@@ -286,6 +286,24 @@ def test_a_sum_that_stands_still_is_not_certified():
         assert ns.certify(model, x, y, ball, bound=bound, deployed="float16+float32").verified
 
 
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_no_weights_for_all_break_more_than_counted_as_computed_in_the_type(kind):
+    torch.manual_seed(1)
+    dtype = PRECISIONS[kind].dtype
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval().to(dtype)
+    x = torch.rand(40, 12).to(dtype)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    ball = ns.JointBall(0.002, 0.006)
+    shared, plain = (ns.certify_shared(model, x, y, ball, bound="crown", deployed=d) for d in (kind, None))
+    assert plain.broken <= shared.broken < len(x)
+    assert shared.deployed == kind
+    for at, weights in points(model, x, y, ball, 16):
+        for logits in computed(model, at, weights):
+            assert int((logits.argmax(1) != y).sum()) <= shared.broken
+
+
 # --- margins near zero -------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +377,7 @@ def test_what_is_verified_does_not_rest_on_how_float64_rounds():
         x, y, ball = torch.ones(1, 4).double(), torch.tensor([0]), ns.JointBall(0.0, 0.0)
         for bound in ROUNDED:
             assert not ns.certify(model, x, y, ball, bound=bound, deployed="float32").verified
+            assert bound == "alpha-crown" or not ns.certify(model, x, y, ball, bound=bound, deployed="float64").verified
             plain += int(sound(bound).load()(model, x, y, ball)[0, 1] > 0)
     assert plain > 0  # without an allowance for rounding
 
@@ -450,7 +469,7 @@ def test_what_nothing_is_known_of_is_refused_by_name(case):
 
 def test_an_unknown_type_is_refused_with_those_that_are_known():
     model = nn.Linear(3, 2).eval()
-    with pytest.raises(ns.InvalidInput, match="deployed is 'float8'; choose one of float32, bfloat16, float16"):
+    with pytest.raises(ns.InvalidInput, match="deployed is 'float8'; choose one of float64, float32, bfloat16, float16"):
         ns.certify(model, torch.rand(1, 3), torch.tensor([0]), ns.JointBall(0.0, 0.0), deployed="float8")
 
 

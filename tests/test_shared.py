@@ -11,7 +11,7 @@ from torch.func import functional_call
 import nonsingular as ns
 from nonsingular.bounds import counting
 from nonsingular.bounds.alpha import ascent
-from nonsingular.bounds.counting import Multipliers, most_broken, multipliers, proven
+from nonsingular.bounds.counting import Multipliers, joined, most_broken, multipliers, proven
 from nonsingular.bounds.interval import region
 from nonsingular.bounds.linear import default_slopes, hidden_bounds
 from nonsingular.bounds.planes import Outer, Planes, _majorant, margins_heard, planes
@@ -180,6 +180,45 @@ def test_the_count_is_less_than_all_where_examples_want_opposite_moves():
     left = torch.randn(40, 200, generator=g).double()
     found = Planes(torch.arange(40), torch.arange(40), 0.8 * left.abs().sum(1), (Outer(left, torch.ones(40, 1).double()),))
     assert 1 <= most_broken(found) < 10
+
+
+def test_examples_are_joined_only_if_no_move_breaks_two_of_them():
+    """A linear program finds the largest share s of their b to which one d takes two planes: both break if s >= 1."""
+    optimize = pytest.importorskip("scipy.optimize")
+    apart = together = 0
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        example = torch.tensor([0, 0, 1, 2, 3, 3, 4, 5])  # two of them have two planes
+        found = Planes(
+            example,
+            example,
+            torch.zeros(8).double(),
+            (Outer(torch.randn(8, 6, generator=g).double(), torch.ones(8, 1).double()),),
+        )
+        found = replace(found, at_zero=found.steepest() * (0.6 + 0.35 * torch.rand(8, generator=g)))
+        owner, count = joined(found, example, 6)
+        assert sorted(owner.unique().tolist()) == list(range(count))
+        H = (found.blocks[0].laid_out() / found.at_zero[:, None]).numpy()
+        for p, q in itertools.combinations(range(8), 2):
+            if example[p] == example[q]:
+                assert owner[p] == owner[q]
+                continue
+            rows = [[*-H[p], 1.0], [*-H[q], 1.0]]  # s <= t_p / b_p, s <= t_q / b_q
+            best = optimize.linprog([0.0] * 6 + [-1.0], A_ub=rows, b_ub=[0.0, 0.0], bounds=[(-1, 1)] * 6 + [(None, None)])
+            apart += int(owner[p] == owner[q])
+            together += int(-best.fun >= 1)
+            assert owner[p] != owner[q] or -best.fun < 1
+    assert apart >= 5 and together >= 5
+
+
+def test_three_examples_that_want_moves_at_right_angles_count_once():
+    """b = 0.9 |H|_1 and H from rows of a Hadamard matrix: |(H_p + H_q) / 2|_1 is half of |H|_1, so no two break at once."""
+    H = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]]).double()
+    found = Planes(torch.arange(3), torch.arange(3), torch.full((3,), 0.9 * 4).double(), (Outer(H, torch.ones(3, 1).double()),))
+    assert joined(found, torch.arange(3), 3)[1] == 1
+    assert most_broken(found) <= 1
+    easy = replace(found, at_zero=torch.full((3,), 0.45 * 4).double())  # any two break at once
+    assert joined(easy, torch.arange(3), 3)[1] == 3
 
 
 def test_a_count_by_hand():

@@ -6,6 +6,8 @@ import json
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import nonsingular as ns
 from nonsingular import report
 from nonsingular.catalog import BOUNDS
 from nonsingular.certificates.shared import counted
+from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput, SharedSoundnessError, SoundnessError
 from nonsingular.evaluation import shared as evaluation
 from nonsingular.evaluation.attacked import evaluate
@@ -24,10 +27,12 @@ from nonsingular.evaluation.clock import Clock, Seen
 from nonsingular.evaluation.estimate import Plan
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.models.architectures import mlp
+from nonsingular.network.precision import PRECISIONS
 from nonsingular.report.summary import Seeds, read
 from nonsingular.report.table import model_rows, surface_table
 from nonsingular.results.gates import Gate
 from nonsingular.results.surface import Surface
+from nonsingular.settings import Deployed
 from nonsingular.threat.grid import Grid
 
 COLUMNS, ROWS = (0.0, 0.03), (0.0, 0.03, 0.06)
@@ -86,6 +91,44 @@ def test_each_number_is_that_of_certify_shared_or_of_a_larger_ball(found):
     assert (found.shared.broken <= each).all()
     assert (found.shared.broken[0] == found.certified.broken[0]).all()  # no weight moves
     assert (found.shared.broken[1:] == each[1:]).any()
+
+
+def test_the_type_that_the_network_is_computed_in_reaches_every_reader(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--data", "digits", "--epochs", "2", "--hidden", "8", "--lr", "0.01", "--out", "net", "--quiet"]
+    assert main(train) == 0
+    grid = ["net", "--limit", "10", "--eps-x", "0,0.02", "--eps-w", "0,0.005", "--workers", "1", "--quiet"]
+    how = ["--certify", "crown", "--scope", "dataset", "--deployed", "float32"]
+    assert main(["evaluate", *grid, *how, "--out", "run"]) == 0
+    (surface,) = json.loads(Path("run/results.json").read_text())["models"]["net"]["surfaces"]
+    assert [surface[k]["about"]["deployed"] for k in ("shared", "certified")] == ["float32"] * 2
+    assert "deployed" not in surface["about"]  # attacks run as the model does
+    for name in ("report.html", "report.md"):
+        text = Path("run", name).read_text()
+        assert "as computed in float32" in text and "every attack, in exact arithmetic" not in text
+    assert main(["verify", "run", "--recompute-certificates", "all"]) == 0
+    assert main(["certify", *grid, "--deployed", "float64", "--accuracy", "0.5", "--out", "c"]) == 0
+    assert main(["verify", "c"]) == 0
+    assert main(["certify", *grid, "--out", "d"]) == 0
+    assert "deployed" not in Path("d/config.yaml").read_text()  # as runs of the first release have it
+    capsys.readouterr()
+    exact, rounded = (json.loads(Path(run, "results.json").read_text()) for run in ("c", "d"))
+    assert any("as computed in float64" in why for why in report.differences(exact, rounded))
+    for argv, said in (
+        (
+            ["evaluate", *grid, "--deployed", "float32"],
+            "error: deployed is 'float32', which only certificates know; give certify",
+        ),
+        (["certify", *grid, "--deployed", "float8"], "'float16+float32'"),
+        (["certify", *grid, "--deployed", "float32", "--bound", "theorem1"], "no term for the rounding of a deployed network"),
+    ):
+        assert main([*argv, "--out", "never"]) == 2
+        assert said in capsys.readouterr().err
+    assert not Path("never").exists()
+
+
+def test_settings_know_the_types_that_bounds_know():
+    assert set(get_args(Deployed)) == set(PRECISIONS)
 
 
 def test_scope_sample_and_runs_without_certificates_have_none():

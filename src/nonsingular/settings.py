@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -28,6 +29,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 
 AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
+Deployed = Literal["float64", "float32", "bfloat16", "float16", "bfloat16+float32", "float16+float32"]
 BoundName = Annotated[
     str, AfterValidator(lambda name: known({b: BOUNDS[b] for b in BOUNDS if b not in UNSOUND}, name, "sound bound"))
 ]
@@ -66,17 +68,8 @@ def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
-def parse_weight_radii(value: Any) -> Any:
-    """'fc1.weight=0.01,fc2.weight=0.002' -> a mapping of radii by tensor; otherwise as `parse_grid`."""
-    return _named_radii(value, "tensor=radius; write fc1.weight=0.01,fc2.weight=0.002")
-
-
-def parse_input_radii(value: Any) -> Any:
-    """'age=2,income=500' -> a mapping of radii by column; otherwise as `parse_grid`."""
-    return _named_radii(value, "column=radius; write age=2,income=500, or *=0.1,sex=0")
-
-
-def _named_radii(value: Any, expected: str) -> Any:
+def named_radii(value: Any, expected: str) -> Any:
+    """'age=2,income=500' -> a mapping of radii by name; otherwise as `parse_grid`."""
     if isinstance(value, str) and "=" in value:
         try:
             return {name.strip(): float(radius) for name, radius in (item.rsplit("=", 1) for item in value.split(","))}
@@ -118,20 +111,18 @@ ONE, MANY, NAMED = BRANCHES = ("one of", "some of", "named of")
 ByColumn = dict[str, Annotated[Annotated[Radius, Tag(ONE)] | Annotated[tuple[Radius, Radius], Tag(MANY)], Discriminator(_form)]]
 InputGrid = Annotated[
     Annotated[Annotated[Grid, Tag(MANY)] | Annotated[ByColumn, Tag(NAMED)], Discriminator(_named)],
-    BeforeValidator(parse_input_radii),
+    BeforeValidator(partial(named_radii, expected="column=radius; write age=2,income=500, or *=0.1,sex=0")),
 ]
 Names = Annotated[tuple[str, ...], Field(min_length=2), BeforeValidator(parse_names)]
 WeightGrid = Annotated[
     Annotated[Annotated[Grid, Tag(MANY)] | Annotated[dict[str, Radius], Tag(NAMED)], Discriminator(_named)],
-    BeforeValidator(parse_weight_radii),
+    BeforeValidator(partial(named_radii, expected="tensor=radius; write fc1.weight=0.01,fc2.weight=0.002")),
 ]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(parse_names)]
 Limit = Annotated[
     Annotated[int, Field(ge=1)] | None,
     BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "all") else v),
 ]
-
-
 End = Annotated[float, Field(allow_inf_nan=False)]
 Domain = Annotated[tuple[End, End] | Literal["none"] | None, AfterValidator(_ordered), BeforeValidator(parse_domain)]
 
@@ -140,6 +131,13 @@ class Settings(BaseModel):
     """Frozen; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Settings newer than the first runs: left out where they change nothing, so that files and hashes of those stay the same."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in written(self).items() if k not in self.LATER or getattr(self, k) != fields[k].default}
 
 
 def _said(description: str, default: Any = ..., **limits: Any) -> Any:
@@ -181,12 +179,6 @@ class Recipe(Settings):
     momentum: float = _said("Of sgd. Default: 0.", 0.0, ge=0, lt=1)
 
     LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
-    """Settings newer than the first runs: left out where they change nothing, so that files and hashes of those stay the same."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {k: v for k, v in written(self).items() if k not in self.LATER or getattr(self, k) != fields[k].default}
 
 
 class Network(Settings):
@@ -282,6 +274,11 @@ class GridSettings(ModelSettings):
     relative: bool = _said(
         "Weight radii are multiples of the largest |weight| of each tensor. Default: no, unless --eps-w is chosen for you.", False
     )
+    deployed: Deployed | None = _said(
+        "Certify the network as computed in float32, bfloat16, float16, bfloat16+float32, float16+float32 (sums in float32) or "
+        "float64, in any order of summation. Default: its exact function.", None,
+    )  # fmt: skip
+    LATER: ClassVar = ("deployed",)
 
 
 class EvaluateSettings(GridSettings):

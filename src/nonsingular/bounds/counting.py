@@ -13,6 +13,13 @@ l_k and eigenvectors u_k of s H D^-1 H' s, and any sigma above all l_k,
 
 Any theta, c, D and sigma are sound.  They come from the worst second moments of d that a matrix of low rank finds (float32).
 Tail of t_p at given moments: Cantelli's inequality.
+
+Of some pairs of examples no d breaks both.  If planes p and q both reach b_p, b_q > 0, then for any mu in [0, 1]
+
+    1  <=  mu t_p / b_p + (1 - mu) t_q / b_q  <=  |mu H_p / b_p + (1 - mu) H_q / b_q|_1,
+
+so a norm below 1 rules that out.  Where it is for all planes of two examples, at most one of these breaks; and at most one of a
+set of examples of which any two are such a pair.
 """
 
 from __future__ import annotations
@@ -35,6 +42,13 @@ TOGETHER = 2000
 SLACK = 1e-6
 """What is added to a count, relatively too: far above what rounding in float64 moves it by."""
 
+HARD = 0.55
+"""Examples are compared if all their planes keep at least this share of |H_p|_1: others move too easily to exclude any."""
+MIXES = (0.5, 0.35)
+"""The mu that are tried, and 1 - mu."""
+MOST = 2**26
+"""Numbers of H that are laid out at once, 4 bytes each.  Examples beyond are not compared; the hardest to break come first."""
+
 
 @dataclass(frozen=True, eq=False)
 class Multipliers:
@@ -56,7 +70,10 @@ def most_broken(planes: Planes) -> float:
     lost = torch.zeros(count, dtype=torch.bool, device=owner.device)
     lost[owner[~(planes.at_zero > 0)]] = True
     total = float(lost.sum())
-    for group in _groups(torch.bincount(owner, minlength=count) * ~lost):
+    open_ = (~lost[owner]).nonzero().flatten()
+    planes = planes[open_]
+    owner, count = joined(planes, owner[open_].unique(return_inverse=True)[1], count - int(lost.sum()))
+    for group in _groups(torch.bincount(owner, minlength=count)):
         at = torch.isin(owner, group).nonzero().flatten()
         total += _counted(planes[at], torch.searchsorted(group, owner[at]), len(group))
     return total
@@ -145,3 +162,67 @@ def _lowest(f: Callable[[float], float], lo: float, hi: float) -> float:
         else:
             a = left
     return math.exp((a + b) / 2)
+
+
+# --- examples that exclude each other ---------------------------------------------------------------------------------------
+
+
+def joined(planes: Planes, owner: Tensor, count: int) -> tuple[Tensor, int]:
+    """(owner (P,), count) with examples of which at most one can break as one.
+
+    planes: with at_zero > 0.  owner: (P,) to which of `count` examples each belongs.
+    Cost: P^2 / 2 norms of all moving weights, P the planes of the examples that are compared: seconds for 300.
+    """
+    size = sum(o.left.shape[1] * o.right.shape[1] for o in planes.blocks)
+    share = planes.at_zero / planes.steepest().clamp(min=1e-300)
+    least = torch.full((count,), torch.inf, dtype=share.dtype, device=share.device).scatter_reduce(0, owner, share, "amin")
+    order = least.argsort(descending=True)
+    planes_up_to = torch.bincount(owner, minlength=count)[order].cumsum(0)
+    compared = order[(least[order] >= HARD) & (planes_up_to * size <= MOST)]
+    if len(compared) < 2:
+        return owner, count
+    at = torch.isin(owner, compared).nonzero().flatten()
+    apart = _apart(planes[at], size)
+    _, local = owner[at].unique(return_inverse=True)
+    group = torch.arange(count, device=owner.device)
+    names = owner[at].unique()
+    for clique in _cliques(_all_of(apart, local, len(names)), least[names]):
+        group[names[clique]] = names[clique[0]]
+    _, owner = group[owner].unique(return_inverse=True)
+    return owner, int(owner.max()) + 1
+
+
+def _apart(planes: Planes, size: int) -> Tensor:
+    """(P, P) whether no d takes both planes to 0."""
+    planes = planes.to(torch.float32)
+    H = torch.cat([o.laid_out() for o in planes.blocks], 1).div_(planes.at_zero[:, None])
+    below = 1 - (size + 8) * torch.finfo(H.dtype).eps  # a sum of that many numbers that are not negative, in any order
+    found = torch.zeros(len(H), len(H), dtype=torch.bool, device=H.device)
+    for mu in MIXES:
+        found |= torch.cdist(mu * H, (mu - 1) * H, p=1.0) < below
+    return found | found.T
+
+
+def _all_of(apart: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(count, count) whether all planes of two examples are apart."""
+    of = torch.zeros(count, len(owner), device=owner.device)
+    of[owner, torch.arange(len(owner), device=owner.device)] = 1
+    return ((of @ (~apart).float() @ of.T) == 0).fill_diagonal_(False)
+
+
+def _cliques(apart: Tensor, hardness: Tensor) -> list[Tensor]:
+    """Sets of two or more examples of which any two are apart, none in two of them: greedy, the easiest to break first."""
+    found: list[Tensor] = []
+    left = torch.ones(len(apart), dtype=torch.bool, device=apart.device)
+    for first in hardness.argsort().tolist():
+        if not left[first]:
+            continue
+        members, fits = [first], apart[first] & left
+        while fits.any():
+            degree = apart[:, fits].sum(1).masked_fill(~fits, -1)
+            members.append(int(degree.argmax()))
+            fits = fits & apart[members[-1]]
+        if len(members) > 1:
+            found.append(torch.tensor(members, device=apart.device))
+            left[members] = False
+    return found

@@ -46,6 +46,10 @@ class Outer:
         """(n, m, R): the derivative of sum_p weight_pr times(d)_pr, weight (P, R)."""
         return torch.stack([self.left.T @ (self.right * w[:, None]) for w in weight.T], 2)
 
+    def laid_out(self) -> Tensor:
+        """(P, n m) the falls for each element of d."""
+        return (self.left[:, :, None] * self.right[:, None]).flatten(1)
+
     def gram(self, D: Tensor) -> Tensor:
         """(P, P) inner products, each element divided by D (n, m)."""
         size = max(1, 2**24 // max(1, len(self.left) * self.right.shape[1]))
@@ -86,6 +90,10 @@ class Planes:
     def spread(self) -> Tensor:
         """(P,) |fall|_2: its standard deviation at d of independent random signs."""
         return sum(((o.left**2).sum(1) * (o.right**2).sum(1) for o in self.blocks), torch.zeros_like(self.at_zero)).sqrt()
+
+    def steepest(self) -> Tensor:
+        """(P,) |fall|_1: how far L can fall."""
+        return sum((o.left.abs().sum(1) * o.right.abs().sum(1) for o in self.blocks), torch.zeros_like(self.at_zero))
 
     def where(self, keep: Tensor, others: Planes) -> Planes:
         """These planes where `keep` (P,) is true, elsewhere the others of the same margins."""

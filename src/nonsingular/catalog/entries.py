@@ -23,7 +23,10 @@ class Card:
 
 
 UPPER = "Upper bound of robust accuracy: what it did not break may still break."
-LOWER = "Lower bound of robust accuracy in every scope: what is certified cannot be broken inside the ball, in exact arithmetic."
+LOWER = (
+    "Lower bound of robust accuracy in every scope: what is certified cannot be broken inside the ball, in exact arithmetic or "
+    "as computed in the type that --deployed names."
+)
 ANY = "As the scope says: each example alone (sample), a batch, or all examples (dataset)."
 ALONE = "No sharing: each example is proven against the worst weights for it alone, which covers every scope."
 NO_WEIGHTS = "It does not move weights."

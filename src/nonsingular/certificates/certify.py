@@ -73,9 +73,11 @@ def certify(
     bound: a sound bound of the catalog; by default the best of all of them, cheapest first, until each example is decided.
     dtype: in which the bound is computed.  In float32, about twice as fast on a CPU, what rounding can do (bounds/rounding.py) is
         taken off, and examples that it leaves open are computed again in float64.
-    deployed: "float32", "bfloat16", "float16", or the last two with "+float32" (sums in float32): the network as computed in that
-        type, in any order of summation (docs/certificates/README.md: under which assumptions).  None: its exact function.
-    Guarantee: that of the bound, in exact arithmetic; with `deployed`, the rounding of the bound is taken off, too.
+    deployed: "float64", "float32", "bfloat16", "float16", or the last two with "+float32" (sums in float32): the network as
+        computed in that type, in any order of summation (docs/certificates/README.md: under which assumptions).  None: its exact
+        function.
+    Guarantee: that of the bound, in exact arithmetic.  With `deployed` the rounding of the bound is taken off, too, and the exact
+        function is covered beside the computed one; "float64" is the least that does so.
     A bound that is not finite verifies nothing.  Cost: that of the bound.
     Raises UnsupportedModel if the bound has no rule for a part of the model, or none for its rounding, InvalidInput for a bound
     that is not sound.

@@ -28,7 +28,7 @@ from nonsingular.network.margins import worst_margin
 from nonsingular.network.precision import precision
 from nonsingular.network.preconditions import warn
 from nonsingular.results.files import Log
-from nonsingular.results.surface import Cell, Surface, pack, unpack
+from nonsingular.results.surface import Cell, Surface, arithmetic, pack, unpack
 from nonsingular.threat.ball import Moves
 from nonsingular.threat.grid import Grid
 
@@ -110,8 +110,8 @@ class Proven:
             raise SoundnessError(int(k), *self.grid.radii(i, j), 0.0, float(margins[i, j, k]))
         lost = int((self.held & (margins <= 0)).any((0, 1)).sum())
         doubts = (
-            f"{lost} examples are certified in exact arithmetic and lost by an attack in the model's own precision: rounding. "
-            "They are not counted as certified.",
+            f"{lost} examples are certified {arithmetic(self.about)} and lost by an attack in the model's own precision: "
+            "rounding. They are not counted as certified.",
         )  # fmt: skip
         return replace(self, held=self.held & (margins > 0), doubts=doubts if lost else ())
 

@@ -108,7 +108,7 @@ class Clock:
             small = plan.grid.ball(*(min(1, size - 1) for size in plan.grid.shape))
             pieces.append(("attack", "one example at one point of the grid", lambda some: rehearse(some, method, small)))
         if (bound := plan.bound) is not None:
-            prove = Prover(plan.case.network, bound.name)
+            prove = Prover(plan.case.network, bound.name, deployed=plan.case.deployed)
             of_one = f"the bound '{bound.name}' of one example"
             pieces.append(("certificates", of_one, lambda some: prove(some.x, some.y, plan.grid.largest)))
         for name, what, run in pieces:
@@ -162,7 +162,8 @@ class Clock:
                 shared = 0.0 if plan.method.scope == "sample" else self._shared(case, grid, held, accuracy)
         if plan.bound and plan.fronts:
             bound, ball = plan.bound.name, grid.largest
-            fronts = timed(lambda: certified_front(case.network, case.x, case.y, ball, eps_x=grid.eps_x, bound=bound))
+            front = partial(certified_front, eps_x=grid.eps_x, bound=bound, deployed=case.deployed)
+            fronts = timed(lambda: front(case.network, case.x, case.y, ball))
         return Stage(
             n, fine, time.perf_counter() - started, len(grid.points), attack, proof * denser, fronts * whole[1] / grid.shape[1],
             _whole(accuracy, at, whole), shared,
@@ -176,7 +177,7 @@ class Clock:
         if not todo:
             return 0.0
         _, i, j = todo[len(todo) // 2]
-        known = Known(self.plan.bound.name, torch.from_numpy(held[i, j].copy()).to(case.x.device))
+        known = Known(self.plan.bound.name, torch.from_numpy(held[i, j].copy()).to(case.x.device), deployed=case.deployed)
         took = timed(lambda: counted(case.network, case.x, case.y, grid.ball(i, j), known))
         return took * len(todo) * len(self.plan.grid.points) / len(grid.points)
 
@@ -377,7 +378,7 @@ def probed_certificates(plan: Plan, clock: Clock, bounds: Sequence[str]) -> Iter
             if took * dearer > max(clock.left, 1.0):
                 return
         try:
-            last = partial(Prover(one.network, bound), one.x, one.y, ball)
+            last = partial(Prover(one.network, bound, deployed=plan.case.deployed), one.x, one.y, ball)
             took = timed(last)
             yield bound, None
         except (UnsupportedModel, InvalidInput) as e:

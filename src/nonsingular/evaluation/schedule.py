@@ -81,7 +81,7 @@ def _challenge(case: Case, grid: Grid, method: Method, held: Held) -> None:
         margin = attained(logits_at(case.network, point.check(case.network, some.x, ball)), some.y)
         for k in (margin < -torch.from_numpy(tolerance(some)).to(margin.device)).nonzero().flatten():
             one = some.part(k[None])
-            lower = worst_margin(Prover(case.network, bound.name)(one.x, one.y, ball), one.y)
+            lower = worst_margin(Prover(case.network, bound.name, deployed=case.deployed)(one.x, one.y, ball), one.y)
             raise SoundnessError(int(here[k]), *grid.radii(i, j), float(lower), float(margin[k]))
 
 

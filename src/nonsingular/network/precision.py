@@ -60,6 +60,7 @@ def _of(name: str, dtype: torch.dtype, sums: torch.dtype | None = None) -> Preci
 PRECISIONS = {
     kind.name: kind
     for kind in (
+        _of("float64", torch.float64),
         _of("float32", torch.float32),
         _of("bfloat16", torch.bfloat16),
         _of("float16", torch.float16),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nonsingular.report.summary import read
+from nonsingular.results.surface import arithmetic
 
 Results = Mapping[str, Any]
 
@@ -49,6 +50,9 @@ def differences(a: Results, b: Results) -> list[str]:
     ):  # fmt: skip
         if about_a.get(key) != about_b.get(key):
             found.append(f"{what}: {about_a.get(key)} and {about_b.get(key)}")
+    kinds = [_deployed(r) for r in (a, b)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        found.append(f"arithmetic of the certificates: {kinds[0]} and {kinds[1]}")
     if attacked_a and attacked_b and a.get("scope") != b.get("scope"):
         found.append(f"scope, that is who shares W': {a.get('scope')} and {b.get('scope')}")
     return found
@@ -58,6 +62,13 @@ def _first(results: Results) -> tuple[Mapping[str, Any], bool]:
     """The record `about` of the first surface, and whether it is attacked."""
     surface = next(iter(results["models"].values()))["surfaces"][0]
     return surface["about"], surface.get("kind", "attacked") == "attacked"
+
+
+def _deployed(results: Results) -> str | None:
+    """The arithmetic in which its certificates hold; None without any."""
+    surface = next(iter(results["models"].values()))["surfaces"][0]
+    proven = surface if surface.get("kind") == "certified" else surface.get("certified")
+    return None if proven is None else arithmetic(proven["about"])
 
 
 def _data(results: Results) -> str:

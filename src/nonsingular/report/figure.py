@@ -29,6 +29,7 @@ from nonsingular.report.summary import (
     KINDS,
     LOOSER,
     Seeds,
+    arithmetics,
     between,
     every_surface,
     how,
@@ -176,7 +177,7 @@ def _caption(runs: Sequence[Seeds]) -> str:
     if "certified" in kinds:
         text += " Attacked: an upper bound of robust accuracy." if "attacked" in kinds else ""
         text += " Shared: a lower bound where examples share W', for every attack." if "shared" in kinds else ""
-        text += " Certified: a lower bound of robust accuracy for every attack, in exact arithmetic."
+        text += f" Certified: a lower bound of robust accuracy for every attack, {arithmetics(surfaces)}."
     text += units(surfaces)
     if most > 1:
         counts = ", ".join(dict.fromkeys(str(len(r.surfaces)) for r in runs)) + " " if "certified" in kinds else ""

@@ -20,14 +20,15 @@ from nonsingular.report.explorer import NAMES, explorer
 from nonsingular.report.meaning import meaning
 from nonsingular.report.single import by_class, first_to_break
 from nonsingular.report.summary import (
-    BOUNDS,
     Model,
     Seeds,
     between,
+    deployed_of,
     every_surface,
     kinds_of,
     read,
     seed_count,
+    sides,
     telling,
 )
 from nonsingular.report.table import Rows, claim_rows, doubt_lines, front_rows, masking_lines, model_rows, setting
@@ -70,7 +71,7 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> dict[str,
     entries = list(zip([m.title for m in models], results["models"].values(), strict=True))
     classes = results["data"].get("classes", ())
     kinds = kinds_of(m.runs for m in models)
-    notes = [*setting(results), BOUNDS[kinds]]
+    notes = [*setting(results), sides(m.runs for m in models)]
     if any(len(m.seeds) > 1 for m in models):
         notes.append("Accuracies are means over the seeds; an interval spans those of the seeds.")
     return {
@@ -81,7 +82,7 @@ def _group(results: Mapping[str, Any], radii_svg: str, number: int) -> dict[str,
         "by_class": by_class(entries, classes),
         "first_to_break": first_to_break(entries, classes, results["data"].get("columns", ())),
         "surfaces": [_surface(m) for m in models], "surfaces_hint": _hint(kinds), "methods": _methods(models),
-        "meaning": meaning(kinds, fronts=any(m.fronts for m in models)),
+        "meaning": meaning(kinds, fronts=any(m.fronts for m in models), deployed=deployed_of(m.runs for m in models)),
         "command": str(results.get("command", "")), "record": _record(results),
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 from nonsingular.plain import legible_all
 from nonsingular.report.compare import statement
 from nonsingular.report.single import class_rows
-from nonsingular.report.summary import BOUNDS, Model, kinds_of, read
+from nonsingular.report.summary import Model, kinds_of, read, sides
 from nonsingular.report.table import claim_rows, doubt_lines, front_rows, masking_lines, model_rows, setting
 from nonsingular.report.templating import render
 from nonsingular.report.verdict import areas, remarks, verdict
@@ -34,7 +34,7 @@ def _group(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "verdict": verdict(results, models), "doubts": doubt_lines(models), "also": f"{areas(models)} {remarks(models)}",
         "setting": setting(results), "models": model_rows(models),
-        "bounds": BOUNDS[kinds] if "certified" in kinds else "", "seeds": any(len(m.seeds) > 1 for m in models),
+        "bounds": sides(m.runs for m in models) if "certified" in kinds else "", "seeds": any(len(m.seeds) > 1 for m in models),
         "sections": [_section(m, e, classes) for m, e in zip(models, results["models"].values(), strict=True)],
         "claims": claim_rows(results), "command": str(results.get("command", "")).splitlines(),
     }  # fmt: skip

@@ -24,6 +24,12 @@ CERTIFIED = {
     "parameters that were held fixed (domain and moves, with every number above).",
 }
 
+DEPLOYED = {
+    "Not covered by a certificate": "It is of the network as computed in {}, in any order of summation, under assumptions on the "
+    "library that the documentation lists. Not covered are other examples than these, inputs outside the range of the data, and "
+    "parameters that were held fixed (domain and moves, with every number above).",
+}
+
 SHARED = {
     "Shared certificates": "The share of examples that hold at once, at least, where they share the moved weights, as in one "
     "faulty device. No single set of weights within ε_w breaks more than the rest, each example with its worst input values "
@@ -60,10 +66,15 @@ CERTIFIED_RISES = {
 }
 
 
-def meaning(kinds: Sequence[str], *, fronts: bool) -> dict[str, str]:
-    """Word -> what it means, for a page with these kinds of accuracy, and with or without fronts."""
+def meaning(kinds: Sequence[str], *, fronts: bool, deployed: str | None = None) -> dict[str, str]:
+    """Word -> what it means, for a page with these kinds of accuracy, and with or without fronts.
+
+    deployed: the type in which the networks are computed that are certified; None: exactly.
+    """
     attacked, certified, shared = "attacked" in kinds, "certified" in kinds, "shared" in kinds
     told = {("Attacked accuracy" if certified and k == "Accuracy" else k): v for k, v in ATTACKED.items()} if attacked else {}
     told |= (SHARED if shared else {}) | (CERTIFIED if certified else {}) | (SANDWICH if attacked and certified else {})
+    if certified and deployed is not None:
+        told |= {k: text.format(deployed) for k, text in DEPLOYED.items()}
     told |= (RADII if fronts else {}) | AUC
     return told | (RISES if attacked else {}) | (CERTIFIED_RISES if certified else {})

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import FORMAT, SHARERS, Surface
+from nonsingular.results.surface import FORMAT, SHARERS, Surface, arithmetic
 
 KINDS = ("attacked", "shared", "certified")
 """Kinds of accuracy, from upper bounds down: no later one lies above an earlier one."""
@@ -196,10 +196,33 @@ def how(surfaces: Iterable[Surface]) -> str:
     every = list(surfaces)
     attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
     shared = dict.fromkeys(
-        f"shared: certified by {s.attack} and a count, one W' for {SHARERS[s.scope]}" for s in every if s.kind == "shared"
+        f"shared: certified by {s.attack} and a count, one W' for {SHARERS[s.scope]}{_deployed(s)}"
+        for s in every
+        if s.kind == "shared"
     )
-    bounds = dict.fromkeys(f"certified by {s.attack}, in every scope" for s in every if s.kind == "certified")
+    bounds = dict.fromkeys(f"certified by {s.attack}, in every scope{_deployed(s)}" for s in every if s.kind == "certified")
     return "; ".join([*attacks, *shared, *bounds])
+
+
+def _deployed(s: Surface) -> str:
+    return f", {arithmetic(s.about)}" if s.about.get("deployed") else ""
+
+
+def arithmetics(surfaces: Iterable[Surface]) -> str:
+    """In which arithmetic the certificates among these hold."""
+    return " or ".join(dict.fromkeys(arithmetic(s.about) for s in surfaces if s.kind != "attacked"))
+
+
+def deployed_of(runs: Iterable[Seeds]) -> str | None:
+    """The types that certificates take the networks to be computed in; None if some are of exact functions."""
+    kinds = dict.fromkeys(s.about.get("deployed") for s in every_surface(runs) if s.kind != "attacked")
+    return " or ".join(map(str, kinds)) if all(kinds) and kinds else None
+
+
+def sides(runs: Iterable[Seeds]) -> str:
+    """On which side of the true accuracy those shown lie, in a sentence or two."""
+    every = list(runs)
+    return BOUNDS[kinds_of(every)].format(arithmetic=arithmetics(every_surface(every)))
 
 
 def every_surface(runs: Iterable[Seeds]) -> list[Surface]:
@@ -212,11 +235,11 @@ BOUNDS: Mapping[tuple[str, ...], str] = {
     ("attacked",): "An attack gives an upper bound of robust accuracy; it does not prove robustness.",
     (
         "certified",
-    ): "A certificate gives a lower bound of robust accuracy: it holds in every scope and for every attack, in exact arithmetic.",
+    ): "A certificate gives a lower bound of robust accuracy: it holds in every scope and for every attack, {arithmetic}.",
     ("attacked", "certified"): "Robust accuracy lies between the two: an attack gives an upper bound, a certificate a lower "
-    "bound, in every scope and for every attack, in exact arithmetic.",
+    "bound, in every scope and for every attack, {arithmetic}.",
     KINDS: "Robust accuracy lies between the first two: an attack gives an upper bound, shared certificates a lower bound where "
-    "examples share W', for every attack, in exact arithmetic. Certified accuracy is a lower bound in every scope.",
+    "examples share W', for every attack, {arithmetic}. Certified accuracy is a lower bound in every scope.",
 }
 """Kinds of the accuracies shown -> on which side of the true one they lie."""
 

@@ -51,7 +51,7 @@ def compare(first: Surface, second: Surface, *, seed: int = 0) -> Comparison:
     for what, one, other in (
         ("eps_x", first.eps_x, second.eps_x), ("eps_w", first.eps_w, second.eps_w), ("kind", first.kind, second.kind),
         ("scope", first.scope, second.scope), ("examples", first.n, second.n),
-        *((key, first.about.get(key), second.about.get(key)) for key in ("eps_x_per_element", "eps_w_per_tensor")),
+        *((key, first.about.get(key), second.about.get(key)) for key in ("eps_x_per_element", "eps_w_per_tensor", "deployed")),
         ("data_sha256", first.about.get("data_sha256"), second.about.get("data_sha256")),
     ):  # fmt: skip
         if one != other:

@@ -27,6 +27,16 @@ SHARERS = {"batch": "each batch", "dataset": "all examples"}
 """Scope -> who shares W'."""
 
 
+def arithmetic(about: Mapping[str, Any]) -> str:
+    """In which arithmetic a certified surface holds, as its record says.
+
+    >>> arithmetic({}), arithmetic({"deployed": "float32"})
+    ('in exact arithmetic', 'as computed in float32')
+    """
+    kind = about.get("deployed")
+    return "in exact arithmetic" if kind is None else f"as computed in {kind}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """Outcome of one method on one model at one point of the grid."""
@@ -212,6 +222,7 @@ class Surface:
         ]
         how = f"scope {self.scope}, attack {self.attack}" if self.kind == "attacked" else f"certified by {self.attack}"
         how += f", one W' for {SHARERS[self.scope]}" if self.kind == "shared" else ""
+        how += f", {arithmetic(self.about)}" if self.about.get("deployed") else ""
         tail = (
             f"AUC {self.auc:.3f} (eps_w = {self.eps_w[0]:g}: {self.auc_x:.3f}, eps_x = {self.eps_x[0]:g}: {self.auc_w:.3f}); "
             f"accuracy in % of {self.n} examples, {how}"

@@ -94,7 +94,7 @@ class Job:
         self.seen = looked_at(case, unit) if quick else torch.arange(len(case), device=case.x.device)
         some = case.part(self.seen)
         doubts = (*told, *check_inputs(some.network, some.x, some.y, unit, classes=len(self.data.classes)))
-        self.case = replace(case, name=settings.label, doubts=doubts)
+        self.case = replace(case, name=settings.label, doubts=doubts, deployed=settings.deployed)
         domain = "none" if domain is None else domain
         self.settings = settings.model_copy(
             update={
@@ -111,6 +111,8 @@ class Job:
     def about(self) -> list[str]:
         """What to check before the run: the order of the classes, one logit, the columns that move."""
         told = [self.data.order]
+        if (kind := self.case.deployed) is not None:
+            told.append(f"certificates are of the network as computed in {kind}, in any order of summation")
         if flat_of(self.case.network) is not None:
             told.append("the model returns one logit: above 0 is class 1")
         if self.input_radii:
@@ -192,6 +194,8 @@ class Attacked(Job):
     def __init__(
         self, settings: EvaluateSettings, *, quick: bool = False, on_loaded: Callable[[], None] = lambda: None
     ) -> None:  # fmt: skip
+        if settings.deployed is not None and settings.certify is None:
+            raise InvalidInput(f"deployed is '{settings.deployed}', which only certificates know; give certify, too")
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
         self.method = Method.of(settings.attack, settings.scope, settings.batch_size)
         self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
@@ -286,7 +290,9 @@ def _front(kind: type[Certified], settings: str, model_sha256: str, span: Span) 
 
 def _front_of(job: Certified, span: Span) -> Front:
     some, ball = job.case.part(slice(*span)), job.grid.at((1.0, job.grid.eps_w[-1]))
-    return certified_front(some.network, some.x, some.y, ball, eps_x=job.grid.eps_x, bound=job.bound.name)
+    return certified_front(
+        some.network, some.x, some.y, ball, eps_x=job.grid.eps_x, bound=job.bound.name, deployed=job.case.deployed
+    )
 
 
 def _parts(submit: Callable[..., Future[Any]]) -> Parts:

@@ -91,7 +91,8 @@ def prove_again(job: Attacked | Certified, held: NDArray[np.bool_], found: Verif
         pairs = pairs[SystemRandom().sample(range(len(pairs)), recompute)]
     total = int(held.sum())
     assert job.bound is not None  # something is certified
-    prove, right = Prover(job.case.network, job.bound.name), job.case.right.cpu().numpy()
+    prove = Prover(job.case.network, job.bound.name, deployed=job.case.deployed)
+    right = job.case.right.cpu().numpy()
     failed: list[str] = []
     for i, j in np.unique(pairs[:, :2], axis=0):
         todo = pairs[(pairs[:, 0] == i) & (pairs[:, 1] == j)][:, 2]
@@ -159,7 +160,7 @@ def prove_fronts(job: Certified, said: Any, found: Verification, recompute: int 
         found.judge([] if said == again else [f"{RESULTS}: fronts are not those computed again"], "fronts of certified radii")
         return
     wrong = [] if [f["accuracy"] for f in said] == list(job.settings.accuracy) else [f"{RESULTS}: fronts are of other shares"]
-    case, prove = job.case, Prover(job.case.network, job.bound.name)
+    case, prove = job.case, Prover(job.case.network, job.bound.name, deployed=job.case.deployed)
     for front in said if recompute else ():
         radii = [(c, r) for c, r in zip(front["eps_x"], front["eps_w"], strict=True) if r is not None]
         if tuple(front["eps_x"]) != job.grid.eps_x:
