@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from nonsingular.bounds.alpha import alpha_crown, raised_bounds
-from nonsingular.bounds.interval import region
+from nonsingular.bounds.alpha import alpha_crown, raised_among, raised_bounds
+from nonsingular.bounds.interval import Boxed, region
 from nonsingular.bounds.linear import crown, hidden_bounds
 from nonsingular.models.architectures import mlp
 from nonsingular.network import memory
@@ -80,3 +80,24 @@ def test_hidden_slopes_gain_and_nothing_is_below_crown(net):
         assert better.sum() > worse.sum() + 1e-4
     assert (low[2] >= low[0]).all()
     assert torch.equal(alpha_crown(model, x, y, ball, steps=0), low[0])
+
+
+def test_only_the_wanted_ends_are_raised_and_what_follows_from_them():
+    model, x, y = conv(3)
+    where = region(model, x, y, JointBall(0.1, 0.02, moves="all"))
+    node = 3  # conv, relu, conv: the second one's output
+    wanted = torch.zeros(len(x), *where.graph.nodes[node].shape, dtype=torch.bool)
+    with torch.no_grad():
+        plain = hidden_bounds(where)
+    wanted[0, :2] = ((plain[node].lo < 0) & (plain[node].hi > 0))[0, :2]
+    with recording():
+        found, everything = raised_among(Boxed(where, plain), {node: wanted}, 4), raised_bounds(where, 4)
+    for i, (old, new) in enumerate(zip(plain, found, strict=True)):
+        assert (new.lo >= old.lo).all() and (new.hi <= old.hi).all()
+        if i < node:
+            assert torch.equal(new.lo, old.lo) and torch.equal(new.hi, old.hi)
+    moved = (found[node].lo > plain[node].lo) | (found[node].hi < plain[node].hi)
+    assert moved.any() and not moved[~wanted].any()
+    torch.testing.assert_close(found[node].hi[wanted], everything[node].hi[wanted], rtol=0, atol=2e-3)
+    assert (found[-1].hi[0] < plain[-1].hi[0]).all()  # by intervals
+    assert torch.equal(found[-1].hi[1], plain[-1].hi[1])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from nonsingular.bounds import parts
 from nonsingular.bounds.branch import branch_and_bound, search
+from nonsingular.bounds.interval import region
 from nonsingular.bounds.linear import crown
 from nonsingular.bounds.parts import Search
 from nonsingular.bounds.verdicts import STATUSES
@@ -166,3 +168,25 @@ def test_what_linear_bounds_verify_takes_no_part():
     margin = worst_margin(crown(model, x, y, ball), y)
     assert ((margin > 0) & (margin < 1)).any()
     assert (search(model, x, y, ball).parts[margin > 0] == 0).all()
+
+
+def test_raised_boxes_tighten_the_parts_and_stay_below_what_is_attained(monkeypatch):
+    """A network with shared kernels, too large to be decided in so few parts; twice gives the same bits."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(),
+        nn.Linear(8, 3),
+    ).double().eval()  # fmt: skip
+    x = torch.rand(1, 1, 8, 8).double()
+    y, ball = model(x).argmax(1), JointBall(0.08, 0.01, moves="all")
+    with torch.no_grad():  # its worst margin just above 0, far above what linear bounds see
+        reached, low = (worst_margin(t, y) for t in (lowest_found(model, region(model, x, y, ball), y), crown(model, x, y, ball)))
+        model[-1].bias[y] -= 0.8 * reached + 0.2 * low
+    found, again = search(model, x, y, ball, parts=24), search(model, x, y, ball, parts=24)
+    assert found.status == ("timeout",)
+    assert torch.equal(found.lower, again.lower)
+    assert torch.equal(found.perturbation.x, again.perturbation.x)
+    monkeypatch.setattr(parts, "RAISED", 0.0)
+    assert worst_margin(found.lower, y) > worst_margin(search(model, x, y, ball, parts=24).lower, y) + 1e-5
+    reached = lowest_found(model, region(model, x, y, ball), y)
+    assert (found.lower <= reached + 1e-9 * (1 + reached.abs())).all()

@@ -7,15 +7,15 @@ these.  What does not fit into memory at once is done in pieces, one after the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.interval import Boxed, Region, region
-from nonsingular.bounds.linear import hidden_bounds, lowest, margins_over, pieces, refined
+from nonsingular.bounds.interval import Boxed, Region, propagate, region
+from nonsingular.bounds.linear import hidden_bounds, lowest, margins_over, met, pieces, refined
 from nonsingular.bounds.patches import Choose, Patches
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
@@ -91,6 +91,22 @@ def raised_bounds(where: Region, steps: int, rate: float = 0.5) -> list[Interval
     """As `hidden_bounds`, each end with slopes of its own, moved by `steps` of ascent.  Never wider."""
     with torch.set_grad_enabled(steps > 0):
         return hidden_bounds(where, partial(_raised, steps, rate) if steps else None)
+
+
+def raised_among(inside: Boxed, wanted: Mapping[int, Tensor], steps: int, rate: float = 0.5) -> list[Interval]:
+    """The boxes with the ends of some hidden neurons raised: node -> which (B, *shape); and what then follows by intervals."""
+    where, boxes = inside.where, list[Interval]()
+    now = Boxed(where, boxes)
+    for i, node in enumerate(where.graph.nodes):
+        box = inside.boxes[i]
+        if i:
+            anew = propagate(node, where, boxes)
+            lo, hi = torch.fmax(box.lo, anew.lo), torch.fmin(box.hi, anew.hi)
+            box = Interval(torch.minimum(lo, hi), torch.maximum(lo, hi))  # they can only cross by rounding
+        boxes.append(box)
+        if i in wanted:
+            boxes[i] = met(now, i, wanted[i], partial(_raised, steps, rate))
+    return boxes
 
 
 def _raised(steps: int, rate: float, inside: Boxed, number: int, A: Tensor | Patches) -> Tensor:

@@ -120,12 +120,10 @@ def hidden_bounds(where: Region, lower: Lower | None = None) -> list[Interval]:
     for i, node in enumerate(nodes[1:], 1):
         box = propagate(node, where, boxes)
         tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
+        boxes.append(box)
         if i in nonlinear and tight[i] is Tight.NO:
             hinges = all(isinstance(n, Activation) and n.form == "hinge" for n in nodes if i in n.inputs)
-            boxes.append(box)
-            boxes[i] = _refined(inside, i, hinges, lower or lowest)
-        else:
-            boxes.append(box)
+            boxes[i] = met(inside, i, (box.lo < 0) & (box.hi > 0) if hinges else box.lo < box.hi, lower or lowest)
     return boxes
 
 
@@ -153,26 +151,25 @@ def _tightness(node: Node, before: Tight, where: Region, boxes: Sequence[Interva
     return Tight.RANGES if one_sign and (node.scales or before is Tight.SET) else Tight.NO
 
 
-def _refined(inside: Boxed, number: int, hinges: bool, lower: Lower) -> Interval:
-    """The box of node `number`, met with linear bounds of those of its elements that are open for some example."""
+def met(inside: Boxed, number: int, wanted: Tensor, lower: Lower) -> Interval:
+    """The box of node `number`, met with linear bounds where `wanted` (B, *shape)."""
     where, box = inside.where, inside.boxes[number]
-    lo, hi = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi))  # also of a scalar
-    open_ = (lo < 0) & (hi > 0) if hinges else lo < hi
+    lo, hi, open_ = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (box.lo, box.hi, wanted))  # also of a scalar
     chosen = open_.any(0).nonzero().flatten()
     if not len(chosen):
         return box
     windows = where.floats is None and numbers_in_windows(where, number)
     in_vain = len(chosen) - int(open_.sum()) // len(lo)  # functions for each example whose element is not open there
     if len(lo) > 1 and (windows or in_vain * alive(where.part(slice(1)), number) > APART):
-        found = [_refined(inside.part(slice(b, b + 1)), number, hinges, lower) for b in range(len(lo))]
+        found = [met(inside.part(slice(b, b + 1)), number, wanted[b : b + 1], lower) for b in range(len(lo))]
         return Interval(torch.cat([z.lo for z in found]), torch.cat([z.hi for z in found]))
     if windows:
         low, high = _in_windows(inside, number, chosen, max(1, min(AT_ONCE, room(lo) // 8) // windows), lower)
     else:
         low, high = _everywhere(inside, number, chosen, lower)
-    met = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
-    new_lo = lo.index_copy(1, chosen, torch.where(met, torch.fmax(lo[:, chosen], low.T), lo[:, chosen]))
-    new_hi = hi.index_copy(1, chosen, torch.where(met, torch.fmin(hi[:, chosen], high.T), hi[:, chosen]))
+    kept = open_[:, chosen]  # not where it is open for another example alone: a bound must not depend on who shares its batch
+    new_lo = lo.index_copy(1, chosen, torch.where(kept, torch.fmax(lo[:, chosen], low.T), lo[:, chosen]))
+    new_hi = hi.index_copy(1, chosen, torch.where(kept, torch.fmin(hi[:, chosen], high.T), hi[:, chosen]))
     # Both are sound, so the ends can only cross by rounding: then take them the other way round.
     return Interval(torch.minimum(new_lo, new_hi).view_as(box.lo), torch.maximum(new_lo, new_hi).view_as(box.hi))
 

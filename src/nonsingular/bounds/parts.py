@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.activations import lines
+from nonsingular.bounds.alpha import raised_among
 from nonsingular.bounds.interval import Boxed, Region, propagate
 from nonsingular.bounds.linear import alive, differences, hidden_bounds, lowest_over, margin_bounds, pull_back
 from nonsingular.bounds.products import sensitivities
+from nonsingular.bounds.signs import Parts
 from nonsingular.bounds.verdicts import STATUSES, Verdicts
 from nonsingular.network.calling import gradient, logits_of_each
 from nonsingular.network.margins import attained, worst_margin
@@ -35,10 +37,14 @@ from nonsingular.network.nodes import Activation, Product
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
-TRIES = 6
+TRIES = 3
 """Neurons whose halves are bounded before one is split."""
-STEPS = 12
-"""Steps of gradient ascent on slopes and multipliers of a part."""
+STEPS = 3
+"""Steps of gradient ascent on slopes and multipliers of a part, from those of the part that was split."""
+FIRST_STEPS = 12
+"""The same for a part that is not split yet, and with new boxes."""
+SPLIT_FIRST, RAISED, RAISE_STEPS = 16, 0.5, 4
+"""After so many parts of an example: this share of its open neurons has its ends raised, in so many steps of ascent."""
 ROUNDS = 4
 """Moves of all inputs and weights to an end of their boxes, from the point that a relaxation suggests."""
 LAST_STEPS = 200
@@ -47,32 +53,6 @@ LAST_STEPS = 200
 
 def part_of(point: Perturbation, at: slice) -> Perturbation:
     return Perturbation(point.x[at], {n: w[at] for n, w in point.weights.items()}, point.scope)
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """N parts.  example, other: (N,) whose margin over which class.  sign, slope, multiplier: (N, neurons).  low: (N,)."""
-
-    example: Tensor
-    other: Tensor
-    sign: Tensor
-    slope: Tensor
-    multiplier: Tensor
-    low: Tensor
-
-    def __getitem__(self, at: Tensor) -> _Parts:
-        return _Parts(*(getattr(self, f.name)[at] for f in fields(self)))
-
-    def __len__(self) -> int:
-        return len(self.low)
-
-    def signed(self, neuron: Tensor, sign: int) -> _Parts:
-        """The same parts with one more sign fixed in each.  neuron: (N,)."""
-        return replace(self, sign=self.sign.scatter(1, neuron[:, None], sign))
-
-    @staticmethod
-    def join(parts: Sequence[_Parts]) -> _Parts:
-        return _Parts(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Parts)))
 
 
 class Search:
@@ -95,20 +75,21 @@ class Search:
         self.size = max(1, min(512, room(where.x.lo) // (4 * alive(where.part(slice(1)), len(nodes) - 1))))
         """Parts treated at a time."""
         with torch.no_grad():
-            self.boxes = hidden_bounds(where)
+            self.boxes = [Interval(b.lo.clone(), b.hi.clone()) for b in hidden_bounds(where)]
             root = margin_bounds(where, self.boxes, y)
             self.lower = root if lower is None else torch.maximum(root, lower.to(root))
             self.point = known or Perturbation(x.clone(), {n: self._own(where.graph.params[n]) for n in where.boxes}, "sample")
             self.upper = self._attained(self.point, y)
         B, K = self.lower.shape
         self.parts = torch.zeros(B, dtype=torch.long, device=y.device)
+        self.raised = torch.zeros(B, dtype=torch.bool, device=y.device)
         self.closed = self.lower.new_full((B, K), torch.inf)
         """Smallest bound of the parts that are settled, of each pair."""
         example, other = ((self.lower <= 0) & (torch.arange(K, device=y.device) != y[:, None])).nonzero().unbind(1)
         count = sum(self._flat(i).shape[1] for i in self.split)
         empty = root.new_zeros(len(example), count)
         slopes = [self._default_slopes(i)[example] for i in self.split]
-        self.open = _Parts(
+        self.open = Parts(
             example, other, empty.to(torch.int8), torch.cat(slopes, 1) if slopes else empty, empty.clone(),
             self.lower[example, other],
         )  # fmt: skip
@@ -139,7 +120,7 @@ class Search:
         reported = 0
         if parts > 0 and seconds > 0:
             rows = torch.arange(len(self.open), device=self.y.device).split(self.size)
-            self.open = _Parts.join([self._bounded(self.open[at], STEPS) for at in rows])
+            self.open = Parts.join([self._bounded(self.open[at], FIRST_STEPS) for at in rows])
         while True:
             self._drop_decided()
             decided = len(self.y) - len(self.open.example.unique())
@@ -157,7 +138,35 @@ class Search:
             halves = self._bounded(self._halves(now), STEPS)
             self.parts += torch.bincount(halves.example, minlength=len(self.parts))
             stuck = (halves.low <= 0) & ~self._splittable(halves).any(1)
-            self.open = _Parts.join([self.open, halves[~stuck], self._bounded(halves[stuck], LAST_STEPS)])
+            self.open = Parts.join([self.open, halves[~stuck], self._bounded(halves[stuck], LAST_STEPS)])
+            worth = (self.parts >= SPLIT_FIRST) & (self.parts < parts) & ~self.raised
+            for example in worth.nonzero().flatten().tolist():
+                if time.monotonic() <= end:
+                    self._raise(example)
+
+    def _raise(self, example: int) -> None:
+        """Raises the ends of the hidden neurons where the open parts of an example lose most, and bounds these parts again."""
+        self.raised[example] = True
+        mine = (self.open.example == example) & (self.open.low <= 0) & ~self.wrong[example]
+        if not self.split or not bool(mine.any()):
+            return
+        parts = self.open[mine.nonzero().flatten()]
+        with torch.no_grad():
+            losses = torch.cat([self._losses(parts[at]) for at in torch.arange(len(parts)).split(self.size)]).sum(0)
+            losses = losses * self._open()[example]
+        count = int(RAISED * int((losses > 0).sum()))
+        wanted = torch.zeros_like(losses, dtype=torch.bool)[None]
+        wanted[0, losses.topk(count).indices] = True
+        at = slice(example, example + 1)
+        inside = Boxed(self.where.part(at), [Interval(b.lo[at], b.hi[at]) for b in self.boxes])
+        found = raised_among(inside, dict(zip(self.split, self._unflatten(wanted), strict=True)), RAISE_STEPS)
+        with torch.no_grad():
+            for box, new in zip(self.boxes, found, strict=True):
+                for end, better in ((box.lo, new.lo), (box.hi, new.hi)):
+                    end[at] = better
+        rows = torch.arange(len(parts)).split(self.size)
+        again = [self._bounded(parts[r], FIRST_STEPS) for r in rows]
+        self.open = Parts.join([self.open[(~mine).nonzero().flatten()], *again])
 
     def _fair(self, ready: Tensor) -> Tensor:
         """The order in which parts are treated: each example's worst first, examples in turn."""
@@ -180,12 +189,15 @@ class Search:
         self.closed = low.view_as(self.closed)
         self.open = self.open[(~settled).nonzero().flatten()]
 
-    def _splittable(self, parts: _Parts) -> Tensor:
+    def _splittable(self, parts: Parts) -> Tensor:
         """(N, neurons) hinges that may still have either sign."""
-        open_ = [(self.boxes[i].lo < 0).flatten(1) & (self.boxes[i].hi > 0).flatten(1) for i in self.split]
-        if not open_:
+        if not self.split:
             return torch.zeros_like(parts.sign, dtype=torch.bool)
-        return torch.cat(open_, 1)[parts.example] & (parts.sign == 0)
+        return self._open()[parts.example] & (parts.sign == 0)
+
+    def _open(self) -> Tensor:
+        """(B, neurons) hinges whose box has either sign."""
+        return torch.cat([((self.boxes[i].lo < 0) & (self.boxes[i].hi > 0)).flatten(1) for i in self.split], 1)
 
     @property
     def wrong(self) -> Tensor:
@@ -202,7 +214,7 @@ class Search:
 
     # --- one part ---------------------------------------------------------------------------------------------------------
 
-    def _halves(self, parts: _Parts) -> _Parts:
+    def _halves(self, parts: Parts) -> Parts:
         """Both halves of each part, split at the neuron whose halves bound best."""
         splittable = self._splittable(parts)
         with torch.no_grad():
@@ -215,14 +227,14 @@ class Search:
             gain = low.clamp(max=0).sum(0) + 1e-3 * low.amin(0)  # what is above 0 needs no more
             gain = gain.masked_fill(~splittable.gather(1, candidates), -torch.inf)
             chosen = candidates.gather(1, gain.argmax(1, keepdim=True)).flatten()
-        return _Parts.join([parts.signed(chosen, s) for s in (1, -1)])
+        return Parts.join([parts.signed(chosen, s) for s in (1, -1)])
 
-    def _lows(self, parts: _Parts) -> Tensor:
+    def _lows(self, parts: Parts) -> Tensor:
         """(N,) bounds of the parts with the slopes and multipliers that they have."""
         rows = torch.arange(len(parts), device=parts.low.device).split(2 * self.size)
         return torch.cat([self._lowest(p, self._relaxed(p), p.slope, p.multiplier) for at in rows for p in [parts[at]]])
 
-    def _bounded(self, parts: _Parts, steps: int) -> _Parts:
+    def _bounded(self, parts: Parts, steps: int) -> Parts:
         """The same parts with better slopes and multipliers, and their bounds; tries their worst corners."""
         if not len(parts):
             return parts
@@ -250,12 +262,12 @@ class Search:
         self._try(best)
         return best
 
-    def _lowest(self, parts: _Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor) -> Tensor:
+    def _lowest(self, parts: Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor) -> Tensor:
         """(N,) bounds of the parts."""
         return lowest_over(relaxed.where.x, *self._pull(parts, relaxed, slope, multiplier))[0]
 
     def _pull(
-        self, parts: _Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor, heard: dict[int, Tensor] | None = None
+        self, parts: Parts, relaxed: Boxed, slope: Tensor, multiplier: Tensor, heard: dict[int, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """A linear function of the input below the margin of each part."""
         where = relaxed.where
@@ -274,7 +286,7 @@ class Search:
         sizes = [self._flat(i).shape[1] for i in self.split]
         return [v.view(-1, *self.boxes[i].lo.shape[1:]) for i, v in zip(self.split, values.split(sizes, 1), strict=True)]
 
-    def _relaxed(self, parts: _Parts) -> Boxed:
+    def _relaxed(self, parts: Parts) -> Boxed:
         """The region of each part, its boxes cut to the signs."""
         at = parts.example
         where = replace(self.where, x=Interval(self.where.x.lo[at], self.where.x.hi[at]))
@@ -286,7 +298,7 @@ class Search:
             boxes[i] = propagate(node, where, boxes)
         return Boxed(where, boxes)
 
-    def _losses(self, parts: _Parts) -> Tensor:
+    def _losses(self, parts: Parts) -> Tensor:
         """(N, neurons) how far the two lines of each hinge may be off, weighted by the coefficient that reaches it."""
         heard: dict[int, Tensor] = {}
         relaxed = self._relaxed(parts)
@@ -307,7 +319,7 @@ class Search:
 
     # --- points -----------------------------------------------------------------------------------------------------------
 
-    def _try(self, parts: _Parts) -> None:
+    def _try(self, parts: Parts) -> None:
         """The point that the relaxation of each example's worst part is smallest at; then ends of all boxes by the gradient."""
         order = parts.low.argsort(descending=True)
         worst = torch.full((len(self.y),), -1, device=order.device).scatter(0, parts.example[order], order)
@@ -334,7 +346,7 @@ class Search:
             f = self.logits(dict(zip(weights, at[1:], strict=True)), at[0])
             return gradient((f.gather(1, y[:, None]) - f.gather(1, other[:, None])).sum(), at)
 
-    def _relaxed_point(self, parts: _Parts) -> tuple[Tensor, dict[str, Tensor]]:
+    def _relaxed_point(self, parts: Parts) -> tuple[Tensor, dict[str, Tensor]]:
         """Inputs (N, *input) and weights (N, *shape) at the ends that the coefficients of the relaxation point to."""
         heard: dict[int, Tensor] = {}
         relaxed = self._relaxed(parts)
