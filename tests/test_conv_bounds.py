@@ -192,8 +192,8 @@ def test_what_is_known_exactly_is_not_refined(monkeypatch):
     """The stem's BatchNorm outputs have their exact range by intervals, so no linear function is pulled back for them."""
     model, x, y = small()
     refined = []
-    wanted = of_linear._refined
-    monkeypatch.setattr(of_linear, "_refined", lambda *a: (refined.append(a[1]), wanted(*a))[1])
+    wanted = of_linear.met
+    monkeypatch.setattr(of_linear, "met", lambda *a: (refined.append(a[1]), wanted(*a))[1])
     where = region(model, x, y, JointBall(0.1, 0.05, moves="all"))
     hidden_bounds(where)
     relus = [node.inputs[0] for node in where.graph.nodes if "relu" in node.name]
