@@ -107,12 +107,11 @@ def hardly_moves(node: Product, where: Region) -> bool:
 class Charges:
     """What a kernel that hardly moves is charged with, as factors of |A|, for each output: (1, channels or 1, H, W).
 
-    shared: E z_r.  own: E |z|, in the middle of the box of z.  rest: E rest, with |z| <= slope z + rest; slope is of the input.
-    Both are None where z >= 0.  patches: (1, patch, H, W), what each output sees of the middle.
+    charges: E z_r and E |z|, in the middle of the box of z: (1, 2, ...).  rest: E rest, with |z| <= slope z + rest; slope is of
+    the input.  Both are None where z >= 0.  patches: (1, patch, H, W), what each output sees of the middle.
     """
 
-    shared: Tensor
-    own: Tensor
+    charges: Tensor
     rest: Tensor | None
     slope: Tensor | None
     patches: Tensor
@@ -120,7 +119,7 @@ class Charges:
     def of(self, outputs: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]) -> Charges:
         """The same in windows of the output, and of the input."""
         rest, slope = None if self.rest is None else outputs(self.rest), None if self.slope is None else inputs(self.slope)
-        return Charges(outputs(self.shared), outputs(self.own), rest, slope, outputs(self.patches))
+        return Charges(outputs(self.charges), rest, slope, outputs(self.patches))
 
 
 def charges(inside: Boxed, i: int) -> Charges:
@@ -134,9 +133,9 @@ def charges(inside: Boxed, i: int) -> Charges:
     apply = partial(torch.conv2d, weight=E, stride=walk.stride, padding=walk.padding, dilation=walk.dilation, groups=walk.groups)
     patches = F.unfold(middle, walk.size, walk.dilation, walk.padding, walk.stride).unflatten(-1, node.shape[-2:])
     if bool((z.lo >= 0).all()):
-        return Charges(apply(radius), apply(middle), None, None, patches)
+        return Charges(torch.stack([apply(radius), apply(middle)], 1), None, None, patches)
     slope, rest = chord(z)
-    return Charges(apply(radius), apply(slope * middle + rest), apply(rest), slope, patches)
+    return Charges(torch.stack([apply(radius), apply(slope * middle + rest)], 1), apply(rest), slope, patches)
 
 
 def through_convolution(node: Product, where: Region, A: Tensor, z: Charges, pull: Derivatives) -> tuple[Tensor, Tensor]:
@@ -148,30 +147,39 @@ def through_convolution(node: Product, where: Region, A: Tensor, z: Charges, pul
     Each function takes the one that is better in the middle of the box.  The chord of |S| is tighter by at most 2 reach z_r, a
     part of E / |w| of what z_r is worth anyway, but pulls a kernel back for each function: three times the cost.
     """
-    assert node.weight is not None and node.kernel is not None
+    assert node.weight is not None
     w = where.box(node.weight)
-    E, centre, groups = _radius(w), _centre(w), node.kernel.groups
-    size = A.abs()
-    over = size.sum(2, keepdim=True) if z.own.shape[1] == 1 else size
-    own, e = dot(over, z.own), _uniform(E)
-    rows, patches = (t.flatten(-2).unflatten(-2, (groups, -1)) for t in (A, z.patches))
-    if groups == 1 and len(A) == 1:
-        S = torch.bmm(rows[0, :, 0].expand(len(patches), -1, -1), patches[:, 0].mT)[None]
-    elif groups == A.shape[1] == len(patches) == 1:
-        S = rows[:, 0, 0] @ patches[0, 0].mT
-    else:
-        S = torch.einsum("sbgop,bgqp->sbgoq", rows, patches)
-    S = S.abs().reshape(len(A), -1, E.numel())
-    shared = (S @ E.flatten() if e is None else S.sum(2) * e) + dot(over, z.shared)
-    found, take = _along(pull.z, A, centre), own <= shared
-    if not bool(take.any()):
-        return found, -shared
-    taken = take.to(A.dtype).view(*take.shape, *[1] * (A.dim() - 2))
+    E, centre, size = _radius(w), _centre(w), A.abs()
+    e, found = _uniform(E), _along(pull.z, A, centre)
+    over = size.sum(2, keepdim=True) if z.charges.shape[2] == 1 else size
+    constant, taken = A.new_zeros(A.shape[:2]), A.new_ones(())
+    if not _of_one_output(A):  # where the second one is exact
+        rest, own = (dot(over, t) for t in z.charges.unbind(1))
+        S = _in_the_middle(node, A, z.patches)
+        shared = (S @ E.flatten() if e is None else S.sum(2) * e) + rest
+        take = own <= shared
+        if not bool(take.any()):
+            return found, -shared
+        taken, constant = take.to(A.dtype).view(*take.shape, *[1] * (A.dim() - 2)), -torch.where(take, 0.0, shared)
     reach = taken * (_along(pull.z, size, E) if e is None else _along(pull.z_ones, size) * e)
-    constant = -torch.where(take, 0.0, shared)
     if z.rest is not None and z.slope is not None:
         constant, reach = constant - dot(over * taken, z.rest), reach * z.slope
     return found - reach, constant
+
+
+def _in_the_middle(node: Product, A: Tensor, patches: Tensor) -> Tensor:
+    """(S, B, elements of the kernel) |S(z_c)|, from what each output sees of z_c (B, patch, H, W)."""
+    groups = 1 if node.kernel is None else node.kernel.groups
+    rows, patches = (t.flatten(-2).unflatten(-2, (groups, -1)) for t in (A, patches))
+    if groups == 1 and len(A) == 1:
+        found = torch.bmm(rows[0, :, 0].expand(len(patches), -1, -1), patches[:, 0].mT)[None]
+    elif groups == A.shape[1] == len(patches) == 1:
+        found = rows[:, 0, 0] @ patches[0, 0].mT
+    else:
+        found = torch.einsum("sbgop,bgqp->sbgoq", rows, patches)
+    return (found.abs() if found.requires_grad else found.abs_()).reshape(
+        *torch.broadcast_shapes(A.shape[:2], (1, len(patches))), -1
+    )
 
 
 def _of_one_output(A: Tensor) -> bool:
