@@ -11,6 +11,7 @@ Exit code 1 if an attack beats a certificate, or a margin of ours lies below the
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import sys
 import time
@@ -75,16 +76,26 @@ def mobile() -> nn.Sequential:
     )  # fmt: skip
 
 
+class Attention(nn.MultiheadAttention):
+    """Written out in steps that auto_LiRPA knows, too."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        size = self.embed_dim // self.num_heads
+        parts = torch.nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).split(self.embed_dim, 2)
+        q, k, v = (t.reshape(-1, x.shape[1], self.num_heads, size).transpose(1, 2) for t in parts)
+        weights = torch.softmax(q @ k.transpose(2, 3) * size**-0.5, 3)
+        return self.out_proj((weights @ v).transpose(1, 2).reshape(-1, x.shape[1], self.embed_dim))
+
+
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attention = Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        x = x + self.attention(h, h, h, need_weights=False)[0]
+        x = x + self.attention(self.first(x))
         return x + self.mlp(self.second(x))
 
 
@@ -125,7 +136,7 @@ def trained(name: str, data: Dataset, folder: Path, epochs: int) -> nn.Module:
 def below(model: nn.Module, x: Tensor, y: Tensor, lower: Tensor, eps: float) -> Tensor:
     """(B,) by how much the worst of the margins `lower` of each example lies below that of auto_LiRPA; negative: above."""
     others = torch.stack([row[torch.arange(len(row)) != label] for row, label in zip(lower, y, strict=True)])
-    return (theirs(model, x, y, eps, (0.0, 1.0)) - others).amax(1)
+    return (theirs(copy.deepcopy(model).float(), x.float(), y, eps, (0.0, 1.0)) - others).amax(1)
 
 
 def certified(model: nn.Module, x: Tensor, y: Tensor, args: argparse.Namespace) -> bool:
