@@ -60,13 +60,16 @@ def others(lower: Tensor, y: Tensor) -> Tensor:
 
 
 def theirs(
-    model: nn.Module, eps: float, domain: tuple[float, float], x: Tensor, y: Tensor, method: str = "CROWN", steps: int = 20
+    model: nn.Module, eps: float, domain: tuple[float, float], x: Tensor, y: Tensor, method: str = "CROWN", steps: int = 20,
+    conv_mode: str = "patches",
 ) -> Tensor:  # fmt: skip
-    """By a method of auto_LiRPA."""
+    """By a method of auto_LiRPA.  conv_mode: how it keeps coefficients of convolutions, "patches" (its default) or "matrix"."""
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
     eye = torch.eye(model(x[:1]).shape[1])
-    bounded = BoundedModule(model, x[:1], {"optimize_bound_args": {"iteration": steps}}, device="cpu", verbose=False)
+    bounded = BoundedModule(
+        model, x[:1], {"conv_mode": conv_mode, "optimize_bound_args": {"iteration": steps}}, device="cpu", verbose=False
+    )
     ball = PerturbationLpNorm(norm=float("inf"), x_L=(x - eps).clamp(*domain), x_U=(x + eps).clamp(*domain))
     C = others(eye[y][:, None] - eye[None], y)
     return bounded.compute_bounds(x=(BoundedTensor(x, ball),), C=C, method=method, bound_upper=False)[0].detach()
