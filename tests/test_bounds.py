@@ -296,6 +296,17 @@ def test_a_scale_in_another_order_moves_in_its_own_radii(seed):
     check_sound(model, region(model, x, y, JointBall(0.5, {"scale": torch.tensor([0.5, 0.01, 2.0])}, None)), y, steps=0)
 
 
+@pytest.mark.parametrize("constant", [(1, 2, 1, 1), (2, 1, 1), (1, 1, 4, 4), (4,), (1,), ()])
+def test_constants_of_any_shape_are_subtracted(constant):
+    """A leading dimension of 1 is that of the batch."""
+    torch.manual_seed(0)
+    c, x, y = torch.randn(constant).double(), torch.rand(2, 2, 4, 4).double(), torch.tensor([0, 1])
+    model = nn.Sequential(Wrap(lambda self, x: F.relu(x - c)), nn.Flatten(), nn.Linear(32, 3)).double().eval()
+    exact = margins(model(x), y).detach()
+    for bound in BOUNDS.values():
+        torch.testing.assert_close(bound(model, x, y, JointBall(0.0, 0.0, None)), exact)
+
+
 def kernel_net(activation: nn.Module) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), activation, nn.Flatten(), nn.Linear(32, 3)).double()

@@ -40,9 +40,9 @@ def dot(A: Tensor, z: Tensor) -> Tensor:
 
 
 def of_constant(A: Tensor, c: Tensor | float) -> Tensor:
-    """(S, B) sums of A (S, B, *shape) times a constant that broadcasts to *shape."""
+    """(S, B) sums of A (S, B, *shape) times a constant that broadcasts to *shape, or to (1, *shape)."""
     c = c if isinstance(c, Tensor) else A.new_tensor(c)
-    return dot(A, c.reshape(1, *[1] * (A.dim() - 2 - c.dim()), *c.shape))
+    return dot(A, c.reshape(*[1] * (A.dim() - 1 - c.dim()), *c.shape))
 
 
 def chord(box: Interval) -> tuple[Tensor, Tensor]:
