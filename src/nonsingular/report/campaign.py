@@ -22,7 +22,7 @@ def campaign_page(results: Mapping[str, Any]) -> str:
         "campaign.html", title=f"Faults of stored weights: {results['label']} on {results['data']['name']}", style=style(),
         lines=found.lines(required), chart=_chart(found), keys=[(key_mark(k), name) for k, name in enumerate(_names(found))],
         tables=[_table(found, j, required) for j in range(len(found.eps_x))], ways=_ways(found), n=found.n,
-        clean=f"{100 * found.clean:.1f} %", chips=len(found.chips), doubts=found.about.get("doubts", []),
+        clean=f"{100 * found.clean:.1f} %", chips=len(found.chips), warnings=found.about.get("doubts", []),
         command=str(results.get("command", "")), record=_record(results, found),
     )  # fmt: skip
     return str(made)

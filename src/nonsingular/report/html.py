@@ -58,7 +58,7 @@ def page(groups: Sequence[Mapping[str, Any]], radii_svg: Sequence[str] = ()) -> 
         for k, (results, svg) in enumerate(zip(groups, radii_svg or [""] * len(groups), strict=True))
     ]
     made = render(
-        "page.html", title=f"Robustness to inputs and weights: {names}", apart=statement(groups), groups=shown,
+        "page.html", title=f"Robustness to inputs and weights: {names}", warnings=statement(groups), groups=shown,
         style=Markup(style), script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )  # fmt: skip
