@@ -24,6 +24,7 @@ from nonsingular.cli.options import (
     flags,
     folder_of,
     laid_over,
+    over_file,
     print_settings,
     typed_settings,
 )
@@ -39,7 +40,6 @@ from nonsingular.settings import (
     TrainSettings,
     checked,
 )
-from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
     TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = CampaignFlags = ReproduceFlags = Any
@@ -79,7 +79,7 @@ def train(
     """Train one model. The numbers of a method default to those of the preset of the data set."""
     from nonsingular.runs.presets import training_defaults
 
-    chosen = laid_over(typed_settings(given), read_config(output.config) if output.config else {})
+    chosen = over_file(typed_settings(given), output.config)
     preset = training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method"))
     settings = checked(TrainSettings, laid_over(chosen, preset))
     if output.print_config:
@@ -114,8 +114,7 @@ def evaluate(
 
     With --fault: simulate chips that store the weights instead, over error rates and input radii.
     """
-    file = read_config(output.config) if output.config else {}
-    chosen = laid_over(_of(model, given) | typed_settings(of_chips), file)
+    chosen = over_file(_of(model, given) | typed_settings(of_chips), output.config)
     if typed_settings(of_chips) or "fault" in chosen:
         return _chips(checked(CampaignSettings, chosen), preflight, output, track, where)
     _one_surface(checked(EvaluateSettings, chosen), preflight, output, track, where)
@@ -138,7 +137,7 @@ def certify(
 
     With --vnnlib: decide the properties of .vnnlib files instead, each verified, falsified with a counterexample, or timeout.
     """
-    chosen = laid_over(_of(model, given) | typed_settings(of_files), read_config(output.config) if output.config else {})
+    chosen = over_file(_of(model, given) | typed_settings(of_files), output.config)
     if typed_settings(of_files) or "vnnlib" in chosen:
         return _properties(checked(PropertySettings, chosen), preflight, output, track, where)
     if method is not None:
@@ -158,7 +157,7 @@ def reproduce(
     """The whole paper: seven models, every seed, their surfaces under its attack, Figure 1, and a verdict on each claim."""
     from nonsingular.runs.presets import reproduction
 
-    chosen = laid_over(typed_settings(given), read_config(output.config) if output.config else {})
+    chosen = over_file(typed_settings(given), output.config)
     preset = reproduction(chosen.get("data", "mnist")).model_dump()
     named = chosen.get("recipes")  # a file that names recipes runs these alone, each laid over the preset's of that name
     if isinstance(named, Mapping):
@@ -225,10 +224,15 @@ def _one_surface(
     say(f"report: {files['report.html']}\nrecords: {out}")
 
 
+def _no_grid(flag: str, preflight: bool, track: str | None) -> None:
+    """Raises InvalidInput for flags that say nothing beside `flag`, which asks for no grid of (eps_x, eps_w)."""
+    if preflight or track:
+        raise InvalidInput(f"{'--preflight' if preflight else '--track'} is for grids of radii; leave it out with {flag}")
+
+
 def _properties(settings: PropertySettings, preflight: bool, output: Output, track: str | None, where: Where) -> None:
     """Decides, and shows one line a property."""
-    if preflight or track:
-        raise InvalidInput(f"{'--preflight' if preflight else '--track'} is for grids of radii; leave it out with --vnnlib")
+    _no_grid("--vnnlib", preflight, track)
     if output.print_config:
         return print_settings(settings)
     from nonsingular.runs.properties import properties_run
@@ -248,8 +252,7 @@ def _properties(settings: PropertySettings, preflight: bool, output: Output, tra
 
 def _chips(settings: CampaignSettings, preflight: bool, output: Output, track: str | None, where: Where) -> None:
     """Simulates chips, and shows one line for each rate and radius."""
-    if preflight or track:
-        raise InvalidInput(f"{'--preflight' if preflight else '--track'} is for grids of radii; leave it out with --fault")
+    _no_grid("--fault", preflight, track)
     if output.print_config:
         return print_settings(settings)
     from nonsingular.results.campaign import Campaign

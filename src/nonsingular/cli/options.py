@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from nonsingular.errors import InvalidInput
-from nonsingular.settings import GridSettings, Settings, checked, to_yaml
+from nonsingular.settings import GridSettings, Settings, to_yaml
 from nonsingular.untrusted import read_config
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def laid_over(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def merged(schema: type[S], file: Path | None, given: Mapping[str, Any]) -> S:
-    """Settings of a file, with the flags laid over them."""
-    return checked(schema, laid_over(given, read_config(file) if file else {}))
+def over_file(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """What a file says, if there is one, with the flags laid over it."""
+    return laid_over(given, read_config(file) if file else {})
 
 
 # --- flags that no number depends on --------------------------------------------------------------------------------------
