@@ -21,11 +21,15 @@ from nonsingular.catalog.entries import (
     ALL,
     ALONE,
     ANY,
+    ANY_DEVICE,
     LOWER,
     LOWERED,
     NO_WEIGHTS,
+    ONE_DEVICE,
     OTHER,
     OWN,
+    ROUNDED,
+    SIMULATED,
     UPPER,
     Attack,
     Bound,
@@ -179,36 +183,36 @@ FAULTS: Mapping[str, FaultModel] = _named((
     FaultModel("uniform", "nonsingular.faults.uniform:UniformRounding", box=True, card=Card(
         "Weights stored as whole numbers of 2 to 16 bits: symmetric, evenly spaced levels, rounded to nearest, with a step for "
         "each tensor or each output channel.",
-        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
+        ONE_DEVICE, ROUNDED,
         "Jacob et al., arXiv:1712.05877.",
     )),
     FaultModel("fixed-point", "nonsingular.faults.formats:FixedPoint", box=True, card=Card(
         "Weights in fixed point of 2 to 16 bits: a step that is a power of two and does not follow the weights; what is beyond "
         "the range is stored as its end.",
-        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding within half a step.",
+        ONE_DEVICE, ROUNDED,
         "Arithmetic of fixed point.",
     )),
     FaultModel("float", "nonsingular.faults.formats:FloatFormat", box=True, card=Card(
         "Weights in floating point of 8, 16 or 32 bits, rounded to nearest.",
-        "All examples: one device.", "Exact: its realisation is one point; its box holds every rounding to nearest.",
+        ONE_DEVICE, "Exact: its realisation is one point; its box holds every rounding to nearest.",
         "IEEE 754; 8 bits: Micikevicius et al., arXiv:2209.05433.",
     )),
     FaultModel("bit-error", "nonsingular.faults.bit_errors:BitErrors", random=True, card=Card(
         "Every stored bit is wrong with one probability: flipped, or stuck at 0 or 1; each alone, or by rows or bit lines of the "
         "array; with parity, SECDED or a checksum where given. From one seed, errors at a lower rate are among those at a higher "
         "one.",
-        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        ANY_DEVICE, SIMULATED,
         "E.g. Stutz et al., arXiv:2006.13977.",
     )),
     FaultModel("pcm", "nonsingular.faults.analog:PhaseChange", random=True, card=Card(
         "Weights as conductance pairs of phase-change memory: programming noise, drift since programming with or without its "
         "compensation, and 1/f read noise.",
-        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        ANY_DEVICE, SIMULATED,
         "Joshi et al., arXiv:1906.03138; Nandakumar et al., ICECS 2019; numbers of aihwkit.",
     )),
     FaultModel("reram", "nonsingular.faults.analog:ReRAM", random=True, card=Card(
         "Weights as conductance pairs of resistive memory, 1 second, 1 day or 2 days after programming.",
-        "All examples: one device for each seed.", "An average over simulated devices: no bound for any one of them.",
+        ANY_DEVICE, SIMULATED,
         "Wan et al., Nature 608 (2022); fit of aihwkit.",
     )),
 ))  # fmt: skip

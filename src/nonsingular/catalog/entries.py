@@ -32,6 +32,9 @@ ALONE = "No sharing: each example is proven against the worst weights for it alo
 NO_WEIGHTS = "It does not move weights."
 ALL = "All examples: the weights of the network itself, and how far they may move."
 LOWERED = "A loss, not a bound: its effect shows in an evaluation."
+ONE_DEVICE, ANY_DEVICE = "All examples: one device.", "All examples: one device for each seed."
+ROUNDED = "Exact: its realisation is one point; its box holds every rounding within half a step."
+SIMULATED = "An average over simulated devices: no bound for any one of them."
 OTHER = Card(
     "An attack of your own, or one from another library. Each result is checked against its ball before it counts.",
     ANY, UPPER, "Its name in the records.",
