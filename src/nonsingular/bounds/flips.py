@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate
-from nonsingular.bounds.linear import alive, hidden_bounds, lowest_over, pull_back, refined
+from nonsingular.bounds.linear import alive, differences, hidden_bounds, lowest_over, pull_back, refined
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.derivatives import by_differentiation
 from nonsingular.network.graph import Graph
@@ -218,9 +218,9 @@ def flip_margins(where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, 
     with torch.no_grad():
         levels = flip_boxes(where, slots, most, linear)
         boxes, calm = levels[-1], levels[max(0, most - 1)]
-        K = where.graph.nodes[-1].shape[0]
-        one = torch.eye(K, dtype=where.x.lo.dtype, device=where.x.lo.device)
-        base, tops, groups = _lowered(where, (boxes, calm), slots, (len(boxes) - 1, one[y] - one[:, None]), most)
+        zeros = where.x.lo.new_zeros(where.graph.nodes[-1].shape)
+        A = differences(y, torch.arange(len(zeros), device=y.device)[:, None], zeros)
+        base, tops, groups = _lowered(where, (boxes, calm), slots, (len(boxes) - 1, A), most)
         total = torch.cat(tops).topk(min(most, sum(map(len, tops))), 0).values if tops else base.new_zeros(0, *base.shape)
         rest = base - total[: most - 1].sum(0)
 

@@ -237,7 +237,7 @@ def _deployed(
             by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
             return by, size if top is None else torch.maximum(size, top)
         case Bilinear():  # a factor before or after, and two constants in it
-            terms = node.factors(*(t.lo[:1] for t in z))[0].shape[-1]
+            terms = node.terms(*(t.lo for t in z))
             most = 4 + sum(_each(_most(_largest(t)), size) for t in z)
             return kind.of_sum(terms, 4) * size + 4 * (terms + 1) * kind.least * most, size
         case NegativePart() | Lead() | Larger() | Map(terms=1) | Activation(curve=None, slope=0.0):  # a maximum is exact

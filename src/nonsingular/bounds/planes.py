@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Boxed, Region
-from nonsingular.bounds.linear import default_slopes, lowest_over, pull_back
+from nonsingular.bounds.linear import default_slopes, differences, lowest_over, pull_back
 from nonsingular.bounds.patches import Choose
 from nonsingular.bounds.products import sensitivities
 from nonsingular.network.nodes import Product
@@ -128,9 +128,10 @@ class Heard:
 def margins_heard(where: Region, boxes: Sequence[Interval], y: Tensor, choose: Choose = default_slopes) -> Heard:
     """As `margin_bounds`, with the coefficients that reach the nodes."""
     last = len(where.graph.nodes) - 1
-    one = torch.eye(where.graph.nodes[-1].shape[0], dtype=where.x.lo.dtype, device=where.x.lo.device)
+    zeros = where.x.lo.new_zeros(where.graph.nodes[last].shape)
+    A = differences(y, torch.arange(len(zeros), device=y.device)[:, None], zeros)
     heard: dict[int, Tensor] = {}
-    low = lowest_over(where.x, *pull_back(Boxed(where, boxes), last, one[y] - one[:, None], choose, heard=heard))
+    low = lowest_over(where.x, *pull_back(Boxed(where, boxes), last, A, choose, heard=heard))
     return Heard(where, boxes, low, {i: A for i, A in heard.items() if moving(where, i)})
 
 

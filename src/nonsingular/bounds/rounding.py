@@ -75,6 +75,6 @@ def _terms(node: Node, where: Region) -> int:
         shape = where.graph.value(node.weight).shape
         return math.prod(shape) // min(shape[:2]) if len(shape) > 1 else 1
     if isinstance(node, Bilinear):
-        return node.factors(*(where.x.lo.new_zeros(1, *where.graph.nodes[i].shape) for i in node.inputs))[0].shape[-1]
+        return node.terms(*(where.x.lo.new_zeros(1, *where.graph.nodes[i].shape) for i in node.inputs))
     inputs = sum(math.prod(where.graph.nodes[i].shape) for i in node.inputs)
     return inputs // max(1, math.prod(node.shape))

@@ -108,6 +108,10 @@ class Bilinear(Node):
     apply: Callable[[Tensor, Tensor], Tensor]
     factors: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+    def terms(self, a: Tensor, b: Tensor) -> int:
+        """Products that an output is the sum of, for inputs of these shapes."""
+        return self.factors(a[:1], b[:1])[0].shape[-1]
+
 
 @dataclass(frozen=True, eq=False)
 class Map(Node):
