@@ -7,7 +7,7 @@ import pytest
 
 from house import BEGIN, END, PACKAGE, PAGE, ROOT, imports, layers, picture, place, trees
 
-AT_THE_ROOT = {"__init__", "settings", "errors", "plain", "untrusted"}
+AT_THE_ROOT = {"__init__", "errors", "plain", "untrusted"}
 LINES, BODY, PARAMETERS = 400, 50, 6
 OWN_ARGUMENTS = {"recurrent", "_batch_norm"}
 """Operators of ONNX and torch.export, which give their own arguments by position."""

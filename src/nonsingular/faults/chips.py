@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from nonsingular.catalog import FAULTS, known
-from nonsingular.settings import MOST, AttackName, GridSettings, InputGrid, WeightGrid, parse_grid
+from nonsingular.settings import AttackName, GridSettings
+from nonsingular.settings.text import MOST, InputGrid, WeightGrid, parse_grid
 
 
 def parse_rates(value: Any) -> Any:
