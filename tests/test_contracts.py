@@ -236,7 +236,7 @@ def test_an_objective_declares_numbers_of_a_recipe_and_is_a_loss_of_a_network(na
     assert not set(entry.needs) & set(entry.takes)
     assert entry.card.does and entry.card.source
     model, (x, y) = tiny(1, bias=False), examples()
-    objective = entry.of(dict.fromkeys(entry.needs, 0.01), (0.0, 1.0))
+    objective = entry.of({name: 4 if name == "bits" else 0.01 for name in entry.needs}, (0.0, 1.0))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     loss = objective(model)(x, y, 1.0, torch.Generator().manual_seed(0))
     assert loss.numel() == 1 and torch.isfinite(loss)

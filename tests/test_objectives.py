@@ -16,7 +16,7 @@ from nonsingular.training.objectives import Adversarial, JointlyAdversarial, The
 from nonsingular.training.train import objective_of
 
 ALPHA, BETA = 0.01, 0.02
-NUMBERS = {"eps_x": 0.1, "eps_w": 0.05, "alpha": ALPHA, "beta": BETA}
+NUMBERS = {"eps_x": 0.1, "eps_w": 0.05, "alpha": ALPHA, "beta": BETA, "rho": 0.05, "rate": 0.05, "bits": 4}
 
 
 def named(name, **others):
@@ -249,17 +249,17 @@ def test_a_loss_follows_the_weights(model, data):
             model[1].weight.div_(2.0)
 
 
-@pytest.mark.parametrize("name", ["weight-perturb", "at-beta", "jiwp", "joint"])
+@pytest.mark.parametrize("name", ["weight-perturb", "at-beta", "jiwp"])
 def test_a_convolution_is_refused_where_a_dense_network_is_needed(name):
     conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3))
     with pytest.raises(UnsupportedModel, match="conv2d"):
         named(name)(conv)
 
 
-@pytest.mark.parametrize("objective", [natural, Adversarial(0.1)])
-def test_the_others_take_any_network(objective, data):
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("weight-perturb", "at-beta", "jiwp")])
+def test_the_others_take_any_network(name, data):
     conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3)).double()
-    objective(conv)(*data, 1.0, generator()).backward()
+    named(name)(conv)(*data, 1.0, generator()).backward()
     assert all(p.grad is not None for p in conv.parameters())
 
 

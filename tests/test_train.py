@@ -18,7 +18,7 @@ from nonsingular.training.loop import Examples, accuracy, fit
 from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural
 from nonsingular.training.train import objective_of
 
-NUMBERS = {"eps_x": 0.1, "eps_w": 0.02, "alpha": 1e-3, "beta": 1e-3}
+NUMBERS = {"eps_x": 0.1, "eps_w": 0.02, "alpha": 1e-3, "beta": 1e-3, "rho": 0.05, "rate": 0.05, "bits": 4}
 
 
 def blobs(n, seed=0, classes=3):

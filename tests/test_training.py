@@ -24,7 +24,7 @@ from nonsingular.untrusted import read_config
 G = torch.Generator().manual_seed(0)
 Y = torch.arange(60) % 3
 X = (0.3 * torch.rand(60, 6, generator=G) + 0.6 * F.one_hot(Y, 6)).clamp(0, 1)
-NUMBERS = {"eps_x": 0.1, "eps_w": 0.02, "alpha": 1e-3, "beta": 1e-3}
+NUMBERS = {"eps_x": 0.1, "eps_w": 0.02, "alpha": 1e-3, "beta": 1e-3, "rho": 0.05, "rate": 0.05, "bits": 4}
 
 
 def network(seed=0, bias=True):
@@ -552,7 +552,7 @@ def test_data_that_cannot_be_learnt_from_is_refused(data, said):
 def test_no_rule_for_a_network_is_said_before_the_first_step():
     conv = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 49, 10))
     with pytest.raises(ns.UnsupportedModel, match="conv2d"):
-        ns.train(conv, ns.load("digits"), method="joint", eps_x=0.1, eps_w=0.01)
+        ns.train(conv, ns.load("digits"), method="jiwp", eps_x=0.1, eps_w=0.01, alpha=0.1, beta=0.1)
     with pytest.raises(ns.InvalidInput, match="the model is of type function"):
         ns.train(lambda x: x, (X, Y))
 

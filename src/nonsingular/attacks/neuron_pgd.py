@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import recording
+from nonsingular.network.channels import Channels
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, margins, negative_margin, worst_margin
 from nonsingular.network.passes import count
@@ -18,8 +19,8 @@ from nonsingular.threat.perturbation import Perturbation
 
 
 def neuron_ascent(
-    network: Shifts, x: Tensor, y: Tensor, ball: JointBall, *, steps: int, step: float, loss: Callable[[Tensor, Tensor], Tensor],
-    decay: bool = False, generator: Generator | None = None,
+    network: Shifts | Channels, x: Tensor, y: Tensor, ball: JointBall, *, steps: int, step: float,
+    loss: Callable[[Tensor, Tensor], Tensor], decay: bool = False, generator: Generator | None = None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Signed gradient ascent on (x, s); the last iterate.
 

@@ -22,6 +22,7 @@ from nonsingular.catalog.entries import (
     ALONE,
     ANY,
     ANY_DEVICE,
+    BATCH,
     LOWER,
     LOWERED,
     NO_WEIGHTS,
@@ -151,6 +152,8 @@ BOUNDS: Mapping[str, Bound] = _named((
 UNSOUND = frozenset(name for name, bound in BOUNDS.items() if not bound.sound)
 """Bounds for reproduction only, which may not certify."""
 _LOSSES = "nonsingular.training.objectives:"
+_CERTIFIED = "nonsingular.training.certified:Certified"
+_MOVED, _TRADES = "nonsingular.training.moved:", "nonsingular.training.trades:"
 _INNER = ("steps", "warmup", "domain")
 OBJECTIVES: Mapping[str, Objective] = _named((
     Objective("standard", _LOSSES + "standard", card=Card(
@@ -175,8 +178,48 @@ OBJECTIVES: Mapping[str, Objective] = _named((
         ALL, LOWERED, "arXiv:2102.11935, loss (4).",
     )),
     Objective("joint", _LOSSES + "JointlyAdversarial", needs=("eps_x", "eps_w"), takes=_INNER, card=Card(
-        "Adversarial training on inputs and weights together: the worst input and one number per neuron. Dense networks only.",
+        "Adversarial training on inputs and weights together: the worst input and one number per neuron, or per output channel "
+        "of a network with convolutions.",
         "No sharing: each example has its own weights.", LOWERED, "This library.",
+    )),
+    Objective("joint-batch", _MOVED + "joint_batch", needs=("eps_x", "eps_w"), takes=_INNER, card=Card(
+        "Adversarial training at moved weights: the worst inputs, then the corner of the weight box to which one signed step "
+        "leads.",
+        BATCH, LOWERED, "This library, after arXiv:2102.11935, section 4.1.",
+    )),
+    Objective("trades", _TRADES + "Trades", needs=("eps_x", "beta"), takes=_INNER, card=Card(
+        "Cross-entropy on the inputs as they are, and beta times how far predictions move at the worst inputs.",
+        NO_WEIGHTS, LOWERED, "Zhang et al., arXiv:1901.08573.",
+    )),
+    Objective("mart", _TRADES + "Mart", needs=("eps_x", "beta"), takes=_INNER, card=Card(
+        "Boosted cross-entropy at the worst inputs, and beta times how far predictions move there, most where they were wrong.",
+        NO_WEIGHTS, LOWERED, "Wang et al., ICLR 2020.",
+    )),
+    Objective("awp", _MOVED + "awp", needs=("eps_x", "rho"), takes=_INNER, card=Card(
+        "Adversarial training at weights that one gradient step moved by rho of their norm.",
+        BATCH, LOWERED, "Wu et al., arXiv:2004.05884.",
+    )),
+    Objective("rwp", _MOVED + "rwp", needs=("eps_x", "rho"), takes=_INNER, card=Card(
+        "The same in ten steps, by those examples alone whose loss is small.", BATCH, LOWERED, "Yu et al., arXiv:2205.14826.",
+    )),
+    Objective("sam", _MOVED + "sam", needs=("rho",), card=Card(
+        "Plain training at the worst weights within a distance rho.", BATCH, LOWERED, "Foret et al., arXiv:2010.01412.",
+    )),
+    Objective("asam", _MOVED + "asam", needs=("rho",), card=Card(
+        "The same with distances relative to each weight.", BATCH, LOWERED, "Kwon et al., arXiv:2102.11600.",
+    )),
+    Objective("quantised", _MOVED + "quantised", needs=("bits",), takes=("eps_x", *_INNER), card=Card(
+        "Training at the rounded weights, whose gradient moves the weights themselves; with eps_x at the worst inputs.",
+        ONE_DEVICE, LOWERED, "Jacob et al., arXiv:1712.05877.",
+    )),
+    Objective("randbet", _MOVED + "randbet", needs=("rate",), takes=("bits", "eps_x", *_INNER), card=Card(
+        "Training at the rounded weights and at those after random bit errors, new ones in each step; with eps_x at the worst "
+        "inputs. Best with --clip.",
+        ANY_DEVICE, LOWERED, "Stutz et al., arXiv:2006.13977.",
+    )),
+    Objective("certified", _CERTIFIED, needs=("eps_x", "eps_w", "alpha"), takes=("warmup", "domain"), card=Card(
+        "Cross-entropy, and that of the margins that intervals prove over inputs and weights, with radii that grow.",
+        ALONE, LOWERED, "Gowal et al., arXiv:1810.12715.",
     )),
 ))  # fmt: skip
 FAULTS: Mapping[str, FaultModel] = _named((

@@ -29,6 +29,7 @@ LOWER = (
 )
 ANY = "As the scope says: each example alone (sample), a batch, or all examples (dataset)."
 ALONE = "No sharing: each example is proven against the worst weights for it alone, which covers every scope."
+BATCH = "The examples of a batch."
 NO_WEIGHTS = "It does not move weights."
 ALL = "All examples: the weights of the network itself, and how far they may move."
 LOWERED = "A loss, not a bound: its effect shows in an evaluation."

@@ -70,7 +70,7 @@ def _fit(
 
 def objective_in(recipe: Recipe, data: Dataset) -> LossOf:
     """What a recipe lowers, in the domain of the data."""
-    numbers = {name: getattr(recipe, name) for name in ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup")}
+    numbers = {name: getattr(recipe, name) for name in Recipe.NUMBERS}
     return objective_of(recipe.method, numbers, data.domain)
 
 
@@ -79,5 +79,5 @@ def descent_of(settings: TrainSettings) -> Descent:
     recipe = settings.recipe
     return Descent(
         recipe.epochs, settings.seed, recipe.batch_size, recipe.lr, recipe.optimizer, recipe.schedule, recipe.weight_decay,
-        recipe.momentum,
+        recipe.momentum, recipe.average, recipe.clip,
     )  # fmt: skip

@@ -85,8 +85,25 @@ class Recipe(Settings):
     )
     weight_decay: Radius = _said("Default: 0.", 0.0)
     momentum: float = _said("Of sgd. Default: 0.", 0.0, ge=0, lt=1)
+    rho: float | None = _said(
+        "How far weights move: of sam and asam a distance, of awp and rwp a part of their norm. Needed there.", None,
+        gt=0, allow_inf_nan=False,
+    )  # fmt: skip
+    rate: float | None = _said("Part of the stored bits in error, of randbet. Needed there.", None, gt=0, le=1)
+    bits: int | None = _said("Of a stored weight, of quantised and randbet. Default of randbet: 8.", None, ge=2, le=16)
+    average: float | None = _said(
+        "0 to below 1, e.g. 0.999: keep an exponential moving average of the weights. Default: the last weights.",
+        None,
+        ge=0,
+        lt=1,
+    )
+    clip: float | None = _said("Keep weights within +-clip. Default: no limit.", None, gt=0, allow_inf_nan=False)
 
-    LATER: ClassVar = ("steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum")
+    NUMBERS: ClassVar = ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup", "rho", "rate", "bits")
+    """Those of the method; the others say how it is lowered."""
+    LATER: ClassVar = (
+        "steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum", "rho", "rate", "bits", "average", "clip",
+    )  # fmt: skip
 
 
 class Network(Settings):

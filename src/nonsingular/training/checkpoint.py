@@ -20,6 +20,7 @@ from nonsingular.results.files import write_atomic
 CHECKPOINT = "checkpoint.safetensors"
 OPTIMISER = ("optimiser.", "adam.")
 """Prefixes of the names of its tensors: the current one, and that of version 0.1.0."""
+AVERAGE = "average."
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,15 @@ class Checkpoint:
     path: Path
     tag: str = ""
 
-    def save(self, model: nn.Module, optimiser: Optimizer, history: Sequence[Epoch]) -> None:
-        """Writes the whole file, or nothing.  Raises InvalidInput for an optimiser whose state is not of tensors and numbers."""
+    def save(
+        self, model: nn.Module, optimiser: Optimizer, history: Sequence[Epoch], averaged: nn.Module | None = None
+    ) -> None:  # fmt: skip
+        """Writes the whole file, or nothing.  averaged: what keeps the average of the weights.
+
+        Raises InvalidInput for an optimiser whose state is not of tensors and numbers.
+        """
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"{AVERAGE}{k}": v for k, v in averaged.state_dict().items()} if averaged is not None else {}
         numbers: dict[str, float] = {}
         for i, state in optimiser.state_dict()["state"].items():
             for key, value in state.items():
@@ -61,8 +68,10 @@ class Checkpoint:
         } | ({"numbers": json.dumps(numbers)} if numbers else {})  # fmt: skip
         write_atomic(self.path, save({k: v.clone() for k, v in tensors.items()}, about))
 
-    def restore(self, model: nn.Module, optimiser: Optimizer) -> tuple[int, list[Epoch]]:
-        """How many epochs are done, and their results; restores model and optimiser.  (0, []) without a file.
+    def restore(
+        self, model: nn.Module, optimiser: Optimizer, averaged: nn.Module | None = None
+    ) -> tuple[int, list[Epoch]]:  # fmt: skip
+        """How many epochs are done, and their results; restores model, optimiser and average.  (0, []) without a file.
 
         Raises InvalidInput, before anything is changed, for the file of another run and for a damaged one.
         """
@@ -78,7 +87,9 @@ class Checkpoint:
             state = _state(tensors, json.loads(about.get("numbers", "{}")))
         except (ValueError, TypeError, KeyError) as e:
             raise InvalidInput(f"{self.path} is damaged ({e}); delete it and train again") from None
-        fit_weights(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}, self.path)
+        for module, prefix in ((model, "model."), (averaged, AVERAGE)):
+            if module is not None:
+                fit_weights(module, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, self.path)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         return done, history
 

@@ -33,6 +33,10 @@ class Descent:
         weight_decay and momentum are then None.
     schedule: a name, or a function (part of the training that is done) -> factor of the learning rate.
     weight_decay: as in torch: adam and sgd add it to the gradient, adamw applies it separately.  momentum: of sgd.
+    average: 0 to below 1: the network that is left is an exponential moving average, to which each step adds this part less
+        of what was: 0.999 is about the last 1,000 steps.  None: the last weights.  Source: Polyak and Juditsky, 1992.
+    clip: weight matrices and kernels are cut to [-clip, clip] after each step: a step of a stored integer is a part of its range,
+        so smaller errors follow from a flipped bit.  None: not cut.  Source: Stutz et al., arXiv:2006.13977.
     Raises InvalidInput for impossible values.
     """
 
@@ -44,6 +48,8 @@ class Descent:
     schedule: str | Callable[[float], float] = "cosine"
     weight_decay: float | None = None
     momentum: float | None = None
+    average: float | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
@@ -53,6 +59,10 @@ class Descent:
             raise InvalidInput(f"seed is {self.seed!r}; give a whole number from 0 to 2**32 - 1")
         _check_named("optimizer", self.optimizer, OPTIMIZERS, "parameters -> torch optimiser")
         _check_named("schedule", self.schedule, tuple(SCHEDULES), "part of the training -> factor of lr")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise InvalidInput(f"average is {self.average}; give a number from 0 to below 1, such as 0.999")
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            raise InvalidInput(f"clip is {self.clip}; give a finite number above 0")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nonsingular.data.datasets import Split
 from nonsingular.errors import InvalidInput
@@ -42,6 +43,7 @@ def fit(
     """Lowers `objective` over the examples, in the parameters of `model` that ask for a gradient; it is left in eval mode.
 
     checkpoint: written after every epoch, before the callbacks; if the file exists, training goes on from there.
+    With descent.average, the model that is left, measured and shown to the callbacks is the average.
     Each epoch draws its order and its attacks from a generator seeded by (seed, epoch), so a resumed run gives the same bits.
     Returns the result of each epoch, also from before an interruption.
     Raises InvalidInput for a damaged or foreign checkpoint, a loss that is not finite, and anything but a loss.
@@ -55,25 +57,43 @@ def fit(
     if not parameters:
         raise InvalidInput("no parameter of the model asks for a gradient (requires_grad), so there is nothing to train")
     optimiser = descent.optimiser(parameters)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    done, history = checkpoint.restore(model, optimiser) if checkpoint else (0, [])
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    averaged = None
+    if descent.average is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(descent.average), use_buffers=True)
+    done, history = checkpoint.restore(model, optimiser, averaged) if checkpoint else (0, [])
+
+    def after() -> None:
+        if descent.clip is not None:
+            with torch.no_grad():
+                for p in (p for p in parameters if p.dim() > 1):
+                    p.clamp_(-descent.clip, descent.clip)
+        if averaged is not None:
+            averaged.update_parameters(model)
+
     for epoch in range(done, descent.epochs):
         model.train()
-        loss = _epoch(loss_of, optimiser, rates, examples.train, descent, epoch)
+        loss = _epoch(loss_of, optimiser, examples.train, descent, epoch, after)
         model.eval()
         if not (math.isfinite(loss) and all(bool(torch.isfinite(p).all()) for p in parameters)):
             raise InvalidInput(f"the loss is not finite in epoch {epoch + 1}; lower lr, alpha, beta or the radii")
-        history.append(Epoch(epoch + 1, loss, None if examples.val is None else accuracy(model, examples.val)))
+        seen = model if averaged is None else averaged.module.eval()
+        history.append(Epoch(epoch + 1, loss, None if examples.val is None else accuracy(seen, examples.val)))
         if checkpoint:
-            checkpoint.save(model, optimiser, history)
+            checkpoint.save(model, optimiser, history, averaged)
         for callback in callbacks:
-            callback(history[-1], model)
+            callback(history[-1], seen)
     model.eval()
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
     return tuple(history)
 
 
-def _epoch(loss_of: Loss, optimiser: Optimizer, rates: list[Any], data: Split, descent: Descent, epoch: int) -> float:
-    """The mean loss of one pass over the data, a step after every batch."""
+def _epoch(
+    loss_of: Loss, optimiser: Optimizer, data: Split, descent: Descent, epoch: int, after: Callable[[], object] = lambda: None,
+) -> float:  # fmt: skip
+    """The mean loss of one pass over the data, a step after every batch.  after: called then."""
     seed = descent.seed * 1_000_003 + epoch
     generator = Generator(data.x.device).manual_seed(seed)
     batches = torch.randperm(len(data), generator=generator, device=data.x.device).split(descent.batch_size)
@@ -83,12 +103,13 @@ def _epoch(loss_of: Loss, optimiser: Optimizer, rates: list[Any], data: Split, d
         for i, rows in enumerate(batches):
             progress = (epoch * len(batches) + i) / (descent.epochs * len(batches))
             factor = descent.factor(progress)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * factor
             loss = _checked(loss_of(data.x[rows], data.y[rows], progress, generator))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            after()
             total += loss.item() * len(rows)
     return total / len(data)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,11 @@ from torch import Generator, Tensor, nn
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_ascent
 from nonsingular.bounds.theorem import tau, zeta_printed
-from nonsingular.errors import InvalidInput
+from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.network.channels import Channels, channels
 from nonsingular.network.dense import dense_chain
 from nonsingular.network.margins import cross_entropy
-from nonsingular.network.row_lemma import shifts
+from nonsingular.network.row_lemma import Shifts, shifts
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.radius import Radius
 
@@ -59,9 +61,9 @@ def natural(model: nn.Module) -> Loss:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """Mean cross-entropy at the worst inputs that PGD finds from a random start.  Madry et al., arXiv:1706.06083.
+    """`base` at the worst inputs that PGD on the cross-entropy finds from a random start.  Madry et al., arXiv:1706.06083.
 
-    eps_x: one radius of all inputs, in the units of the data.  domain: as in JointBall.
+    eps_x: one radius of all inputs, in the units of the data.  domain: as in JointBall.  base: an objective; the cross-entropy.
     steps: of PGD; each moves 2.5 eps_x / steps.
     warmup: the radius grows linearly from zero over this first part of the training: without that, a radius of 0.2 leaves the
         default MNIST network near chance.
@@ -72,10 +74,11 @@ class Adversarial:
     steps: int = STEPS
     warmup: float = RADII
     domain: Domain = (0.0, 1.0)
+    base: LossOf = natural
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        _check_warmup(self.warmup)
+        check_steps(self.steps)
+        check_warmup(self.warmup)
         self.ball.eps_x_number("training")
 
     @property
@@ -84,7 +87,7 @@ class Adversarial:
         return JointBall(self.eps_x, 0.0, self.domain)
 
     def __call__(self, model: nn.Module) -> Loss:
-        ball, steps, warmup = self.ball, self.steps, self.warmup
+        ball, steps, warmup, inner = self.ball, self.steps, self.warmup, self.base(model)
 
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             now = ball.scaled(ramp(progress, warmup), 0.0)
@@ -93,7 +96,7 @@ class Adversarial:
             model.eval()
             x_adv = joint_pgd(model, x, y, now, steps=steps, step_x=step, generator=generator).x
             model.train(training)
-            return F.cross_entropy(model(x_adv), y)
+            return inner(x_adv, y, progress, generator)
 
         return loss
 
@@ -123,7 +126,7 @@ class TheoremRegularised:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidInput(f"{name} is {value}; give a finite number that is 0 or larger")
-        _check_warmup(self.warmup)
+        check_warmup(self.warmup)
         _ = self.ball  # its radii are checked
 
     @property
@@ -150,12 +153,13 @@ class TheoremRegularised:
 
 @dataclass(frozen=True)
 class JointlyAdversarial:
-    """Mean cross-entropy at the worst (x, W) of each example, found over (x, s) with one scalar s per neuron (neuron_pgd.py).
+    """Mean cross-entropy at the worst (x, W) of each example, found over (x, s): one scalar s per neuron of a dense network
+    (neuron_pgd.py), one per output channel of any other network of linear layers and convolutions (network/channels.py).
 
     eps_x, eps_w, domain: as in JointBall.  steps: of the inner ascent; each moves 2.5 / steps of each radius.
     warmup: both radii grow linearly from zero over this first part of the training; without that it collapses to chance.
-    Cost: `steps` + 1 passes forward and backward, like adversarial training on the inputs alone.  Dense networks only
-    (UnsupportedModel).  Raises InvalidInput for invalid settings.
+    Cost: `steps` + 1 passes forward and backward, like adversarial training on the inputs alone.
+    Raises InvalidInput for invalid settings, UnsupportedModel for a tensor that moves and has neither neurons nor channels.
     """
 
     eps_x: Radius
@@ -165,8 +169,8 @@ class JointlyAdversarial:
     domain: Domain = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        _check_warmup(self.warmup)
+        check_steps(self.steps)
+        check_warmup(self.warmup)
         _ = self.ball  # its radii are checked
 
     @property
@@ -175,24 +179,36 @@ class JointlyAdversarial:
         return JointBall(self.eps_x, self.eps_w, self.domain)
 
     def __call__(self, model: nn.Module) -> Loss:
-        net, ball, steps, warmup = dense_chain(model), self.ball, self.steps, self.warmup
+        ball, steps, warmup = self.ball, self.steps, self.warmup
+        bound = _moving(model)
 
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             part = ramp(progress, warmup)
             now = ball.scaled(part, part)
-            network = shifts(net, now)
+            network, training = bound(now), model.training
+            model.eval()
             x_adv, s = neuron_ascent(network, x, y, now, steps=steps, step=2.5 / steps, loss=cross_entropy, generator=generator)
+            model.train(training)
             return F.cross_entropy(network(x_adv, s), y)
 
+        bound(ball)  # what has no rule is refused before the first batch
         return loss
 
 
-def _check_steps(steps: int) -> None:
+def _moving(model: nn.Module) -> Callable[[JointBall], Shifts | Channels]:
+    """The network as a function of its input and one scalar per neuron or channel, in a ball."""
+    try:
+        return partial(shifts, dense_chain(model))
+    except UnsupportedModel:
+        return partial(channels, model)
+
+
+def check_steps(steps: int) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"steps is {steps!r}; give a whole number of 1 or more")
 
 
-def _check_warmup(warmup: float) -> None:
+def check_warmup(warmup: float) -> None:
     if not 0 <= warmup <= 1:
         raise InvalidInput(f"warmup is {warmup}; give the part of the training that it lasts, from 0 (none) to 1")
 

@@ -1,0 +1,95 @@
+"""trades.py - objectives that hold the predictions at the worst inputs against those at the inputs as they are: TRADES, MART."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from nonsingular.errors import InvalidInput
+from nonsingular.threat.ball import JointBall
+from nonsingular.training.objectives import RADII, STEPS, Domain, Loss, check_steps, check_warmup, ramp
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What both share.
+
+    eps_x: one radius of all inputs.  beta: weight of the second term.  steps: of PGD from a random start; each moves
+    2.5 eps_x / steps.  warmup: the radius grows linearly from zero over this first part of the training.
+    Cost: steps + 2 passes forward and backward.  Raises InvalidInput for invalid settings.
+    """
+
+    eps_x: float
+    beta: float = 6.0
+    steps: int = STEPS
+    warmup: float = RADII
+    domain: Domain = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        check_warmup(self.warmup)
+        JointBall(self.eps_x, 0.0, self.domain).eps_x_number("training")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise InvalidInput(f"beta is {self.beta}; give a finite number that is 0 or larger")
+
+    def worst(self, model: nn.Module, x: Tensor, progress: float, loss: Callable[[Tensor], Tensor], g: Generator) -> Tensor:
+        """Inputs that raise `loss` of the logits, found in eval mode."""
+        now = JointBall(ramp(progress, self.warmup) * self.eps_x, 0.0, self.domain)
+        box, step = now.input_box(x), 2.5 * now.eps_x_number("training") / self.steps
+        training, moved = model.training, box.sample(g)
+        model.eval()
+        for _ in range(self.steps):
+            point = moved.detach().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(loss(model(point)), point)
+            moved = box.project_(point.detach() + step * slope.sign())
+        model.train(training)
+        return moved
+
+
+@dataclass(frozen=True)
+class Trades(_Held):
+    """Cross-entropy of the inputs, and beta times KL(p(x) || p(x')) at the x' that PGD finds for it.
+
+    Source: Zhang et al., arXiv:1901.08573.
+    """
+
+    def __call__(self, model: nn.Module) -> Loss:
+        def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+            training = model.training
+            model.eval()
+            with torch.no_grad():
+                clean = model(x).softmax(1)
+            model.train(training)
+            moved = self.worst(model, x, progress, lambda z: F.kl_div(z.log_softmax(1), clean, reduction="sum"), generator)
+            natural, worst = model(x), model(moved)
+            apart = F.kl_div(worst.log_softmax(1), natural.log_softmax(1), reduction="batchmean", log_target=True)
+            return F.cross_entropy(natural, y) + self.beta * apart
+
+        return loss
+
+
+@dataclass(frozen=True)
+class Mart(_Held):
+    """Boosted cross-entropy at the worst inputs, and beta times KL(p(x) || p(x')) of each example by 1 - p_y(x).
+
+    The boosted one adds -log(1 - max_{j != y} p_j(x')).  Wang et al., Improving Adversarial Robustness Requires Revisiting
+    Misclassified Examples, ICLR 2020.
+    """
+
+    def __call__(self, model: nn.Module) -> Loss:
+        def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+            moved = self.worst(model, x, progress, lambda z: F.cross_entropy(z, y, reduction="sum"), generator)
+            natural, worst = model(x), model(moved)
+            p, q = natural.softmax(1), worst.softmax(1)
+            other = q.scatter(1, y[:, None], 0.0).amax(1)
+            boosted = F.cross_entropy(worst, y) - torch.log1p(-other.clamp(max=1 - 1e-6)).mean()
+            apart = F.kl_div(worst.log_softmax(1), natural.log_softmax(1), reduction="none", log_target=True).sum(1)
+            return boosted + self.beta * (apart * (1 - p.gather(1, y[:, None])[:, 0])).mean()
+
+        return loss
