@@ -20,7 +20,7 @@ from nonsingular.evaluation.preflight import preflight
 from nonsingular.network.calling import threads
 from nonsingular.report import write
 from nonsingular.runs.engine import Workplace
-from nonsingular.runs.evaluate import certify_run, evaluate_run
+from nonsingular.runs.evaluate import evaluate_run
 from nonsingular.runs.jobs import Attacked, Certified
 from nonsingular.runs.train import train_run
 from nonsingular.settings import CertifySettings, EvaluateSettings, Network, Recipe, TrainSettings, checked
@@ -74,7 +74,7 @@ def tried(name: str, folder: Path, data_dir: Path | None, wall: bool) -> tuple[f
         found = preflight(job.plan(workers), job.seen, [])
     started, (own, others) = time.perf_counter(), used()
     out = folder / "".join(c if c.isalnum() else "-" for c in name)
-    write((certify_run if certify else evaluate_run)(settings, out, Workplace(workers)), out)
+    write(evaluate_run(settings, out, Workplace(workers)), out)
     if wall:
         true = time.perf_counter() - started
     else:

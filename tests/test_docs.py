@@ -201,7 +201,7 @@ def printed() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page, command", printed())
 def test_commands_in_the_pages_are_understood(page, command, capsys):
     args = shlex.split(command)[1:]
-    if args[0] in ("report", "verify", "sign", "compare", "check", "list", "demo"):  # they need runs, or have no settings
+    if args[0] in ("report", "verify", "merge", "sign", "compare", "check", "list", "demo"):  # they need runs, or take no file
         app.parse_args(args, exit_on_error=False, print_error=False)
         return
     assert main([*args, "--print-config"]) == 0

@@ -20,7 +20,7 @@ import pytest
 from nonsingular.cli.main import main
 from nonsingular.errors import InvalidInput
 from nonsingular.results.files import Log
-from nonsingular.runs.engine import DEATHS, Workplace, _kind, _task, engine
+from nonsingular.runs.engine import DEATHS, Workplace, _task, engine, kind
 from nonsingular.runs.evaluate import Told, evaluate_run
 from nonsingular.settings import EvaluateSettings, checked
 
@@ -217,8 +217,8 @@ def test_a_bad_address_is_said_at_once(address, quiet_ray):
     "kind, folder, words",
     [
         ({}, ".", "would compute other bits"),
-        (_kind() | {"torch": "1.0"}, ".", "would compute other bits"),
-        (_kind(), "/nowhere/at/all", "has no folder /nowhere/at/all"),
+        (kind() | {"torch": "1.0"}, ".", "would compute other bits"),
+        (kind(), "/nowhere/at/all", "has no folder /nowhere/at/all"),
     ],
 )
 def test_a_node_that_would_compute_something_else_says_so(kind, folder, words):

@@ -28,7 +28,7 @@ from nonsingular.cli.options import (
     print_settings,
     typed_settings,
 )
-from nonsingular.cli.screen import print_table, progress, say, show, tell
+from nonsingular.cli.screen import progress, say, show, show_shard, show_surface, tell
 from nonsingular.errors import InvalidInput
 from nonsingular.faults.chips import CampaignSettings
 from nonsingular.settings import (
@@ -191,37 +191,27 @@ def _one_surface(
     workplace = where.workplace()
     if preflight:
         return _preflight(settings, workplace.workers, output)
+    if track and settings.shard is not None:
+        raise InvalidInput("--track sends results, and a shard has none; leave it out with --shard")
     tracked = _tracker(track)
-    from nonsingular.report import doubts, write
-    from nonsingular.report.table import fronts_table, masking_lines, surface_table
-    from nonsingular.results.surface import Surface
-    from nonsingular.runs.evaluate import Told, certify_run, evaluate_run
+    from nonsingular.report import write
+    from nonsingular.runs.evaluate import Told, evaluate_run
     from nonsingular.runs.manifest import seal
 
     command = "evaluate" if isinstance(settings, EvaluateSettings) else "certify"
     out = output.out or folder_of(command, settings)
     with progress(output.silent, {}) as report:
         told = Told(report, None if output.silent else lambda found: say(str(found)))
-        if isinstance(settings, EvaluateSettings):
-            results = evaluate_run(settings, out, workplace, told, typed.get())
-        else:
-            results = certify_run(settings, out, workplace, told, typed.get())
-    files = write(results, out)
+        if settings.shard is not None:
+            from nonsingular.runs.shards import shard_run
+
+            shard_run(settings, out, workplace, told, typed.get())
+            return show_shard(settings.shard, out, json=output.json)
+        results = evaluate_run(settings, out, workplace, told, typed.get())
+    page = write(results, out)["report.html"]
     seal(out)
     tracked(results, out)
-    (found,) = results["models"].values()
-    if output.json:
-        print(json.dumps(found["surfaces"][0] | {k: found[k] for k in ("fronts", "masking") if k in found}))
-        return
-    surface = Surface.from_dict(found["surfaces"][0])
-    for shown in (surface, surface.shared, surface.certified):
-        if shown:
-            print_table(surface_table(shown))
-    if "fronts" in found:
-        print_table(fronts_table(found["fronts"]))
-    for line in [*doubts(results), *masking_lines(found)]:
-        tell(line)
-    say(f"report: {files['report.html']}\nrecords: {out}")
+    show_surface(results, page, out, json=output.json)
 
 
 def _no_grid(flag: str, preflight: bool, track: str | None) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from nonsingular.cli.app import app
-from nonsingular.cli.options import GIVEN, DataDir, Json
-from nonsingular.cli.screen import print_table, say, show, tell
+from nonsingular.cli.app import app, typed
+from nonsingular.cli.options import GIVEN, HERE, DataDir, Json, Quiet, Where
+from nonsingular.cli.screen import print_table, progress, say, show, show_surface, tell
 from nonsingular.errors import GateMissed, InvalidInput, Unconfirmed
 
 
@@ -105,7 +105,8 @@ def verify(
     cannot be checked is listed as open. Time: a small part of the run's; memory: that of one worker.
     """
     from nonsingular.network.calling import threads as use_threads
-    from nonsingular.runs.verify import Effort, Whereabouts, verify_run
+    from nonsingular.runs.verify import Effort, verify_run
+    from nonsingular.runs.whereabouts import Whereabouts
 
     if recompute_certificates != "all" and not recompute_certificates.isdecimal():
         raise InvalidInput(f"--recompute-certificates is '{recompute_certificates}'; give a number, or all")
@@ -121,6 +122,31 @@ def verify(
         tell("\n".join([*(f"confirmed: {s}" for s in found.confirmed), *(f"open: {s}" for s in found.open)]))
     if found.wrong:
         raise Unconfirmed(f"{run} is not confirmed: {'; '.join(found.wrong)}")
+
+
+@app.command
+def merge(
+    *shards: Annotated[Path, Parameter(help="Run directories of all shards of one run of evaluate or certify, in any order.")],
+    out: Annotated[Path, Parameter(help="Run directory of the whole.")],
+    located: Annotated[Located, GIVEN] = AS_SAID,
+    where: Annotated[Where, GIVEN] = HERE,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Join the shards of a run ('evaluate --shard 1/4' and so on): the result is that of the run done at once, bit for bit.
+
+    Needs model and data, as the run does. What no shard could do alone is done here: certificates of examples on the border of
+    two shards, and the checks of --masking. Shards that are missing, given twice, unfinished, changed, or of another run, model,
+    data or kind of machine are named, and nothing is written.
+    """
+    from nonsingular.runs.evaluate import Told
+    from nonsingular.runs.shards import merge_run
+    from nonsingular.runs.whereabouts import Whereabouts
+
+    whereabouts = Whereabouts(located.model, located.weights, located.data, located.data_dir)
+    with progress(quiet or json, {}) as report:
+        results = merge_run(shards, out, where.workplace(), whereabouts, Told(report), typed.get())
+    show_surface(results, out / "report.html", out, json=json)
 
 
 @app.command

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,35 @@ def show(results: Mapping[str, Any], out: Path) -> None:
         for line in masking_lines(model):
             tell(f"{model['title']}: {line}" if len(results["models"]) > 1 else line)
     say(f"figure: {out / 'figure1.png'}\nreport: {out / 'report.html'}")
+
+
+def show_surface(results: Mapping[str, Any], page: Path, out: Path, *, json: bool) -> None:
+    """The surfaces of the one model, as tables or as one JSON object; and where the page is."""
+    from nonsingular.report import doubts
+    from nonsingular.report.table import fronts_table, masking_lines, surface_table
+    from nonsingular.results.surface import Surface
+
+    (found,) = results["models"].values()
+    if json:
+        print(dumps(found["surfaces"][0] | {k: found[k] for k in ("fronts", "masking") if k in found}))
+        return
+    surface = Surface.from_dict(found["surfaces"][0])
+    for shown in (surface, surface.shared, surface.certified):
+        if shown:
+            print_table(surface_table(shown))
+    if "fronts" in found:
+        print_table(fronts_table(found["fronts"]))
+    for line in [*doubts(results), *masking_lines(found)]:
+        tell(line)
+    say(f"report: {page}\nrecords: {out}")
+
+
+def show_shard(shard: str, out: Path, *, json: bool) -> None:
+    """Where a finished shard is, and what joins it with the others."""
+    if json:
+        print(dumps({"shard": shard, "out": str(out)}))
+    else:
+        say(f"shard {shard} is done: {out}\nwhen all are: nonsingular merge FOLDER ... --out RUN")
 
 
 def print_table(table: Any) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nonsingular.catalog import Attack, Bound, sound
 from nonsingular.errors import SoundnessError
-from nonsingular.evaluation.certified import Proven, prove, rehearse_proof
-from nonsingular.evaluation.execution import ALONE, Execution
+from nonsingular.evaluation.certified import Proven, pieces_of, prove, rehearse_proof
+from nonsingular.evaluation.execution import ALONE, Execution, Span
 from nonsingular.evaluation.masking import doubts_of_gradients
 from nonsingular.evaluation.problem import Case, Method, asked
-from nonsingular.evaluation.schedule import Work, cell_alone
+from nonsingular.evaluation.schedule import Work, cell_alone, check_parts
 from nonsingular.evaluation.shared import Sharing
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
@@ -124,6 +124,50 @@ def surface(
         return found
     sharing = Sharing(case, grid, method, bound, proven, cells) if shared and method.scope != "sample" else None
     return replace(found, certified=proven.surface(case.doubts), shared=None if sharing is None else sharing.surface(execution))
+
+
+def fill(case: Case, grid: Grid, method: Method, bound: Bound | None, execution: Execution) -> None:
+    """The pieces of `surface` that are of `execution.shard`, into its log.
+
+    Certificates of examples that lie in two parts are made for both where they come before the attack, and otherwise left to
+    `surface` on the joined log; so are all certificates beside attacks that take no start, whose parts are whole cells.
+    Raises InvalidInput where there are no parts, and what `surface` raises.
+    """
+    check_parts(method, execution.shard)
+    groups = execution.mine(method.groups(case, grid.unit)) if method.nested else ()
+    start, stop = (groups[0][0], groups[-1][1]) if groups else (0, 0)
+    pieces, work, cells = pieces_of(len(case)), Work(case, grid, method, execution), list[Cell]()
+    if bound:
+        rehearse_proof(case, grid, bound)
+    try:
+        if bound is None or not method.alone:
+            cells = _whole(work.pieces(None), grid, len(case))
+        else:
+            here = [s for s in pieces if s[0] < stop and s[1] > start]
+            work.pieces((bound, prove(case, grid, bound, execution, spans=here).held))
+            return
+        inside = [s for s in pieces if start <= s[0] and s[1] <= stop]
+        if bound is None or not inside:
+            return
+        proven = prove(case, grid, bound, execution, cells, inside).under(cells)
+    except SoundnessError as e:
+        raise _saved(e, case, grid, method, cells, execution.log) from None
+    first, last = inside[0][0], inside[-1][1]
+    rows = [(g, i) for g in groups if first <= g[0] and g[1] <= last for i in range(grid.shape[0])]
+    for _ in Sharing(case, grid, method, bound, proven, cells).rows(rows, execution):
+        pass
+
+
+def _whole(pieces: Mapping[Span, Sequence[Cell]], grid: Grid, n: int) -> list[Cell]:
+    """Cells of all n examples of which some pieces are known: other examples count as surviving, by any margin."""
+    correct, margins = np.ones((*grid.shape, n), dtype=bool), np.full((*grid.shape, n), np.inf, dtype=np.float32)
+    at = {radii: divmod(k, grid.shape[1]) for k, radii in enumerate(grid.points)}
+    for span, cells in pieces.items():
+        for cell in cells:
+            here = (*at[cell.eps_x, cell.eps_w], slice(*span))
+            correct[here] = cell.correct
+            margins[here] = np.where(cell.correct, np.inf, -np.inf) if cell.margins is None else cell.margins
+    return [Cell(*radii, correct[at[radii]], margins=margins[at[radii]]) for radii in grid.points]
 
 
 def _doubts(case: Case, grid: Grid, cells: Sequence[Cell], proven: Proven | None) -> list[str]:

@@ -132,12 +132,14 @@ def tolerance(case: Case) -> NDArray[np.float64]:
 
 
 def prove(
-    case: Case, grid: Grid, bound: Bound, execution: Execution = ALONE, attacked: Sequence[Cell] | None = None
+    case: Case, grid: Grid, bound: Bound, execution: Execution = ALONE, attacked: Sequence[Cell] | None = None,
+    spans: Sequence[Span] | None = None,
 ) -> Proven:  # fmt: skip
     """`certified_surface` on checked inputs.
 
     attacked: what an attack left at every cell.  Examples that it broke are not tried; if one of its margins is below the bound,
     the run fails with SoundnessError.
+    spans: the pieces to do, of `pieces_of`; None for all.  Examples of others count as certified only where the log says so.
     """
     n, key = len(case), proof_key(case, grid, bound)
     names = {**described(bound, grid.unit, case.deployed), **case.hashes}
@@ -152,10 +154,10 @@ def prove(
         done[span] = seconds
         execution.on_part(span[1] - span[0])
 
-    spans = [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
+    pieces = pieces_of(n)
     for entry in journal or ():
         span = tuple(entry["span"]) if entry.get("key") == key and "span" in entry else None
-        if span in spans:
+        if span in pieces:
             shape = (*grid.shape, span[1] - span[0])
             keep(span, unpack(entry["certified"], int(np.prod(shape))).reshape(shape), entry["seconds"])
 
@@ -166,13 +168,19 @@ def prove(
         for span in spans:
             yield certified_part(case, grid, bound, span, known(span))
 
-    for span, bits, seconds in (execution.parts or in_this_process)([s for s in spans if s not in done], known):
+    todo = [s for s in (pieces if spans is None else spans) if s not in done]
+    for span, bits, seconds in (execution.parts or in_this_process)(todo, known):
         if journal:
             journal.append({"key": key, "span": list(span), "certified": pack(bits), "seconds": seconds, "about": about})
         keep(span, bits, seconds)
     return Proven(
         grid, held, case.name, {**names, "clean_accuracy": case.clean_accuracy}, sum(done.values()), tolerance(case)
     )  # fmt: skip
+
+
+def pieces_of(n: int) -> list[Span]:
+    """Spans of examples whose certificates are pieces of work."""
+    return [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
 
 
 def confront(case: Case, grid: Grid, bound: Bound, held: NDArray[np.bool_], attacked: NDArray[np.float32]) -> None:

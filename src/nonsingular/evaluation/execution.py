@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nonsingular.errors import Unconfirmed
 from nonsingular.results.surface import Cell
 
+T = TypeVar("T")
 Span = tuple[int, int]
 """Examples start to stop."""
 Submit = Callable[..., Future[Any]]
@@ -26,11 +28,29 @@ def _nothing(done: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Part `index`, from 1, of the `of` parts into which the pieces of a run are divided."""
+
+    index: int
+    of: int
+
+    @classmethod
+    def of_text(cls, text: str) -> Shard:
+        """`2/4` -> the second of four."""
+        index, of = text.split("/")
+        return cls(int(index), int(of))
+
+    def block(self, pieces: Sequence[T]) -> Sequence[T]:
+        """Its pieces: neighbours, and as many as every other part has, or one more.  Empty where there are fewer than parts."""
+        return pieces[(self.index - 1) * len(pieces) // self.of : self.index * len(pieces) // self.of]
+
+
+@dataclass(frozen=True)
 class Execution:
     """log: file to which finished pieces are appended, and from which they are taken.  keep: also the perturbations, beside it.
 
     submit, parts: do the work elsewhere; None for this process.  on_cell, on_part: called with each cell, and with the number of
-    examples certified.
+    examples certified.  shard: does the pieces of this part alone; None for all.
     """
 
     log: Path | None = None
@@ -39,7 +59,26 @@ class Execution:
     parts: Parts | None = None
     on_cell: Callable[[Cell], None] = _nothing
     on_part: Callable[[int], None] = _nothing
+    shard: Shard | None = None
+
+    def mine(self, pieces: Sequence[T]) -> Sequence[T]:
+        """Those that are to be done here."""
+        return pieces if self.shard is None else self.shard.block(pieces)
 
 
 ALONE = Execution()
 """In this process, nothing kept."""
+
+
+def from_log(log: Path, shard: Shard | None = None) -> Execution:
+    """Nothing is done: all comes from `log`.  A piece that it lacks raises Unconfirmed."""
+
+    def refuse(task: str, *args: Any) -> Future[Any]:
+        raise Unconfirmed(f"{log.name} lacks {'radii' if task == 'front' else 'cells'} of this run")
+
+    def parts(spans: Sequence[Span], known: Any) -> Iterable[Any]:
+        if spans:
+            raise Unconfirmed(f"{log.name} lacks certificates of this run")
+        return ()
+
+    return Execution(log, keep=False, submit=refuse, parts=parts, shard=shard)

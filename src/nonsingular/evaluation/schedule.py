@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from nonsingular.catalog import Bound
 from nonsingular.certificates.certify import Prover
-from nonsingular.errors import SoundnessError
+from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.evaluation.certified import confront, margins_of, tolerance
-from nonsingular.evaluation.execution import Execution, Span
+from nonsingular.evaluation.execution import Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.shared import shared_row
 from nonsingular.evaluation.stored import FOLDER, Found, read_found, write_found
@@ -110,6 +110,17 @@ class Work:
 
     def cells(self, held: Held | None) -> list[Cell]:
         """All cells, in the order of the grid.  held: what is certified of all examples."""
+        at: dict[Radii, list[Cell]] = {}
+        for _, cells in sorted(self.pieces(held).items()):
+            for cell in cells:
+                at.setdefault((cell.eps_x, cell.eps_w), []).append(cell)
+        return [Cell.joined(at[radii]) for radii in self.grid.points]
+
+    def pieces(self, held: Held | None) -> dict[Span, list[Cell]]:
+        """The cells of each piece: those that the log holds, and all others, or those of the shard, done now.
+
+        Raises InvalidInput for a shard of cells that begin from each other and have one W' for all examples.
+        """
         done, method = self._done(), self.method
         for cells in done.values():
             for cell in cells:
@@ -118,6 +129,7 @@ class Work:
         if points == len(self.grid.points) * groups:
             pieces = iter(())
         elif method.nested and method.scope == "dataset":
+            check_parts(method, self.execution.shard)
             pieces = self._wavefront(done)
         elif method.nested:
             pieces = self._spans(done, held)
@@ -129,11 +141,7 @@ class Work:
             done.setdefault(span, []).extend(cells)
             for cell in cells:
                 self.execution.on_cell(cell)
-        at: dict[Radii, list[Cell]] = {}
-        for _, cells in sorted(done.items()):
-            for cell in cells:
-                at.setdefault((cell.eps_x, cell.eps_w), []).append(cell)
-        return [Cell.joined(at[radii]) for radii in self.grid.points]
+        return done
 
     @cached_property
     def _key(self) -> str:
@@ -179,7 +187,8 @@ class Work:
     def _alone(self, done: Mapping[Span, list[Cell]]) -> Iterator[Piece]:
         """Cells that are independent of each other."""
         held = {(c.eps_x, c.eps_w) for cells in done.values() for c in cells}
-        return self._carried_out("cell_alone", [(radii, self._keep) for radii in self.grid.points if radii not in held])
+        todo = [(radii, self._keep) for radii in self.execution.mine(self.grid.points) if radii not in held]
+        return self._carried_out("cell_alone", todo)
 
     def _spans(self, done: Mapping[Span, list[Cell]], held: Held | None) -> Iterator[Piece]:
         """Groups that share nothing, each over the whole grid."""
@@ -187,9 +196,8 @@ class Work:
         def of(span: Span) -> Held | None:
             return None if held is None else (held[0], held[1][:, :, slice(*span)])
 
-        return self._carried_out(
-            "span_nested", [(span, of(span), self._keep) for span in self._spans_of_pieces if span not in done]
-        )
+        todo = [(span, of(span), self._keep) for span in self.execution.mine(self._spans_of_pieces) if span not in done]
+        return self._carried_out("span_nested", todo)
 
     def _wavefront(self, done: Mapping[Span, list[Cell]]) -> Iterator[Piece]:
         """Cells of one group of all examples, each as soon as its smaller neighbours are there."""
@@ -238,6 +246,16 @@ class Work:
         future: Future[Any] = Future()
         future.set_result(TASKS[task](self.case, self.grid, self.method, *args))
         return future
+
+
+def check_parts(method: Method, shard: Shard | None) -> None:
+    """Raises InvalidInput for a shard where a run has no parts that know nothing of each other."""
+    if shard is not None and shard.of > 1 and method.nested and method.scope == "dataset":
+        raise InvalidInput(
+            f"shard is {shard.index}/{shard.of}: in scope dataset one W' is for all examples and, with attack "
+            f"'{method.attack.name}', each cell begins from smaller ones, so no part can be done by itself; spread the cells "
+            "with --workers or --engine ray, or choose scope sample or batch, or an attack without starts, such as paper"
+        )
 
 
 def _completed(futures: Sequence[Future[Any]]) -> Iterator[Any]:

@@ -89,15 +89,15 @@ class Sharing:
         groups, rows = self.method.groups(self.case, self.grid.unit), range(self.grid.shape[0])
         broken = np.zeros((len(groups), *self.grid.shape), dtype=np.int64)
         seconds = 0.0
-        for (span, i), counts, took in self._rows([(span, i) for span in groups for i in rows], execution):
+        for (span, i), counts, took in self.rows([(span, i) for span in groups for i in rows], execution):
             broken[groups.index(span), i] = counts
             seconds += took
         for axis in (1, 2):  # balls are nested: what cannot break in a larger one cannot break in a smaller one
             broken = np.flip(np.minimum.accumulate(np.flip(broken, axis), axis), axis)
         return self._under(groups, broken), seconds
 
-    def _rows(self, rows: Sequence[Row], execution: Execution) -> Iterator[tuple[Row, NDArray[np.int64], float]]:
-        """Every row, from the log or done now, here or elsewhere."""
+    def rows(self, rows: Sequence[Row], execution: Execution) -> Iterator[tuple[Row, NDArray[np.int64], float]]:
+        """These rows, (row, broken, seconds) each, from the log or done now, here or elsewhere."""
         key = f"{proof_key(self.case, self.grid, self.bound)}-{self.method.key(self.case, self.grid.unit)}"
         journal = Log(execution.log) if execution.log else None
         done = set[Row]()

@@ -235,7 +235,7 @@ class Cluster(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         # pickled here: from Ray's own store, arrays would come back read-only
-        ref = self._task.remote(os.getcwd(), _kind(), self._ray.cloudpickle.dumps((fn, args, kwargs)))
+        ref = self._task.remote(os.getcwd(), kind(), self._ray.cloudpickle.dumps((fn, args, kwargs)))
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
         self._waiting[ref] = future
@@ -297,16 +297,16 @@ def _knock(address: str) -> None:
         socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=10).close()
 
 
-def _kind() -> dict[str, str]:
+def kind() -> dict[str, str]:
     """Versions and hardware on which the bits of a result depend."""
     return {"nonsingular": version("nonsingular"), "torch": torch.__version__, "CPU": torch.backends.cpu.get_cpu_capability()}
 
 
-def _task(folder: str, kind: dict[str, str], call: bytes) -> bytes:
+def _task(folder: str, asked: dict[str, str], call: bytes) -> bytes:
     """The pickled result of a pickled call, done on a node in the caller's folder."""
-    if _kind() != kind:
+    if kind() != asked:
         raise InvalidInput(
-            f"{socket.gethostname()} has {_kind()} and would compute other bits than {kind}; use nodes of one kind"
+            f"{socket.gethostname()} has {kind()} and would compute other bits than {asked}; use nodes of one kind"
         )
     if not os.path.isdir(folder):
         raise InvalidInput(f"{socket.gethostname()} has no folder {folder}; share it among the nodes under the same path")

@@ -62,35 +62,42 @@ class Circumstances:
 
 
 def evaluate_run(
-    settings: EvaluateSettings, out: Path, workplace: Workplace, told: Told = QUIETLY, command: str = AGAIN
+    settings: EvaluateSettings | CertifySettings, out: Path, workplace: Workplace, told: Told = QUIETLY, command: str = AGAIN
 ) -> dict[str, Any]:  # fmt: skip
-    """One surface, as the results that a report is made of, also written to `out`.  Finished cells are not run again.
+    """One surface, as the results that a report is made of, also written to `out`.  Finished pieces are not done again.
 
+    settings: those of certify with `accuracy` ask for the fronts of radii, too.
     workplace: where the work is done.  The results do not depend on it.
     """
     with threads(1):  # as where the work is done
-        job = Attacked(settings)
-        rehearse(job.case.part(slice(1)), job.method, job.grid.largest)
-        return _announced(job, out, workplace, told, command)
+        job = job_of(settings)
+        announce(job, out, workplace, told)
+        return run_whole(job, job.settings, out, workplace, told.report, command)
 
 
-def _announced(
-    job: Attacked | Certified, out: Path, workplace: Workplace, told: Told, command: str
-) -> dict[str, Any]:  # fmt: skip
-    """Announces the estimate, unless the run goes on with an earlier one, and runs it."""
+def job_of(settings: EvaluateSettings | CertifySettings) -> Attacked | Certified:
+    """The job of these settings, whose attack or bound was tried on one example.  Raises InvalidInput if it does not fit."""
+    if isinstance(settings, CertifySettings):
+        return Certified(settings)
+    job = Attacked(settings)
+    rehearse(job.case.part(slice(1)), job.method, job.grid.largest)
+    return job
+
+
+def announce(job: Attacked | Certified, out: Path, workplace: Workplace, told: Told) -> None:
+    """Announces the estimate, unless the run goes on with an earlier one."""
     new = check_free(out, job.settings)
     if new and job.proposed:
         log.info(job.proposed)
     if new and told.announce:
         found = preflight(job.plan(workplace.workers), job.seen, [], seconds=BRIEF)  # the run itself shows the doubts
         told.announce(replace(found, about=tuple(job.about())))
-    return _run(job, out, workplace, told.report, command)
 
 
 def preflight_run(
     settings: EvaluateSettings | CertifySettings, workers: int, on_first: Callable[[Preflight], None] = lambda found: None
 ) -> Preflight:
-    """The estimate of `evaluate_run` or `certify_run` with these settings.  Writes nothing.
+    """The estimate of `evaluate_run` with these settings.  Writes nothing.
 
     on_first: given the first estimate of the time, seconds before the last one.
     Takes at most LIMIT seconds once model and data are loaded: the clock runs in a separate process, which is then ended, and the
@@ -126,28 +133,26 @@ def _preflight(send: Callable[[Any], None], settings: str, certify: bool, worker
             send(replace(told, proposed=job.proposed, about=tuple(job.about())))
 
 
-def certify_run(
-    settings: CertifySettings, out: Path, workplace: Workplace, told: Told = QUIETLY, command: str = AGAIN
+def run_whole(
+    job: Attacked | Certified, settings: EvaluateSettings | CertifySettings, out: Path, workplace: Workplace, report: Report,
+    command: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """One certified surface, and with `accuracy` the fronts of radii, as `evaluate_run`."""
-    with threads(1):
-        return _announced(Certified(settings), out, workplace, told, command)
-
-
-def _run(job: Attacked | Certified, out: Path, workplace: Workplace, report: Report, command: str) -> dict[str, Any]:
-    check_free(out, job.settings)
+    """Does what the log in `out` does not hold, and writes the results there.  settings: as the run states them."""
+    if settings.shard is not None:
+        raise InvalidInput(f"shard is {settings.shard}: a part has no surface; use shard_run, or leave shard out")
+    check_free(out, settings)
     if results := finished(out, job.case.hashes):
         return results
     started, surroundings = time.perf_counter(), environment()
     fronts: list[dict[str, Any]] = []
-    with workplace.open() as pool, claimed(out, job.settings):
+    with workplace.open() as pool, claimed(out, settings):
         warn(job.case.doubts)
         found = job.surface(job.execution(out / EVENTS, pool, report))
         if isinstance(job, Certified) and job.settings.accuracy:
-            front = job.front(pool, report)
+            front = job.front(job.execution(out / EVENTS, pool, report))
             fronts = [front_dict(front, share) for share in job.settings.accuracy]
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
-        results = record(job, found, job.settings, out / EVENTS, Circumstances(surroundings, command))
+        results = record(job, found, settings, out / EVENTS, Circumstances(surroundings, command))
         (model,) = results["models"].values()
         if fronts:
             model["fronts"] = fronts

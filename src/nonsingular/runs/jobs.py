@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import replace
@@ -11,27 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nonsingular.catalog import sound
 from nonsingular.certificates.radii import Front, certified_front
 from nonsingular.data.datasets import Dataset, Domain, Split, first_radii, load
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.attacked import surface
+from nonsingular.evaluation.attacked import fill, surface
 from nonsingular.evaluation.breakdown import examples
-from nonsingular.evaluation.certified import TOGETHER, certified_part, prove, rehearse_proof
+from nonsingular.evaluation.certified import certified_part, pieces_of, prove, rehearse_proof
 from nonsingular.evaluation.estimate import Plan
-from nonsingular.evaluation.execution import Execution, Parts, Span
+from nonsingular.evaluation.execution import Execution, Parts, Shard, Span
 from nonsingular.evaluation.masking import masking
 from nonsingular.evaluation.preflight import looked_at
-from nonsingular.evaluation.problem import Case, Method
-from nonsingular.evaluation.schedule import TASKS
+from nonsingular.evaluation.problem import Case, Method, proof_key
+from nonsingular.evaluation.schedule import TASKS, check_parts
 from nonsingular.models import loading
 from nonsingular.models.architectures import Averaged
 from nonsingular.models.loading import load_run
 from nonsingular.network.heads import told_of_weights
 from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
+from nonsingular.results.files import Log
 from nonsingular.results.surface import CONFIG, Cell, Surface
 from nonsingular.runs.presets import GRIDS
 from nonsingular.settings import (
@@ -113,6 +115,8 @@ class Job:
         told = [self.data.order]
         if (kind := self.case.deployed) is not None:
             told.append(f"certificates are of the network as computed in {kind}, in any order of summation")
+        if self.shard is not None:
+            told.append(f"the estimate is of the whole run; shard {self.settings.shard} does about 1/{self.shard.of} of it")
         if flat_of(self.case.network) is not None:
             told.append("the model returns one logit: above 0 is class 1")
         if self.input_radii:
@@ -127,7 +131,12 @@ class Job:
         def on_cell(cell: Cell) -> None:
             report("cells", 1)
 
-        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"))
+        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"), self.shard)
+
+    @property
+    def shard(self) -> Shard | None:
+        """The part of the work that is to be done; None for all of it."""
+        return None if self.settings.shard is None else Shard.of_text(self.settings.shard)
 
     def _submit(self, pool: Executor, task: Callable[..., Any]) -> Callable[..., Future[Any]]:
         """Runs tasks of this job in `pool`, where the job is built again from its settings."""
@@ -198,12 +207,30 @@ class Attacked(Job):
             raise InvalidInput(f"deployed is '{settings.deployed}', which only certificates know; give certify, too")
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
         self.method = Method.of(settings.attack, settings.scope, settings.batch_size)
+        check_parts(self.method, self.shard)
         self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
         self.bound = sound(settings.certify) if settings.certify else None
         self.shared = self.bound is not None and settings.scope != "sample"
         """Whether there are shared certificates."""
         if self.bound and not quick:
             rehearse_proof(self.case, self.grid, self.bound)
+
+    def do(self, task: str, *args: Any) -> Any:
+        """A task of schedule.TASKS with these arguments."""
+        return TASKS[task](self.case, self.grid, self.method, *args)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Under which keys the log of the run holds its pieces, in the order in which one worker comes to them."""
+        cells = self.method.key(self.case, self.grid.unit)
+        if self.bound is None:
+            return (cells,)
+        proofs = proof_key(self.case, self.grid, self.bound)
+        return (proofs, cells) if self.method.alone else (cells, proofs, f"{proofs}-{cells}")
+
+    def fill(self, execution: Execution) -> None:
+        """Does the pieces of the shard, into the log."""
+        fill(self.case, self.grid, self.method, self.bound, execution)
 
     def surface(self, execution: Execution) -> Surface:
         """The attacked surface, and where it is asked for the certified one and that of shared certificates."""
@@ -253,17 +280,52 @@ class Certified(Job):
         """The certified surface."""
         return prove(self.case, self.grid, self.bound, execution).surface(self.case.doubts)
 
-    def front(self, pool: Executor | None, report: Report) -> Front:
+    def do(self, task: str, *args: Any) -> Any:
+        """The radii of a span of examples, as a piece of a front; there is no other task."""
+        assert task == "front", task
+        some, ball = self.case.part(slice(*args[0])), self.grid.at((1.0, self.grid.eps_w[-1]))
+        return certified_front(
+            some.network, some.x, some.y, ball, eps_x=self.grid.eps_x, bound=self.bound.name, deployed=self.case.deployed
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """As those of `Attacked`."""
+        proofs = proof_key(self.case, self.grid, self.bound)
+        return proofs, f"{proofs}-front"
+
+    def fill(self, execution: Execution) -> None:
+        """Does the pieces of the shard, into the log."""
+        spans = execution.mine(pieces_of(len(self.case)))
+        prove(self.case, self.grid, self.bound, execution, spans=spans)
+        if self.settings.accuracy:
+            self._radii(execution, spans)
+
+    def front(self, execution: Execution) -> Front:
         """The largest certified weight radii of the examples at each input radius of the grid, up to the grid's largest."""
-        n = len(self.case)
-        spans = [(i, min(i + TOGETHER, n)) for i in range(0, n, TOGETHER)]
-        if pool:
-            futures = [self._submit(pool, _front)(span) for span in spans]
-            found = [future.result() for future in futures]
+        spans = pieces_of(len(self.case))
+        found = self._radii(execution, spans)
+        return Front(self.grid.eps_x, torch.cat([found[span] for span in spans], 1))
+
+    def _radii(self, execution: Execution, spans: Sequence[Span]) -> dict[Span, Tensor]:
+        """(columns, n) of each span: from the log or done now, here or elsewhere."""
+        key, found = self.keys[1], dict[Span, Tensor]()
+        log = Log(execution.log) if execution.log else None
+        for entry in log or ():
+            if entry.get("key") == key and (span := tuple(entry["span"])) in spans:
+                found[span] = torch.from_numpy(np.array(entry["front"], dtype=np.float64))  # None is NaN
+        todo = [span for span in spans if span not in found]
+        if execution.submit is None:
+            pieces = (self.do("front", span) for span in todo)
         else:
-            found = [_front_of(self, span) for span in spans]
-        report("radii", n)
-        return Front(self.grid.eps_x, torch.cat([f.eps_w for f in found], 1))
+            submit = execution.submit
+            pieces = (future.result() for future in [submit("front", span) for span in todo])
+        for span, piece in zip(todo, pieces, strict=True):
+            found[span] = piece.eps_w
+            if log:
+                rows = [[None if math.isnan(r) else r for r in row] for row in piece.eps_w.tolist()]
+                log.append({"key": key, "span": list(span), "front": rows})
+        return found
 
 
 @lru_cache(maxsize=4)
@@ -274,25 +336,13 @@ def _job(kind: type[Attacked | Certified], settings: str, model_sha256: str) -> 
     return job
 
 
-def _task(kind: type[Attacked], settings: str, model_sha256: str, task: str, *args: Any) -> Any:
-    job = _job(kind, settings, model_sha256)
-    return TASKS[task](job.case, job.grid, job.method, *args)
+def _task(kind: type[Attacked | Certified], settings: str, model_sha256: str, task: str, *args: Any) -> Any:
+    return _job(kind, settings, model_sha256).do(task, *args)
 
 
 def _part(kind: type[Attacked | Certified], settings: str, model_sha256: str, span: Span, attacked: Any) -> Any:
     job = _job(kind, settings, model_sha256)
     return certified_part(job.case, job.grid, job.bound, span, attacked)
-
-
-def _front(kind: type[Certified], settings: str, model_sha256: str, span: Span) -> Front:
-    return _front_of(_job(kind, settings, model_sha256), span)
-
-
-def _front_of(job: Certified, span: Span) -> Front:
-    some, ball = job.case.part(slice(*span)), job.grid.at((1.0, job.grid.eps_w[-1]))
-    return certified_front(
-        some.network, some.x, some.y, ball, eps_x=job.grid.eps_x, bound=job.bound.name, deployed=job.case.deployed
-    )
 
 
 def _parts(submit: Callable[..., Future[Any]]) -> Parts:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nonsingular.errors import InvalidInput, SharedSoundnessError, SoundnessError, Unconfirmed
-from nonsingular.evaluation.execution import Execution, Span
-from nonsingular.models.loading import is_code, load_run
+from nonsingular.errors import SharedSoundnessError, SoundnessError, Unconfirmed
+from nonsingular.evaluation.execution import from_log
+from nonsingular.models.loading import load_run
 from nonsingular.report import write
 from nonsingular.results.claims import judge
 from nonsingular.results.files import Log
@@ -32,18 +31,9 @@ from nonsingular.runs.reproduce import judged
 from nonsingular.runs.verification import PAIRS, SURVIVORS, Verification, short
 from nonsingular.runs.verify_again import attack_survivors, count_again, prove_again, prove_fronts
 from nonsingular.runs.verify_outcomes import check_perturbations
+from nonsingular.runs.whereabouts import AS_SAID, Whereabouts, seen_from
 from nonsingular.settings import CertifySettings, EvaluateSettings, ReproduceSettings, checked, with_new_names
 from nonsingular.untrusted import read_config
-
-
-@dataclass(frozen=True)
-class Whereabouts:
-    """Where model and data lie now, where that is not where the settings say."""
-
-    model: str | None = None
-    weights: Path | None = None
-    data: str | None = None
-    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Effort:
 
 
 def verify_run(
-    run: Path, effort: Effort = Effort(), where: Whereabouts = Whereabouts(), public_key: Path | None = None
+    run: Path, effort: Effort = Effort(), where: Whereabouts = AS_SAID, public_key: Path | None = None
 ) -> Verification:  # fmt: skip
     """Derives a finished run of evaluate (also with --fault), certify or reproduce (demo) again.
 
@@ -71,7 +61,7 @@ def verify_run(
     the run with one worker.
     """
     if (run / CAMPAIGN).exists():
-        return verify_campaign(run, lambda settings: _located(settings, run, where), public_key)
+        return verify_campaign(run, lambda settings: where.located(settings, run, f"nonsingular verify {run}"), public_key)
     found = Verification()
     results, values = read_results(run), read_config(run / CONFIG)
     found.judge(differences(run), "every file has the hash that the manifest states")
@@ -121,46 +111,11 @@ def _unequal(said: Any, again: Any, path: str) -> Iterator[tuple[str, Any, Any]]
         yield path, said, again
 
 
-def _at(value: Any, run: Path) -> Any:
-    """A path of the settings where it lies: seen from here, from the run, or from a folder above it."""
-    if value is None or Path(value).is_absolute() or Path(value).exists():
-        return value
-    above = (folder / str(value) for folder in (run.resolve(), *run.resolve().parents))
-    return next((str(p) for p in above if p.exists()), value)
-
-
-def _located(settings: Any, run: Path, where: Whereabouts) -> Any:
-    """The settings with what they name at the place where it is now."""
-    if where.model is None and is_code(_at(settings.model, run)):
-        raise InvalidInput(
-            f"the model of this run is '{settings.model}', which is code and would be run; if you trust it, name it: "
-            f"nonsingular verify {run} --model {settings.model}"
-        )
-    found = {name: given or _at(getattr(settings, name), run) for name, given in vars(where).items()}
-    found["indices"] = _at(settings.indices, run)
-    paths = ("weights", "data_dir", "indices")
-    return settings.model_copy(update={k: Path(v) if v and k in paths else v for k, v in found.items()})
-
-
-def _again(job: Attacked | Certified, log: Path) -> Surface:
-    """The surface of a job whose every piece is in its log.  Raises Unconfirmed if one is not."""
-
-    def refuse(task: str, *args: Any) -> Future[Any]:
-        raise Unconfirmed(f"{EVENTS} lacks cells of this run")
-
-    def parts(spans: Sequence[Span], known: Any) -> Iterator[Any]:
-        if spans:
-            raise Unconfirmed(f"{EVENTS} lacks certificates of this run")
-        return iter(())
-
-    return job.surface(Execution(log, keep=False, submit=refuse, parts=parts))
-
-
 def _one(
     settings: EvaluateSettings | CertifySettings, run: Path, results: Mapping[str, Any], found: Verification,
     where: Whereabouts, effort: Effort,
 ) -> dict[str, Any] | None:  # fmt: skip
-    here = _located(settings, run, where)
+    here = where.located(settings, run, f"nonsingular verify {run}")
     model = next(iter(results["models"].values()))
     job = _job(here, model["surfaces"][0])
     about = [s["about"] for m in results["models"].values() for s in m["surfaces"]]
@@ -175,7 +130,7 @@ def _one(
         found.wrong.append(f"{EVENTS} is missing or empty")
         return None
     try:
-        again_surface = _again(job, log)
+        again_surface = job.surface(from_log(log))
     except Unconfirmed as e:
         found.wrong.append(str(e))
         return None
@@ -230,7 +185,7 @@ def _reproduced(
 ) -> dict[str, Any] | None:  # fmt: skip
     """Every surface from its log, and the claims from these.  `reproduce` keeps no perturbations."""
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
-    folder_of_data, found_at = where.data_dir or _at(settings.data_dir, run), where.data or _at(settings.data, run)
+    folder_of_data, found_at = where.data_dir or seen_from(settings.data_dir, run), where.data or seen_from(settings.data, run)
     data_dir = folder_of_data and Path(folder_of_data)
     data, models = dataset(found_at, data_dir), dict[str, Any]()
     for name, recipe in settings.recipes.items():
@@ -248,7 +203,7 @@ def _reproduced(
             if (trained.recipe, trained.network, trained.seed) != (recipe, settings.network, seed):
                 found.wrong.append(f"models/{name}-seed{seed} was trained with other settings than {CONFIG} says")
             try:
-                surfaces.append(replace(_again(Attacked(asked), folder / EVENTS), model=name))
+                surfaces.append(replace(Attacked(asked).surface(from_log(folder / EVENTS)), model=name))
             except Unconfirmed as e:
                 found.wrong.append(f"{name}, seed {seed}: {e}")
                 return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nonsingular.certificates.certify import Prover, verified
 from nonsingular.certificates.shared import Known, counted
+from nonsingular.evaluation.execution import ALONE
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, is_correct
 from nonsingular.results.statistics import wilson
@@ -155,7 +156,7 @@ def _counts(job: Attacked, held: NDArray[np.bool_], i: int, j: int) -> NDArray[n
 def prove_fronts(job: Certified, said: Any, found: Verification, recompute: int | None) -> None:
     """Every front computed again, or its shares certified again at one input radius."""
     if recompute is None:
-        front = job.front(None, lambda what, n: None)
+        front = job.front(ALONE)
         again = [front_dict(front, share) for share in job.settings.accuracy]
         found.judge([] if said == again else [f"{RESULTS}: fronts are not those computed again"], "fronts of certified radii")
         return

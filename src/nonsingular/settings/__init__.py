@@ -23,7 +23,19 @@ from pydantic import (
 from nonsingular.catalog import ATTACKS, BOUNDS, MODELS, OBJECTIVES, UNSOUND, known
 from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
-from nonsingular.settings.text import BRANCHES, Domain, Grid, InputGrid, Limit, Names, Radius, Sizes, WeightGrid, parse_names
+from nonsingular.settings.text import (
+    BRANCHES,
+    Domain,
+    Grid,
+    InputGrid,
+    Limit,
+    Names,
+    Radius,
+    ShardText,
+    Sizes,
+    WeightGrid,
+    parse_names,
+)
 
 AttackName = Annotated[str, AfterValidator(lambda name: "+".join(known(ATTACKS, n, "attack") for n in name.split("+")))]
 Deployed = Literal["float64", "float32", "bfloat16", "float16", "bfloat16+float32", "float16+float32"]
@@ -206,7 +218,16 @@ class GridSettings(ModelSettings):
     LATER: ClassVar = ("deployed",)
 
 
-class EvaluateSettings(GridSettings):
+class SurfaceSettings(GridSettings):
+    """One surface over the grid.  shard: the part of its work that this run does, "2/4" for the second of four; None for all."""
+
+    shard: ShardText | None = _said(
+        "Do one part of the work alone: 2/4 is the second of four. 'nonsingular merge' joins the parts. Default: all of it.", None
+    )
+    LATER: ClassVar = (*GridSettings.LATER, "shard")
+
+
+class EvaluateSettings(SurfaceSettings):
     """One attacked surface of one model, and on request the certified one beside it."""
 
     scope: ScopeName = _said("Who shares W': sample (default), batch or dataset.", "sample")
@@ -223,7 +244,7 @@ class EvaluateSettings(GridSettings):
     )
 
 
-class CertifySettings(GridSettings):
+class CertifySettings(SurfaceSettings):
     """One certified surface of one model; with `accuracy`, also the largest certified radii for these shares of the examples."""
 
     bound: BoundName = _said("A sound bound: crown (default), best, ... ('nonsingular list bounds').", "crown")

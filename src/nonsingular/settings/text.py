@@ -66,6 +66,21 @@ def _ordered(value: tuple[float, float] | str | None) -> tuple[float, float] | s
     return value
 
 
+MOST_SHARDS = 100_000
+"""Parts that a run may have."""
+
+
+def _part(value: str) -> str:
+    index, _, of = value.partition("/")
+    if (
+        not (index.isascii() and index.isdecimal() and of.isascii() and of.isdecimal())
+        or not 1 <= int(index) <= int(of) <= MOST_SHARDS
+    ):
+        raise ValueError(f"'{value}' is not a part of a run; write 2/4 for the second of four: they count from 1 to 4")
+    return f"{int(index)}/{int(of)}"
+
+
+ShardText = Annotated[str, AfterValidator(_part)]
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
 
