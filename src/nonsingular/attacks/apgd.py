@@ -1,7 +1,8 @@
 """apgd.py - adaptive gradient descent on the margin over inputs and weights, for every network.
 
-Each example minimises its own margin over its own (x', W').  search/descent.py searches a `Space`: for a dense network the inputs
-and one scalar per neuron, for any other network the inputs and every element of the tensors that move.
+Each example minimises its own margin over its own (x', W').  search/descent.py searches a `Space`: the inputs, and of the weights
+one scalar per neuron (dense layers), one per output channel and then every element (kernels), or every element at once (networks
+whose operations are not known).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.search.descent import Budget, search
+from nonsingular.attacks.search.graph_unknowns import graph_space
 from nonsingular.attacks.search.neuron_unknowns import shift_space
 from nonsingular.attacks.search.starts import checked_start
 from nonsingular.attacks.search.unknowns import Space
@@ -43,8 +45,8 @@ def apgd(
     Returns a Perturbation with the weights written out; memory: a few times B x parameters.
     Its worst margins are never above those at `start` and at (x, W).  Never changes `model`.
     Raises InvalidInput if x or `start` leaves the ball, or if the logits carry no gradient.
-    Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; on a
-    dense network without a gradient on a weight matrix.
+    Cost: about (targets + 1 + restarts + keep) x steps passes forward and backward, and rounds x keep x FLIPS forward; in dense
+    layers and in the runs over few unknowns without a gradient on a weight matrix.
     Source: the steps, arXiv:2003.01690; the scalars, the row lemma of network/row_lemma.py.
     """
     check_scope(scope)
@@ -67,10 +69,12 @@ def apgd(
 
 
 def _space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Space:
-    try:
-        return shift_space(model, x, y, ball)
-    except UnsupportedModel:
-        return tensor_space(model, x, y, ball)
+    for known in (shift_space, graph_space):
+        try:
+            return known(model, x, y, ball)
+        except UnsupportedModel:
+            continue
+    return tensor_space(model, x, y, ball)
 
 
 def _begin(space: Space, start: Perturbation | None) -> Tensor:

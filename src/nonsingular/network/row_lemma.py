@@ -131,16 +131,16 @@ def shifts(model: nn.Module | Dense, ball: JointBall, at: Tensor | None = None) 
             raise UnsupportedModel(
                 f"layers share the moving tensor {sorted(map(str, shared))}; use attack 'paper', which moves it as one"
             )
-    weights = [_centred(W, r) for W, r in zip(net.weights, eps_w, strict=True)]
-    biases = [(None, 0.0) if b is None else _centred(b, r) for b, r in zip(net.biases, eps_b, strict=True)]
+    weights = [centred(W, r) for W, r in zip(net.weights, eps_w, strict=True)]
+    biases = [(None, 0.0) if b is None else centred(b, r) for b, r in zip(net.biases, eps_b, strict=True)]
     centre = net
     if any(isinstance(r, tuple) for r in (*eps_w, *eps_b)):
         centre = replace(net, weights=tuple(C for C, _ in weights), biases=tuple(c for c, _ in biases))
     return Shifts(net, centre, [E for _, E in weights], [E for _, E in biases])
 
 
-def _centred(p: Tensor, radius: Radius) -> tuple[Tensor, Side]:
-    """(C, E): the box of `p` is C +- E, and C is differentiable in `p`.  E is a number, or of the shape of `p`."""
+def centred(p: Tensor, radius: Radius) -> tuple[Tensor, Side]:
+    """(C, E): the box of `p` is C +- E.  C is `p` itself where the box is symmetric; E is a number, or of the shape of `p`."""
     below, above = ends(radius)
     centre, half = p, below
     if below is not above:

@@ -79,21 +79,24 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
 
     def go_on(at: Tensor) -> Tensor:
         part = space.part(at)
+        few = part.coarse()
         clean = part.margins(part.origin[None])[0]
         targets = clean.topk(min(budget.targets, clean.shape[1] - 1), 1, largest=False).indices.T[..., None]  # (T, B, 1)
-        kept, size = v[at][None], max(1, AT_ONCE // v.shape[1])
+        kept, size = v[at][None], max(1, AT_ONCE // few.row)
         left = len(targets) + max(0, budget.restarts - len(starts))
         for own in (targets[k : k + size] for k in range(0, left, size)):  # all at once, if one example has few unknowns
-            fresh = _random(part, min(left, size) - len(own), generator)
+            fresh = _random(few, min(left, size) - len(own), generator)
             left -= len(own) + len(fresh)
-            runs = torch.cat([part.origin.expand(len(own), -1, -1), fresh])
-            runs, _ = _descend(part, runs, partial(_towards, targets=own), budget.steps)
+            runs = torch.cat([few.origin.expand(len(own), -1, -1), fresh])
+            runs, _ = _descend(few, runs, partial(_towards, targets=own), budget.steps)
+            if few is not part:
+                runs = few.refined(_lowest(few, runs, budget.keep))
             kept = _lowest(part, torch.cat([kept, runs]), budget.keep)
         return _polish(part, kept, budget)
 
     first, later = 1 + len(starts), 1 + budget.targets + budget.restarts
     for stage, runs in ((as_given, first), (begin, first), (go_on, later))[: 3 if budget.keep else 2]:
-        for at in _chunks(budget.open(margin), runs * v.shape[1]):
+        for at in _chunks(budget.open(margin), runs * space.row):
             tried = stage(at)
             reached, which = _nearest(space.part(at).margins(tried)).min(0, keepdim=True)
             lower = reached[0] < margin[at]
@@ -103,7 +106,7 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
 
 
 def _chunks(examples: Tensor, unknowns: int) -> Iterator[Tensor]:
-    """Split `examples`, so that a part has about AT_ONCE unknowns.  unknowns: of one example, in all runs together."""
+    """Split `examples`, so that a part has about AT_ONCE numbers.  unknowns: of one example, in all runs together."""
     return (at for at in examples.split(max(1, AT_ONCE // unknowns)) if len(at))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -61,6 +61,19 @@ class Space(ABC):
         return replace(self, x=self.x[at], box=box, y=self.y[at], origin=self.origin[at])
 
     @property
+    def row(self) -> int:
+        """Numbers that one row (example, run) takes in a pass; what is done at a time is cut by it."""
+        return self.origin.shape[1]
+
+    def coarse(self) -> Space:
+        """A space of fewer unknowns, whose points `refined` makes points of this one; itself, if there is none."""
+        return self
+
+    def refined(self, v: Tensor) -> Tensor:
+        """(R, B, n') in the space that this is the coarse one of, for v (R, B, n): the same inputs and weights."""
+        return v
+
+    @property
     def blocks(self) -> list[slice]:
         """Columns that share a step size: inputs, weights."""
         return [slice(a, b) for a, b in pairwise(sorted({0, self.free, self.origin.shape[1]}))]
@@ -108,6 +121,15 @@ class Space(ABC):
 def scaled(t: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """t in lo..hi as -1..1; 0 where these are equal."""
     return torch.where(hi > lo, (2 * t - lo - hi) / (hi - lo), 0.0)
+
+
+def of_channels(g: Tensor, columns: Mapping[str, slice], boxes: Mapping[str, Interval]) -> None:
+    """In place: what has no derivative in g (R, B, n) gets LEAK times the sum of its output channel's."""
+    for name, at in columns.items():
+        shape = boxes[name].lo.shape
+        if len(shape) > 1:
+            each = g[..., at].unflatten(-1, (shape[0], -1))
+            each.copy_(torch.where(each == 0, LEAK * each.sum(-1, keepdim=True), each))
 
 
 def leaky(rho: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

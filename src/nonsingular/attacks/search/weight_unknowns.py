@@ -1,8 +1,7 @@
-"""weight_unknowns.py - the unknowns of any network: the inputs, and for each example every element of every tensor that moves.
+"""weight_unknowns.py - the unknowns of a network that cannot be read: the inputs, and every element of every tensor that moves.
 
-A dense layer moves best by a scalar per neuron (neuron_unknowns.py).  A kernel that serves many positions has no such scalar, but
-after a ReLU all its elements pull one output channel the same way.  So the elements of an output channel form a group: random
-corners move it as one, and an element that has no derivative, as its input is 0 there, goes where its group goes.
+The elements of an output channel form a group: after a ReLU they all pull it the same way.  Random corners move it as one, and an
+element that has no derivative, as its input is 0 there, goes where its group goes.
 """
 
 from __future__ import annotations
@@ -12,13 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap  # pyright: ignore[reportPrivateImportUsage]
 
-from nonsingular.attacks.search.unknowns import LEAK, Loss, Space, leaky, scaled
-from nonsingular.errors import UnsupportedModel
+from nonsingular.attacks.search.unknowns import Loss, Space, of_channels, scaled
 from nonsingular.network.calling import Each, logits_of_each
-from nonsingular.network.graph import trace_graph
-from nonsingular.network.nodes import Activation
 from nonsingular.network.row_lemma import of_each
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
@@ -63,13 +58,8 @@ class TensorSpace(Space):
         return torch.cat([point.x.new_zeros(len(point.x), 0), *parts], 1)
 
     def slope(self, v: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """An element without a derivative has LEAK times the sum of its output channel's."""
         value, g = super().slope(v, loss)
-        for name, columns in self._columns().items():
-            shape = self.boxes[name].lo.shape
-            if len(shape) > 1:
-                each = g[..., self.free :][..., columns].unflatten(-1, (shape[0], -1))
-                each.copy_(torch.where(each == 0, LEAK * each.sum(-1, keepdim=True), each))
+        of_channels(g[..., self.free :], self._columns(), self.boxes)
         return value, g
 
 
@@ -85,21 +75,6 @@ def tensor_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Ten
         count += channels
     space = TensorSpace(
         x, ball.input_box(x), y, x.new_zeros(len(x), 0), free, torch.cat(groups).to(x.device),
-        network=_each_its_own(model, x.shape[1:]), boxes=boxes, params=params,
+        network=logits_of_each(model), boxes=boxes, params=params,
     )  # fmt: skip
     return replace(space, origin=space.at(Perturbation(x, scope="sample")))
-
-
-def _each_its_own(model: nn.Module, input_shape: torch.Size) -> Each:
-    """The network with weights for each example; with a leak in its gradients where its operations are known."""
-    try:
-        graph = trace_graph(model, input_shape)
-    except UnsupportedModel:
-        return logits_of_each(model)
-    nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
-
-    def one(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return replace(graph, nodes=nodes, params={**graph.params, **weights})(x[None])[0]
-
-    shared = replace(graph, nodes=nodes)
-    return lambda weights, x: vmap(one)(dict(weights), x) if weights else shared(x)

@@ -1,0 +1,313 @@
+"""graph_unknowns.py - the unknowns of a network whose operations are known: the inputs, scalars of output channels, elements.
+
+- A dense layer moves by a scalar per neuron, as in neuron_unknowns.py; the last layer of the network is at its best end.
+- A kernel serves many positions z(p), so that no scalar attains all that its elements can do.  Its elements are unknowns; but
+  first the search goes over one scalar s_o per output channel, which moves them all by s_o E sgn(mean_p z).  After a ReLU these
+  signs are all 1, and y(p) = C z(p) + s_o E sum_i z_i(p): one pass costs what it costs where only the inputs move.
+- What else moves, such as a bias or a tensor of several layers, is moved element by element.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nonsingular.attacks.search.apart import product, shift
+from nonsingular.attacks.search.unknowns import Space, leaky, of_channels, scaled
+from nonsingular.network.derivatives import of_linear
+from nonsingular.network.graph import Graph, trace_graph
+from nonsingular.network.nodes import Activation, Product
+from nonsingular.network.row_lemma import centred, of_each
+from nonsingular.threat.ball import JointBall
+from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
+from nonsingular.threat.radius import Radius, Side
+
+Moved = Callable[[int, Product, Tensor], Tensor]
+"""(number of a node, the node, its input (N, *input)) -> (N, *shape)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One scalar for each output channel of a product: y = C z + c + s (E |z| + e), or its form for several positions.
+
+    E, e: half the widths of the boxes of weight and bias, numbers or of their shapes.
+    """
+
+    node: Product
+    C: Tensor
+    c: Tensor | None
+    E: Side
+    e: Side
+
+    def symmetric(self, params: Mapping[str, Tensor]) -> bool:
+        """Whether s = 0 is the network itself."""
+        pairs = ((self.node.weight, self.C), (self.node.bias, self.c))
+        return all(t is params[name] for name, t in pairs if isinstance(name, str))
+
+    def middle(self, z: Tensor) -> Tensor:
+        """C z + c."""
+        y = self.node.apply(z, self.C)
+        return y if self.c is None else y + self.node.spread(self.c)
+
+    def signs(self, z: Tensor) -> Tensor:
+        """(N, channels of the input) the signs of the elements of the weight; constants for the gradient."""
+        z = z.detach()
+        if not self.node.dense:
+            z = z.flatten(2).mean(2) if self.node.kernel else z.flatten(1, -2).mean(1)
+        return z.sign()
+
+    def reach(self, z: Tensor) -> Tensor:
+        """(N, *shape or 1s) how far s = 1 moves the output."""
+        if self.node.dense:
+            size = z.abs()
+            far = F.linear(size, self.E) if isinstance(self.E, Tensor) else self.E * size.sum(1, keepdim=True)
+            return far + self.e
+        signs, kernel = self.signs(z), self.node.kernel
+        if kernel is None:
+            far = torch.einsum("n...i,ni->n...", z, signs)[..., None]
+        else:
+            seen = (z * signs[:, :, None, None]).unflatten(1, (kernel.groups, -1)).sum(2)
+            ones = z.new_ones(kernel.groups, 1, *kernel.size)
+            far = torch.conv2d(seen, ones, None, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
+            far = far.repeat_interleave(len(self.C) // kernel.groups, 1) if kernel.groups > 1 else far
+        return self.E * far + self.e
+
+    def __call__(self, z: Tensor, s: Tensor) -> Tensor:
+        """(N, *shape) for s (N, channels of the output)."""
+        y = self.middle(z)
+        return y + (s[:, :, None, None] if self.node.kernel else s.view(len(s), *[1] * (y.dim() - 2), -1)) * self.reach(z)
+
+    def along(self, z: Tensor, s: Tensor) -> Tensor:
+        """(N, *weight) in [-1, 1]: where in its box the weight is."""
+        signs, kernel = self.signs(z), self.node.kernel
+        if kernel is None:
+            return torch.bmm(s[:, :, None], signs[:, None])
+        apart = s.unflatten(1, (kernel.groups, -1))[..., None] * signs.unflatten(1, (kernel.groups, -1))[:, :, None]
+        return apart.flatten(1, 2)[..., None, None].expand(-1, -1, -1, *kernel.size)
+
+    def moved(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights (N, *weight) and biases (N, *bias)."""
+        return self.C + self.E * self.along(z, s), None if self.c is None else self.c + self.e * s
+
+
+@dataclass(frozen=True, eq=False)
+class GraphSpace(Space):
+    """Unknowns: the scalars of `rows`, by the numbers of their nodes, without the last layer's; then all of `elements`.
+
+    channels: rows that move in place of elements where the search goes over few unknowns (`coarse`); their biases move with them.
+    boxes: of all tensors that move.  params: the tensors of the network.  positions of `names` are the moving weight and bias.
+    """
+
+    graph: Graph
+    rows: Mapping[int, Row]
+    channels: Mapping[int, Row]
+    elements: Mapping[str, Interval]
+    boxes: Mapping[str, Interval]
+    fine: GraphSpace | None = field(default=None)
+
+    # --- the columns of unknowns
+
+    def _free(self, number: int) -> bool:
+        """Whether the scalars of a row are unknown: those of the last layer are at their best ends."""
+        return number + 1 < len(self.graph.nodes)
+
+    def _columns(self) -> tuple[dict[int, slice], dict[str, slice]]:
+        """Those of each row, and of each tensor, counted after the inputs."""
+        at, rows, elements = 0, dict[int, slice](), dict[str, slice]()
+        for number in (n for n in self.rows if self._free(n)):
+            rows[number] = slice(at, at := at + len(self.rows[number].C))
+        for name, box in self.elements.items():
+            elements[name] = slice(at, at := at + box.lo.numel())
+        return rows, elements
+
+    def _scalars(self, w: Tensor) -> dict[int, Tensor]:
+        """(N, channels) by the number of the node."""
+        found = {number: w[:, columns] for number, columns in self._columns()[0].items()}
+        for number in self.rows.keys() - found.keys():
+            y = self.y.repeat(len(w) // max(1, len(self.y)))
+            found[number] = w.new_ones(len(w), len(self.rows[number].C)).scatter_(1, y[:, None], -1.0)
+        return found
+
+    def _placed(self, w: Tensor) -> dict[str, Tensor]:
+        """(N, *shape) the elements, by name; they may leave their boxes by rounding."""
+        found = dict[str, Tensor]()
+        for name, columns in self._columns()[1].items():
+            lo, hi = self.elements[name].lo, self.elements[name].hi
+            found[name] = torch.addcmul((lo + hi) / 2, (hi - lo) / 2, w[:, columns].reshape(-1, *lo.shape))
+        return found
+
+    # --- the network
+
+    @cached_property
+    def _last(self) -> list[int]:
+        """For each node the number of the last one that asks for it."""
+        last = list(range(len(self.graph.nodes)))
+        for number, node in enumerate(self.graph.nodes):
+            for i in node.inputs:
+                last[i] = number
+        return last
+
+    def _run(self, x: Tensor, moved: Moved) -> Tensor:
+        values: list[Tensor | None] = [x]
+        for number, node in enumerate(self.graph.nodes[1:], 1):
+            z = [cast(Tensor, values[i]) for i in node.inputs]
+            values.append(moved(number, node, z[0]) if isinstance(node, Product) else cast(Any, node).apply(*z))
+            for i in node.inputs:
+                if self._last[i] == number:
+                    values[i] = None
+        return cast(Tensor, values[-1])
+
+    def _product(self, node: Product, z: Tensor, each: Mapping[str, Tensor]) -> Tensor:
+        """A product with the tensors of `each` (N, *shape) in the place of the network's."""
+
+        def held(p: str | Tensor) -> tuple[Tensor, bool]:
+            return (each[p], True) if isinstance(p, str) and p in each else (self.graph.value(p), False)
+
+        y = z if node.weight is None else product(node, z, *held(node.weight))
+        return y if node.bias is None else y + shift(node, *held(node.bias))
+
+    def logits(self, x: Tensor, w: Tensor) -> Tensor:
+        scalars, placed = self._scalars(w), self._placed(w)
+
+        def moved(number: int, node: Product, z: Tensor) -> Tensor:
+            return self.rows[number](z, scalars[number]) if number in self.rows else self._product(node, z, placed)
+
+        return self._run(x, moved)
+
+    def weights(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+        scalars = self._scalars(w)
+        found = {name: self.boxes[name].project_(t) for name, t in self._placed(w).items()}
+
+        def moved(number: int, node: Product, z: Tensor) -> Tensor:
+            if number in self.rows:
+                for name, t in zip((node.weight, node.bias), self.rows[number].moved(z, scalars[number]), strict=True):
+                    if isinstance(name, str) and name in self.boxes and t is not None:
+                        found[name] = self.boxes[name].project_(t.contiguous())
+            return self._product(node, z, found)
+
+        self._run(x, moved)
+        return {name: found[name] for name in self.boxes}
+
+    def unknowns_of(self, point: Perturbation) -> Tensor:
+        n, params = len(point.x), self.graph.params
+        each = {name: of_each(point, params, name) for name in self.boxes}
+        shifts = {number: point.x.new_zeros(n, len(row.C)) for number, row in self.rows.items() if self._free(number)}
+        away = [number for number in shifts if point.weights or not self.rows[number].symmetric(params)]
+
+        def moved(number: int, node: Product, z: Tensor) -> Tensor:
+            y = self._product(node, z, {name: t for name, t in each.items() if name in point.weights})
+            if number in away:
+                reach = self.rows[number].reach(z)
+                shifts[number] = torch.where(reach > 0, (y - self.rows[number].middle(z)) / reach, 0.0)
+            return y
+
+        if away:
+            self._run(point.x, moved)
+        parts = [scaled(each[name].flatten(1), box.lo.flatten(), box.hi.flatten()) for name, box in self.elements.items()]
+        return torch.cat([point.x.new_zeros(n, 0), *shifts.values(), *parts], 1)
+
+    def slope(self, v: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """An element without a derivative has LEAK times the sum of its output channel's."""
+        value, g = super().slope(v, loss)
+        of_channels(g[..., self.free :], self._columns()[1], self.elements)
+        return value, g
+
+    # --- few unknowns
+
+    @property
+    def row(self) -> int:
+        return max(self.origin.shape[1], sum(torch.Size(node.shape).numel() for node in self.graph.nodes) // 4)
+
+    def coarse(self) -> GraphSpace:
+        if not self.channels:
+            return self
+        inside = {name for row in self.channels.values() for name in (row.node.weight, row.node.bias)}
+        few = replace(
+            self, rows=dict(sorted({**self.rows, **self.channels}.items())), channels={},
+            elements={name: box for name, box in self.elements.items() if name not in inside}, fine=self,
+        )  # fmt: skip
+        return few.placed(self.x)
+
+    def refined(self, v: Tensor) -> Tensor:
+        fine = self.fine
+        if fine is None:
+            return v
+        flat = v.flatten(0, 1)
+        w, found, (few, own), (rows, elements) = flat[:, self.free :], dict[str, Tensor](), self._columns(), fine._columns()
+        scalars, placed = self._scalars(w), self._placed(w)
+
+        def moved(number: int, node: Product, z: Tensor) -> Tensor:
+            if number not in self.rows:
+                return self._product(node, z, placed)
+            if number not in fine.rows:
+                for name, t in ((node.weight, self.rows[number].along(z, scalars[number])), (node.bias, scalars[number])):
+                    if isinstance(name, str):
+                        found[name] = t.flatten(1)
+            return self.rows[number](z, scalars[number])
+
+        self._run(self.inputs(v).flatten(0, 1), moved)
+        parts = [w[:, few[number]] for number in rows]
+        parts += [found[name] if name in found else w[:, own[name]] for name in elements]
+        return torch.cat([flat[:, : self.free], *parts], 1).view(*v.shape[:2], -1)
+
+    def placed(self, x: Tensor) -> GraphSpace:
+        """The same with the origin and the groups of its unknowns."""
+        channels = [1] * sum(len(row.C) for number, row in self.rows.items() if self._free(number))
+        for box in self.elements.values():
+            outer = len(box.lo) if box.lo.dim() else 1
+            channels += [box.lo.numel() // outer] * outer
+        sizes = torch.tensor(channels, dtype=torch.long)
+        groups = torch.cat([torch.full((self.free,), -1), torch.arange(len(sizes)).repeat_interleave(sizes)]).to(x.device)
+        return replace(self, groups=groups, origin=self.at(Perturbation(x, scope="sample")))
+
+
+def graph_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> GraphSpace:
+    """The space of a network whose operations are known.  Raises UnsupportedModel as `trace_graph` does."""
+    graph = trace_graph(model, x.shape[1:])
+    nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
+    graph = replace(graph, nodes=nodes)
+    params = dict(model.named_parameters())
+    boxes, radii = ball.weight_boxes(params), ball.radii(params)
+    uses = Counter(name for node in nodes if isinstance(node, Product) for name in (node.weight, node.bias) if name in boxes)
+    rows, channels = dict[int, Row](), dict[int, Row]()
+    for number, node in enumerate(nodes):
+        if isinstance(node, Product) and (row := _row(node, graph, radii)) is not None and all(
+            uses[name] == 1 for name in (node.weight, node.bias) if name in boxes
+        ):  # fmt: skip
+            if node.dense:
+                rows[number] = row
+            elif isinstance(row.E, float) and isinstance(row.e, float) and row.symmetric(graph.params):
+                channels[number] = row
+    whole = {name for row in rows.values() for name in (row.node.weight, row.node.bias)}
+    space = GraphSpace(
+        x, ball.input_box(x), y, x.new_zeros(len(x), 0), x[0].numel() if ball.moves_inputs and len(x) else 0,
+        torch.zeros(0, dtype=torch.long), graph, rows, channels,
+        {name: box for name, box in boxes.items() if name not in whole}, boxes,
+    )  # fmt: skip
+    return space.placed(x)
+
+
+def _row(node: Product, graph: Graph, radii: Mapping[str, Radius]) -> Row | None:
+    """The scalars of a product; None where it has none: each output channel must see its own row of the weight alone."""
+    known = node.dense or (node.kernel is not None) or node.derivatives is of_linear
+    if not known or not isinstance(node.weight, str) or node.weight not in radii:
+        return None
+    C, E = centred(graph.params[node.weight], radii[node.weight])
+    if node.bias is None:
+        return Row(node, C, None, E, 0.0)
+    bias = graph.value(node.bias)
+    if not isinstance(node.bias, str) or node.bias not in radii:
+        return Row(node, C, bias, E, 0.0)
+    numbers = torch.arange(bias.numel(), device=bias.device)
+    if bias.shape != C.shape[:1] or not torch.equal(node.spread(numbers).flatten(), numbers):
+        return None
+    c, e = centred(bias, radii[node.bias])
+    return Row(node, C, c, E, e)
