@@ -16,9 +16,11 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +111,7 @@ def trained(name: str, keep: str, data_dir: str | None) -> tuple[nn.Module, Tens
     return model.eval(), inputs(data.test.x), data.test.y.long()
 
 
-def once(name: str, source: Path, n: int, args) -> dict | None:
+def once(name: str, source: Path, n: int, args: Namespace) -> dict[str, Any] | None:
     """One evaluation; None if it takes longer than `--limit` seconds."""
     given = [str(Path(__file__).parent), name, str(args.keep), str(n), args.data_dir or ""]
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
@@ -127,7 +129,7 @@ def once(name: str, source: Path, n: int, args) -> dict | None:
     return json.loads(done.stdout)
 
 
-def row(tree: str, n: int, found: dict | None, limit: int) -> str:
+def row(tree: str, n: int, found: dict[str, Any] | None, limit: int) -> str:
     if found is None:
         return f"  {tree:7} {n:6} more than {limit} s of wall time"
     cells = "".join(f"{right:6.0f}" for right in found["cells"])
