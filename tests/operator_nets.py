@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import soundness
+from nonsingular.network.rounded import rounded
 from soundness import CLASSES, check_architecture
 
 # (forward of x (N, d), shapes of the parameters, width of the output); d: width of the input, o: any other
@@ -68,6 +69,9 @@ STEPS = [
     ("torch.bmm(x[:, None] * s.p, x[:, :, None] + s.q).flatten(1).expand(-1, 2)", {"p": "d", "q": "2"}, "2"),
     ("torch.einsum('bi,bj->bji', x @ s.W, x).mean(2)", {"W": "d2"}, "d"),
     ("x[:, :2] * torch.sigmoid(F.relu(x.mean(1, keepdim=True) * s.a) @ s.W)", {"a": "2", "W": "22"}, "2"),
+    ("rounded(torch.clamp(x / 0.3, -4, 3)) * 0.3", {}, "d"),
+    ("(rounded(F.hardtanh((x @ s.W) / 0.2 + 8, 0, 15)) - 8) * 0.2", {"W": "dd"}, "d"),
+    ("torch.round(2 * x) + x", {}, "d"),
     ("write(x)", {}, "d"),
     ("F.relu(x)", {}, "d"),
 ]
@@ -88,7 +92,7 @@ class Step(nn.Module):
         size = {"d": d, "o": r.randint(2, 5)}
         for name, letters in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.randn([size.get(c) or int(c) for c in letters]) / 2))
-        self.run = eval(f"lambda s, x: {text}", {"torch": torch, "F": F, "write": write})
+        self.run = eval(f"lambda s, x: {text}", {"torch": torch, "F": F, "write": write, "rounded": rounded})
         self.out = size.get(out) or int(out)
 
     def forward(self, x):

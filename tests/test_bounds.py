@@ -165,6 +165,7 @@ OPERATORS = {
     "adaptive max pool": lambda: (flat(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(2), out=8), (1, 4, 4)),
     "conv3d": lambda: (flat(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.AvgPool3d(2), nn.Dropout3d(), out=2), (1, 3, 3, 3)),
     "conv transpose 3d, pool": lambda: (flat(nn.ConvTranspose3d(1, 1, 2), nn.ReLU(), nn.MaxPool3d(2), out=1), (1, 2, 2, 2)),
+    "round": activated(Wrap(lambda self, x: torch.round(4 * x) / 4)),
     "slices and stack": lambda: (Wrap(slices, nn.Linear(3, 4), nn.Linear(3, 3)), (3,)),
     "extremes": lambda: (Wrap(extremes, nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)), (3,)),
     "movedim": lambda: (flat(nn.Conv1d(2, 3, 2), Wrap(lambda self, x: F.relu(x).movedim(1, -1)), nn.Linear(3, 2), out=6), (2, 4)),

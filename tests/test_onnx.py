@@ -198,10 +198,6 @@ ERRORS = {
          N("Concat", ["m1", "rest"], ["t"], axis=0), N("Reshape", ["x", "t"], ["y"])],
         {"i": np.array(0), "two": np.array(2), "i1": np.array([0]), "rest": np.array([-1])}, {}, "for 2 examples",
     ),
-    "quantised": (
-        [N("QuantizeLinear", ["x", "s", "z"], ["q"], name="q1"), N("DequantizeLinear", ["q", "s", "z"], ["y"])],
-        {"s": np.float32(0.1), "z": np.uint8(3)}, {}, "QuantizeLinear at node 'q1'",
-    ),
 }  # fmt: skip
 
 

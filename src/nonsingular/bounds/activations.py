@@ -4,6 +4,7 @@
 * Convex on [l, u]:   a tangent <= rho <= the chord;  concave: the other way round.
 * Convex and concave in turn: **any** slope s gives the line s z + min over [l, u] of (rho - s z).  On a concave piece that
   minimum is at one of its ends; on a convex piece rho' is monotone, so bisection encloses it.  The best of several is taken.
+* Rounding to whole numbers:   z - 1/2 <= rho(z) <= z + 1/2,  and level lines where the box holds at most two of them.
 * Too steep for the arithmetic, or no numbers: min rho <= rho <= max rho, also where these are infinite.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from nonsingular.bounds.interval import Boxed, curve_range
 from nonsingular.bounds.products import dot
 from nonsingular.network.curves import Curve
-from nonsingular.network.nodes import Activation
+from nonsingular.network.nodes import Activation, Rounded
 from nonsingular.threat.interval import Interval
 
 
@@ -44,6 +45,8 @@ def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> 
 
     z: ends (B, *shape).  choose: default lower slopes of hinges (1, B, *shape) -> those to use, (S or 1, B, *shape).
     """
+    if isinstance(node, Rounded):
+        return _steps(node, z)
     if node.curve is None:
         return _hinge(node, z, choose)
     return _smooth(node.apply, node.curve, z) if node.curve.defined is None else _partial(node.apply, node.curve, z)
@@ -91,6 +94,15 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
     lower = torch.where(mixed, choose(start), steeper)
     above = torch.where(mixed, (s - steeper) * lo, 0.0)
     return Lines(lower, torch.zeros_like(lo), steeper, above)
+
+
+def _steps(node: Rounded, z: Interval) -> Lines:
+    """|rho(z) - z| <= 1/2, and as much more as ties may be off; of two neighbours the lines are level, for they are as close."""
+    by = 0.5 + node.tie
+    lo, hi = torch.ceil(z.lo - by), torch.floor(z.hi + by)
+    level = hi - lo <= 1
+    slope = torch.where(level, 0.0, torch.ones_like(lo))
+    return Lines(slope, torch.where(level, lo, -by), slope, torch.where(level, hi, by))
 
 
 def _partial(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:

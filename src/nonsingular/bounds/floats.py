@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.curves import Curve
-from nonsingular.network.nodes import Activation, Bilinear, Input, Larger, Lead, Map, NegativePart, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Input, Larger, Lead, Map, NegativePart, Node, Product, Rounded, Sum
 from nonsingular.network.precision import CLOSE, Precision
 from nonsingular.threat.interval import Interval
 
@@ -147,6 +147,8 @@ def _size(node: Node, where: Region, z: Sequence[Interval], y: Interval) -> Tens
             return node.apply(*top)
         case Map():
             return torch.maximum(node.apply(*sizes), _largest(y))
+        case Rounded():
+            return sizes[0] + 1
         case Activation(curve=None):
             return sizes[0]
         case Activation(curve=Curve() as curve):

@@ -20,7 +20,20 @@ from nonsingular.network.graph import Graph, check_graph, trace_graph
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, NegativePart, Node, Parameter, Product, Sum, Within
+from nonsingular.network.nodes import (
+    Activation,
+    Bilinear,
+    Larger,
+    Lead,
+    Map,
+    NegativePart,
+    Node,
+    Parameter,
+    Product,
+    Rounded,
+    Sum,
+    Within,
+)
 from nonsingular.network.precision import Floats
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
@@ -170,6 +183,8 @@ def image(node: Node, where: Region, z: Sequence[Interval]) -> Interval:
             ends = [_scaled(c, t) for c, t in zip(node.factors, z, strict=True)]
             lo, hi = [e.lo for e in ends], [e.hi for e in ends]
             return Interval(sum(lo[1:], lo[0]) + node.offset, sum(hi[1:], hi[0]) + node.offset)
+        case Rounded(tie=tie):
+            return Interval(torch.ceil(z[0].lo - (0.5 + tie)), torch.floor(z[0].hi + (0.5 + tie)))
         case Activation(curve=Curve() as curve):
             return curve_range(node.apply, curve, z[0])
         case Map() | Activation():  # non-decreasing in every input: ends map to ends

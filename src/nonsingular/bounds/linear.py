@@ -25,7 +25,7 @@ from nonsingular.bounds.patches import Choose, Patches, covering, numbers_in_win
 from nonsingular.bounds.products import charges, dot, hardly_moves, of_constant, pull_all, through_product, through_sum
 from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Rounded, Sum
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -101,9 +101,12 @@ def differences(y: Tensor, other: Tensor, zeros: Tensor) -> Tensor:
 
 
 def refined(where: Region) -> set[int]:
-    """Nodes whose boxes a relaxation starts from.  The box of an activation is its range over such a box, and as good."""
+    """Nodes whose boxes a relaxation starts from.  The box of an activation is its range over such a box, and as good.
+
+    So is that of what is rounded to whole numbers, which is clipped before.
+    """
     nodes = where.graph.nodes
-    found = {i for node in nodes if isinstance(node, Activation) for i in node.inputs}
+    found = {i for node in nodes if isinstance(node, Activation) and not isinstance(node, Rounded) for i in node.inputs}
     factors = {i for node in nodes if isinstance(node, Bilinear) for i in node.inputs}
     return found | {i for i in factors if not isinstance(nodes[i], Activation)}
 

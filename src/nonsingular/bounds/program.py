@@ -24,7 +24,7 @@ from torch.func import vjp  # pyright: ignore[reportPrivateImportUsage]
 from nonsingular.bounds.interval import Region
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Bilinear, Map, Node, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Map, Node, Product, Rounded, Sum
 from nonsingular.threat.interval import Interval
 
 
@@ -231,8 +231,9 @@ def refuse_relaxations(where: Region) -> None:
         if isinstance(node, Bilinear):
             raise UnsupportedModel(f"no exact rule for node '{node.name}': it is a product of two signals; use 'best'")
         if isinstance(node, Activation) and node.form != "hinge":
+            kind = "rounds to whole numbers" if isinstance(node, Rounded) else "is smooth"
             raise UnsupportedModel(
-                f"no exact rule for node '{node.name}': its activation is smooth, not ReLU or LeakyReLU; use 'best'"
+                f"no exact rule for node '{node.name}': its activation {kind}, not ReLU or LeakyReLU; use 'best'"
             )
         if not isinstance(node, Product):
             continue

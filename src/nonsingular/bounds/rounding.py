@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonsingular.bounds.interval import Region
-from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Parameter, Product, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Parameter, Product, Rounded, Sum
 
 STEPS = 16
 """Roundings of a value at a node besides those of its sums: relaxations, ends of boxes, differences."""
@@ -20,8 +20,11 @@ def rounding(where: Region, dtype: torch.dtype) -> Tensor:
     A sum of n products is off by at most n u times the sum of their sizes, u the unit roundoff, in whatever order it is taken.
     So sizes go through the network: every weight, input and offset with its largest absolute value, every activation with its
     largest slope.  A bound passes each node forwards and backwards.  It errs on the large side, often by far for deep networks.
-    To first order in u.  Cost: one forward pass.
+    To first order in u.  Infinite in float32 where a network rounds to whole numbers: a bound may then be off by a whole step.
+    Cost: one forward pass.
     """
+    if dtype == torch.float32 and any(isinstance(node, Rounded) for node in where.graph.nodes):
+        return where.x.lo.new_full((len(where.x.lo),), torch.inf)
     sizes, roundings = [torch.maximum(where.x.lo.abs(), where.x.hi.abs())], 0
     for node in where.graph.nodes[1:]:
         sizes.append(_size(node, where, [sizes[i] for i in node.inputs]))
@@ -45,6 +48,8 @@ def _size(node: Node, where: Region, sizes: list[Tensor]) -> Tensor:
         case Sum():
             terms = [_absolute(c) * t for c, t in zip(node.factors, sizes, strict=True)]
             return sum(terms[1:], terms[0]) + _absolute(node.offset)
+        case Rounded():
+            return z + 1
         case Activation(curve=None):
             return z * max(1.0, abs(node.slope)) + node.apply(torch.zeros_like(z)).abs()
         case Activation():

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.models.onnx_rules import RULES, Node, Scope
+from nonsingular.models.onnx_rules import CONTRIBUTED, RULES, Node, Scope
 from nonsingular.models.onnx_rules.shapes import constant_of
 from nonsingular.models.onnx_rules.sizes import ON_SIZES, settled
 
@@ -99,6 +99,7 @@ class File:
         if graph.sparse_initializer:
             raise UnsupportedModel(f"{path} has sparse weights; export them as plain tensors")
         self.constants = {t.name: self._constant(t) for t in graph.initializer}
+        self.kinds = self._kinds(graph)
         (self.output,) = self._one("output", graph.output)
         self.left_out: str | None = None
         self.nodes = self._without_head(list(graph.node))
@@ -111,6 +112,16 @@ class File:
             return constant_of(self.onnx.numpy_helper.to_array(proto))
         except (TypeError, ValueError) as e:
             raise UnsupportedModel(f"the constant '{proto.name}' of {self.path} is not of numbers that are known ({e})") from e
+
+    def _kinds(self, graph: Any) -> dict[str, str]:
+        """Kinds of numbers of constants, as ONNX calls them."""
+        found = {t.name: t.data_type for t in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                found.update((node.output[0], a.t.data_type) for a in node.attribute if a.name == "value")
+            elif node.op_type == "Identity" and node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+        return {name: self.onnx.TensorProto.DataType.Name(kind) for name, kind in found.items()}
 
     def _one(self, what: str, values: Any) -> list[str]:
         names = [v.name for v in values if v.name not in self.constants]
@@ -182,6 +193,7 @@ class Reader(Scope):
     ) -> None:
         super().__init__(file.onnx, file.path, file.opset)
         self.file = file
+        self.kinds.update(file.kinds)
         for name, value in file.constants.items():
             self.hold(name, value)
         for node in file.nodes:
@@ -211,7 +223,8 @@ class Reader(Scope):
                 self.keep(name, settled(value))
 
     def _value(self, node: Node) -> Any:
-        if node.domain not in ("", "ai.onnx"):
+        rules = {"": RULES, "ai.onnx": RULES, "com.microsoft": CONTRIBUTED}.get(node.domain)
+        if rules is None or (rules is CONTRIBUTED and node.op not in rules):
             raise node.refuse(f"it is of the domain '{node.domain}'")
         if node.op == "If":
             return self._branch(node)
@@ -222,13 +235,13 @@ class Reader(Scope):
             and (_is_array(node.value(0)) or not isinstance(node.value(0), Tensor) or node.op in _MIXED)
         ):
             return ON_SIZES[node.op](node)
-        if node.op not in RULES:
+        if node.op not in rules:
             raise node.refuse("nonsingular does not know it")
         if node.op == "Identity" or (node.op == "Transpose" and isinstance(node.value(0), Tensor) and node.rank() == 2):
             source, turns = self.sources.get(node.inputs[0], (node.inputs[0], 0))
             self.sources[node.outputs[0]] = (source, turns + (node.op == "Transpose"))
         try:
-            return RULES[node.op](node)
+            return rules[node.op](node)
         except InvalidInput:
             raise
         except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, ArithmeticError, KeyError) as e:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nonsingular.network.rounded import FAKED
 from nonsingular.network.vocabulary import CASTS, name_of
 
 
@@ -19,7 +20,10 @@ def at_least(new: torch.dtype, old: torch.dtype) -> bool:
 
 
 class Casts(TorchFunctionMode):
-    """Until `leave_casts`, casts to a floating-point type at least as precise as `own` become casts to `dtype`."""
+    """Until `leave_casts`, casts to a floating-point type at least as precise as `own` become casts to `dtype`.
+
+    What torch quantises in float32 alone is quantised in `dtype`.
+    """
 
     def __init__(self, own: torch.dtype, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,6 +31,8 @@ class Casts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z, kwargs = args[0] if args else None, kwargs or {}
+        if (faked := FAKED.get(name_of(func))) is not None:
+            return faked(*args, **kwargs)
         if name_of(func) not in CASTS or not isinstance(z, Tensor) or z.dtype != self.dtype:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]  # a cast of nothing shows to what

@@ -136,13 +136,23 @@ class Map(Node):
 class Activation(Node):
     """y = apply(z), elementwise.
 
-    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `smooth`: convex and concave in turn, as `curve` says.
+    `hinge`: max(z, slope z) with 0 <= slope <= 1.  `smooth`: convex and concave in turn, as `curve` says.  `steps`: `Rounded`.
     """
 
     apply: Callable[[Tensor], Tensor]
-    form: Literal["hinge", "smooth"]
+    form: Literal["hinge", "smooth", "steps"]
     slope: float = 0.0
     curve: Curve | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded(Activation):
+    """The nearest whole number.  Bounds take what is within `tie` of the middle between two for either of them.
+
+    A network in floating point rounds such a number up or down by the order of its sums.
+    """
+
+    tie: float = 2.0**-12
 
 
 @dataclass(frozen=True, eq=False)

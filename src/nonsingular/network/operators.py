@@ -21,6 +21,7 @@ FAMILIES = (
     "normal",
     "moves",
     "maxima",
+    "rounding",
 )
 """Modules of network/rules/, each with a table RULES."""
 RULES: Rules = {

@@ -92,6 +92,10 @@ class Scope(Writer):
         """By how many inputs of nodes a value is used."""
         self.seen: dict[fx.Node, tuple[Any, ...]] = {}
         """What a node gives on the probes."""
+        self.kinds: dict[str, str] = {}
+        """Kinds of numbers of constants, as ONNX calls them."""
+        self.forms: dict[str, tuple[Any, ...]] = {}
+        """Words -> what they were first made real numbers with."""
         self.names: dict[int, str] = {}
         """id of a constant -> its ONNX name."""
         self.batch: Size | None = None

@@ -113,11 +113,15 @@ def _softplus(call: Call) -> list[Node]:
 
 
 def _clamp(call: Call, low: Any, high: Any, factor: float = 1.0, offset: float = 0.0) -> list[Node]:
+    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
+    return clamp(call, z, low, high, factor, offset)
+
+
+def clamp(call: Call, z: Signal, low: Any, high: Any, factor: float = 1.0, offset: float = 0.0) -> list[Node]:
     """min(max(t, low), high) of t = factor z + offset, in hinges: with r = relu(t - low) it is high - relu(high - low - r).
 
     Branching on hinges and mixed-integer programs then know it.
     """
-    z = as_signal(call, call.args[0] if call.args else call.kwargs.get("input"))
     given = [v for v in (low, high) if v is not None]
     if not given or any(isinstance(v, bool) or not isinstance(v, int | float) for v in given):
         raise call.refuse("its limits must be numbers")
