@@ -11,6 +11,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from nonsingular.models.onnx_rules import RULES  # noqa: E402
+from nonsingular.models.onnx_rules.quantised import QUANTISED  # noqa: E402
 from onnx_models import N, X, close, f, reference, save  # noqa: E402
 
 I = lambda *v: np.array(v, np.int64)  # noqa: E731, E741
@@ -347,8 +348,8 @@ def test_a_network_gives_what_onnxruntime_gives(name, tmp_path):
         assert {n for n, _ in model.named_parameters()} == {"g", "b"}
 
 
-ELSEWHERE = ["Gemm"]
-"""Rules that test_onnx.py tests."""
+ELSEWHERE = sorted(["Gemm", *QUANTISED])
+"""Rules that test_onnx.py and test_quantised.py test."""
 
 
 def test_every_rule_is_tested_here_or_with_networks():
