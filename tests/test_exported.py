@@ -1,5 +1,6 @@
 """torch.export files: the logits, parameters, attacks and bounds of the module that was exported, and no code of the file."""
 
+import importlib
 import io
 import json
 import pickle
@@ -255,3 +256,51 @@ def test_the_crafted_size_does_run_where_torch_reads_it(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_sizes_are_sums_and_products(text, good):
     assert is_expression(text) is good
+
+
+# --- quantised layers -------------------------------------------------------------------------------------------------------
+
+
+class InWords(nn.Module):
+    """Two layers as torchao converts them: words of the weights, and a signal that becomes words and real numbers again."""
+
+    def __init__(self, kind=torch.uint8):
+        super().__init__()
+        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operations
+        torch.manual_seed(0)
+        self.kind = kind
+        self.register_buffer("first", torch.randint(-127, 128, (6, 4), dtype=torch.int8))
+        self.register_buffer("last", torch.randint(-127, 128, (3, 6), dtype=torch.int8))
+        self.register_buffer("steps", torch.rand(6) / 90 + 0.001)
+        self.register_buffer("zeros", torch.zeros(6, dtype=torch.int64))
+        self.bias = nn.Parameter(torch.randn(6) / 5)
+
+    def forward(self, x):
+        on = torch.ops.quantized_decomposed
+        low, high = (0, 255) if self.kind == torch.uint8 else (-10, 10)
+        words = (0.004, 3 if low == 0 else 0, low, high, self.kind)
+        x = on.dequantize_per_tensor(on.quantize_per_tensor(x, *words), *words)
+        h = F.relu(
+            F.linear(x, on.dequantize_per_channel(self.first, self.steps, self.zeros, 0, -128, 127, torch.int8), self.bias)
+        )
+        h = on.dequantize_per_tensor(on.quantize_per_tensor(h, *words), *words)
+        return F.linear(h, on.dequantize_per_tensor(self.last, 0.01, 0, -128, 127, torch.int8))
+
+
+def test_quantised_layers_give_the_bits_of_torch_and_can_be_attacked_and_certified(tmp_path):
+    net, x = InWords(), torch.rand(200, 4, generator=torch.Generator().manual_seed(1))
+    model = load_exported(export(net, tmp_path / "q.pt2", x=x[:3]))
+    assert torch.equal(model(x), net(x))
+    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == {"bias": (6,), "first_": (6, 4), "last_": (3, 6)}
+    y, ball = model(x).argmax(1), ns.JointBall(0.03, 0.001)
+    assert torch.autograd.grad(model(x.requires_grad_()).sum(), x)[0].abs().sum() > 0
+    x = x.detach()
+    proven = ns.certify(model, x[:40], y[:40], ball, bound="crown").verified
+    lost = model(ns.strongest(model, x[:40], y[:40], ns.JointBall(0.03, 0.0), scope="dataset").x).argmax(1) != y[:40]
+    assert proven.any() and not (proven & lost).any()
+
+
+def test_words_that_are_not_whole_numbers_are_refused_by_name(tmp_path):
+    path = export(InWords(torch.float8_e4m3fn), tmp_path / "q.pt2", x=torch.rand(3, 4))
+    with pytest.raises(ns.UnsupportedModel, match="float8_e4m3fn, not whole numbers"):
+        load_exported(path)

@@ -8,6 +8,7 @@ Left out, because nothing here needs it: stack traces and other metadata, guards
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import math
@@ -219,7 +220,7 @@ def is_operation(target: str) -> bool:
     """
     match = _TARGET.fullmatch(target)
     if not match:
-        return False
+        return _on_words(target)
     space, name, overload = match.groups()
     if space is None:
         return True
@@ -230,6 +231,14 @@ def is_operation(target: str) -> bool:
         return False
     arguments = [str(a.type) for a in found._schema.arguments]  # pyright: ignore[reportPrivateUsage]
     return name in _MAKERS or any("Tensor" in kind for kind in arguments)
+
+
+def _on_words(target: str) -> bool:
+    """Whether it is an operation of quantised layers.  torch knows these once a module of its own is imported."""
+    if not re.fullmatch(r"torch\.ops\.quantized_decomposed\.(de)?quantize_per_(tensor|channel)\.default", target, re.ASCII):
+        return False
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    return True
 
 
 _CALLS = frozenset({

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.models.exported_words import Words
 from nonsingular.models.fx_writer import module_of
 from nonsingular.models.torch_archive import AGAIN, checked_archive
 
@@ -192,6 +193,7 @@ functional, and the last use of what they overwrite."""
 
 def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    words = Words(unlifted, graph, path)
     inputs = [n for n in unlifted.graph.nodes if n.op == "placeholder"]
     if len(inputs) != 1:
         raise InvalidInput(f"{path} takes {len(inputs)} inputs ({', '.join(map(str, inputs))}); export a model of one input")
@@ -200,7 +202,7 @@ def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
             if node.users:
                 raise UnsupportedModel(f"{path} calls the module '{node.target}', which cannot be used; {AGAIN}")
             continue  # guards on shapes
-        name = _aten(node)
+        name = _namespaced(node, "aten")
         if node.op == "output":
             (value,) = node.args
             if isinstance(value, list | tuple):
@@ -210,6 +212,8 @@ def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
             if not isinstance(value, fx.Node):
                 raise InvalidInput(f"{path} returns {value}; export a model that returns its logits")
             graph.output(env[value])
+        elif (on_words := _namespaced(node, "quantized_decomposed")) != "":
+            env[node] = words.write(on_words, node, env)
         elif name in _REWRITES:
             new = _rewrite(name, node, env, graph)
             if new is None:
@@ -219,14 +223,17 @@ def _rewritten(unlifted: fx.GraphModule, path: Path) -> nn.Module:
             raise InvalidInput(f"{path} updates BatchNorm statistics: it was exported in train mode; {AGAIN}")
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
+    for node in reversed(graph.nodes):  # words and steps that became a weight
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     _check_eval(graph, path)
     return module_of(unlifted, graph, "Exported")
 
 
-def _aten(node: fx.Node) -> str:
+def _namespaced(node: fx.Node, space: str) -> str:
     """ "conv2d" for torch.ops.aten.conv2d.default; "" for anything else."""
     target = str(node.target)
-    return target.split(".")[1] if node.op == "call_function" and target.startswith("aten.") else ""
+    return target.split(".")[1] if node.op == "call_function" and target.startswith(f"{space}.") else ""
 
 
 def _rewrite(name: str, node: fx.Node, env: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node | None:

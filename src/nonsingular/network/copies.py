@@ -22,7 +22,7 @@ def check_module(model: nn.Module) -> None:
         if type(module).__module__.startswith(_QUANTISED) and "fake" not in type(module).__name__.lower():
             raise UnsupportedModel(
                 f"the model is quantised: {type(module).__name__} at '{name}' holds whole numbers, which have neither an ℓ∞ ball "
-                "nor a gradient; give the network in floating point that it was made from"
+                "nor a gradient; give the network in floating point that it was made from, or export it: docs/inputs.md, Quantised files"
             )
     for name, p in [*model.named_parameters(), *model.named_buffers()]:
         check_parameter(name, p)
