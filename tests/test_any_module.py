@@ -410,6 +410,19 @@ def kept() -> nn.Module:
     return model
 
 
+class Packed(torch.Tensor):
+    """As torchao holds its weights."""
+
+
+Packed.__module__ = "torchao.quantization"
+
+
+def in_words() -> nn.Module:
+    net = flat()
+    net[1].weight = nn.Parameter(net[1].weight.detach().as_subclass(Packed))
+    return net
+
+
 def quantised() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -428,6 +441,7 @@ def failing(m: Any, x: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "dynamically quantised": (quantised, "is quantised: Linear at '1'"),
+    "of packed words": (in_words, "is quantised: Packed at '1.weight'"),
     "lazy": (lazy, "'1.weight' of the model has no size yet; run the model once on one batch"),
     "on the meta device": (lambda: flat().to("meta"), "is on the meta device"),
     "a tuple": (lambda: Of(lambda m, x: (m.net(x),), net=flat()), "returns a tuple, not a tensor"),

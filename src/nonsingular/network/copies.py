@@ -18,14 +18,20 @@ def check_module(model: nn.Module) -> None:
     """Raises InvalidInput for anything but a module, and for parameters without values; UnsupportedModel for integer networks."""
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives
         raise InvalidInput(f"the model is of type {type(model).__name__}; give an nn.Module, (B, *input) -> (B, K) logits")
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith(_QUANTISED) and "fake" not in type(module).__name__.lower():
-            raise UnsupportedModel(
-                f"the model is quantised: {type(module).__name__} at '{name}' holds whole numbers, which have neither an ℓ∞ ball "
-                "nor a gradient; give the network in floating point that it was made from, or export it: docs/inputs.md, Quantised files"
-            )
-    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+    held = [*model.named_parameters(), *model.named_buffers()]
+    packed = [(n, m) for n, m in model.named_modules() if type(m).__module__.startswith(_QUANTISED) and not _is_fake(m)]
+    packed += [(n, p) for n, p in held if type(p).__module__.startswith("torchao.")]
+    for name, part in packed:
+        raise UnsupportedModel(
+            f"the model is quantised: {type(part).__name__} at '{name}' holds whole numbers, which have neither an ℓ∞ ball nor a "
+            "gradient; give the network in floating point that it was made from, or its export (docs/inputs.md, Quantised files)"
+        )
+    for name, p in held:
         check_parameter(name, p)
+
+
+def _is_fake(module: nn.Module) -> bool:
+    return "fake" in type(module).__name__.lower()
 
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torch.nn.intrinsic.quantized")
