@@ -45,17 +45,24 @@ def network(kind, seed=0):
         "named padding": lambda: [
             nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Conv2d(2, 4, 3, 1, "same"), nn.ReLU(), nn.Flatten(), nn.Linear(100, 3),
         ],
+        "norms": lambda: [
+            nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False), nn.ReLU(), nn.Conv2d(3, 4, 2, groups=1),
+            nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3),
+        ],
         "tokens": lambda: [Tokens()],
     }[kind]()  # fmt: skip
     model = nn.Sequential(*layers).double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.2)
-            module.weight.data.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                module.weight.data.uniform_(-1, 1)
+                module.bias.data.normal_(std=0.2)
     return model.requires_grad_(False)
 
 
-KINDS = ["conv", "groups", "wide", "named padding", "tokens"]
+KINDS = ["conv", "groups", "wide", "named padding", "norms", "tokens"]
 
 
 def examples(kind, n=5, seed=0):
@@ -90,6 +97,18 @@ def test_the_margins_are_those_of_the_tensors(kind, ball):
             want = margins(logits_at(model, point), y).scatter(1, y[:, None], torch.inf)
             torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(space.margins(few.refined(v)), few.margins(v), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_at_rest_beside_moving_ones(kind):
+    """Each tensor of two or more dimensions moves alone."""
+    model, x, y = examples(kind)
+    for name in [n for n, p in model.named_parameters() if p.dim() > 1]:
+        ball = JointBall(0.1, {name: 0.05})
+        for space in ((fine := graph_space(model, x, y, ball)), fine.coarse()):
+            (v,) = anywhere(space, 1)
+            want = margins(logits_at(model, space.realise(v).check(model, x, ball)), y).scatter(1, y[:, None], torch.inf)
+            torch.testing.assert_close(space.margins(v[None])[0], want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

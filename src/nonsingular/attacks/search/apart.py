@@ -39,6 +39,16 @@ def shift(node: Product, b: Tensor, own: bool) -> Tensor:
     return found.view(len(b), *[1] * (len(node.shape) + 1 - found.dim()), *found.shape[1:])
 
 
+def sums_of_windows(z: Tensor, kernel: Kernel) -> Tensor:
+    """(N, C, ...) the sum of what each window of a kernel sees of its own channel of z (N, C, H, W)."""
+    if kernel.dilation != (1, 1):
+        ones = z.new_ones(z.shape[1], 1, *kernel.size)
+        return torch.conv2d(z, ones, None, kernel.stride, kernel.padding, kernel.dilation, z.shape[1])
+    (top, left), edges = kernel.padding, any(kernel.padding)
+    z = F.pad(z, (left, left, top, top)) if edges else z
+    return F.avg_pool2d(z, kernel.size, kernel.stride, divisor_override=1)
+
+
 def _convolution(kernel: Kernel, z: Tensor, w: Tensor) -> Tensor:
     """One convolution with as many groups as there are rows; or, of few channels, one product of matrices a row."""
     if kernel.groups == 1 and z.shape[1] <= NARROW:

@@ -10,21 +10,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonsingular.attacks.search.apart import product, shift
-from nonsingular.attacks.search.unknowns import Space, leaky, of_channels, scaled
+from nonsingular.attacks.search.apart import product, shift, sums_of_windows
+from nonsingular.attacks.search.folds import Fold, folds
+from nonsingular.attacks.search.unknowns import Space, leaky, leaky_relu, of_channels, scaled
 from nonsingular.network.derivatives import of_linear
 from nonsingular.network.graph import Graph, trace_graph
-from nonsingular.network.nodes import Activation, Product
+from nonsingular.network.nodes import Activation, Parameter, Product
 from nonsingular.network.row_lemma import centred, of_each
+from nonsingular.network.rules.affine import per_channel
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
@@ -38,7 +40,8 @@ Moved = Callable[[int, Product, Tensor], Tensor]
 class Row:
     """One scalar for each output channel of a product: y = C z + c + s (E |z| + e), or its form for several positions.
 
-    E, e: half the widths of the boxes of weight and bias, numbers or of their shapes.
+    E, e: half the widths of the boxes of weight and bias, numbers or of their shapes.  scale: (channels,) what y and the reach
+    are multiplied by, if that is part of C and c.
     """
 
     node: Product
@@ -46,6 +49,13 @@ class Row:
     c: Tensor | None
     E: Side
     e: Side
+    scale: Tensor | None = None
+
+    def folded(self, fold: Fold) -> Row:
+        """With what comes after it."""
+        c = fold.offset if self.c is None else self.node.spread(self.c).flatten() * fold.scale + fold.offset
+        node = replace(self.node, spread=partial(per_channel, dims=3))
+        return replace(self, node=node, C=fold.kernel(self.C), c=c, scale=fold.scale)
 
     def symmetric(self, params: Mapping[str, Tensor]) -> bool:
         """Whether s = 0 is the network itself."""
@@ -74,16 +84,21 @@ class Row:
         if kernel is None:
             far = torch.einsum("n...i,ni->n...", z, signs)[..., None]
         else:
-            seen = (z * signs[:, :, None, None]).unflatten(1, (kernel.groups, -1)).sum(2)
-            ones = z.new_ones(kernel.groups, 1, *kernel.size)
-            far = torch.conv2d(seen, ones, None, kernel.stride, kernel.padding, kernel.dilation, kernel.groups)
+            channels = z.flatten(2).unflatten(1, (kernel.groups, -1))
+            seen = signs.view(*channels.shape[:2], 1, -1) @ channels  # (N, groups, 1, positions)
+            far = sums_of_windows(seen[:, :, 0].unflatten(2, z.shape[2:]), kernel)
             far = far.repeat_interleave(len(self.C) // kernel.groups, 1) if kernel.groups > 1 else far
         return self.E * far + self.e
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
         """(N, *shape) for s (N, channels of the output)."""
-        y = self.middle(z)
-        return y + (s[:, :, None, None] if self.node.kernel else s.view(len(s), *[1] * (y.dim() - 2), -1)) * self.reach(z)
+        y, reach = self.middle(z), self.reach(z)
+        s = s if self.scale is None else s * self.scale
+        if self.node.kernel is None:
+            return y + s.view(len(s), *[1] * (y.dim() - 2), -1) * reach
+        if self.node.kernel.groups > 1:
+            return y + s[:, :, None, None] * reach
+        return torch.baddbmm(y.flatten(2), s[:, :, None], reach.flatten(2)).view_as(y)
 
     def along(self, z: Tensor, s: Tensor) -> Tensor:
         """(N, *weight) in [-1, 1]: where in its box the weight is."""
@@ -103,7 +118,8 @@ class GraphSpace(Space):
     """Unknowns: the scalars of `rows`, by the numbers of their nodes, without the last layer's; then all of `elements`.
 
     channels: rows that move in place of elements where the search goes over few unknowns (`coarse`); their biases move with them.
-    boxes: of all tensors that move.  params: the tensors of the network.  positions of `names` are the moving weight and bias.
+    boxes: of all tensors that move.  folds: what margins take as a part of the convolution before it.
+    fine: the space that this is the coarse one of.
     """
 
     graph: Graph
@@ -111,7 +127,8 @@ class GraphSpace(Space):
     channels: Mapping[int, Row]
     elements: Mapping[str, Interval]
     boxes: Mapping[str, Interval]
-    fine: GraphSpace | None = field(default=None)
+    folds: Mapping[int, Fold]
+    fine: GraphSpace | None = None
 
     # --- the columns of unknowns
 
@@ -128,21 +145,56 @@ class GraphSpace(Space):
             elements[name] = slice(at, at := at + box.lo.numel())
         return rows, elements
 
-    def _scalars(self, w: Tensor) -> dict[int, Tensor]:
-        """(N, channels) by the number of the node."""
-        found = {number: w[:, columns] for number, columns in self._columns()[0].items()}
-        for number in self.rows.keys() - found.keys():
+    def _apart(self, w: Tensor, *, folded: bool = False) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+        """(N, channels) the scalars by the numbers of the nodes, and (N, *shape) the elements by name.
+
+        Elements may leave their boxes by rounding.  folded: kernels are multiplied by what follows them.
+        """
+        rows, elements = self._columns()
+        parts = iter(w.split([at.stop - at.start for at in (*rows.values(), *elements.values())], 1))  # its gradient is one copy
+        scalars, placed = {number: next(parts) for number in rows}, dict[str, Tensor]()
+        for number in self.rows.keys() - rows.keys():
             y = self.y.repeat(len(w) // max(1, len(self.y)))
-            found[number] = w.new_ones(len(w), len(self.rows[number].C)).scatter_(1, y[:, None], -1.0)
+            scalars[number] = w.new_ones(len(w), len(self.rows[number].C)).scatter_(1, y[:, None], -1.0)
+        for name in elements:
+            middle, half = (self._folded if folded else self._boxes)[name]
+            placed[name] = torch.addcmul(middle, half, next(parts).reshape(-1, *half.shape))
+        return scalars, placed
+
+    @cached_property
+    def _boxes(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The centre and half the width of the box of each tensor of elements."""
+        return {name: ((box.lo + box.hi) / 2, (box.hi - box.lo) / 2) for name, box in self.elements.items()}
+
+    @cached_property
+    def _folded(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same of kernels multiplied by what follows them."""
+        found = dict(self._boxes)
+        for number, fold in self.folds.items():
+            if (name := cast(Product, self.graph.nodes[number]).weight) in found:
+                middle, half = found[cast(str, name)]
+                found[cast(str, name)] = fold.kernel(middle), fold.kernel(half)
         return found
 
-    def _placed(self, w: Tensor) -> dict[str, Tensor]:
-        """(N, *shape) the elements, by name; they may leave their boxes by rounding."""
-        found = dict[str, Tensor]()
-        for name, columns in self._columns()[1].items():
-            lo, hi = self.elements[name].lo, self.elements[name].hi
-            found[name] = torch.addcmul((lo + hi) / 2, (hi - lo) / 2, w[:, columns].reshape(-1, *lo.shape))
+    @cached_property
+    def _fixed(self) -> dict[int, Product]:
+        """The convolutions that margins take with what follows them: kernels that do not move hold it."""
+        found = dict[int, Product]()
+        for number, fold in self.folds.items():
+            node = cast(Product, self.graph.nodes[number])
+            bias = fold.offset
+            if node.bias is not None:
+                bias = node.spread(self.graph.value(node.bias)).flatten() * fold.scale + bias
+            still = not isinstance(node.weight, str) or node.weight not in self.elements
+            weight = fold.kernel(self.graph.value(cast(Any, node.weight))) if still else node.weight
+            found[number] = replace(node, weight=weight, bias=bias, spread=partial(per_channel, dims=3))
         return found
+
+    @cached_property
+    def _quick(self) -> tuple[dict[int, Row], set[int]]:
+        """The rows with what follows them, and the numbers of the nodes that have nothing left to do."""
+        rows = {n: row.folded(self.folds[n]) if n in self.folds else row for n, row in self.rows.items()}
+        return rows, {n for fold in self.folds.values() for n in fold.after}
 
     # --- the network
 
@@ -155,11 +207,15 @@ class GraphSpace(Space):
                 last[i] = number
         return last
 
-    def _run(self, x: Tensor, moved: Moved) -> Tensor:
+    def _run(self, x: Tensor, moved: Moved, done: Collection[int] = ()) -> Tensor:
+        """done: nodes that hand on their input."""
         values: list[Tensor | None] = [x]
         for number, node in enumerate(self.graph.nodes[1:], 1):
             z = [cast(Tensor, values[i]) for i in node.inputs]
-            values.append(moved(number, node, z[0]) if isinstance(node, Product) else cast(Any, node).apply(*z))
+            if number in done:
+                values.append(z[0])
+            else:
+                values.append(moved(number, node, z[0]) if isinstance(node, Product) else cast(Any, node).apply(*z))
             for i in node.inputs:
                 if self._last[i] == number:
                     values[i] = None
@@ -175,16 +231,19 @@ class GraphSpace(Space):
         return y if node.bias is None else y + shift(node, *held(node.bias))
 
     def logits(self, x: Tensor, w: Tensor) -> Tensor:
-        scalars, placed = self._scalars(w), self._placed(w)
+        scalars, placed = self._apart(w, folded=True)
+        rows, done = self._quick
 
         def moved(number: int, node: Product, z: Tensor) -> Tensor:
-            return self.rows[number](z, scalars[number]) if number in self.rows else self._product(node, z, placed)
+            if number in rows:
+                return rows[number](z, scalars[number])
+            return self._product(self._fixed.get(number, node), z, placed)
 
-        return self._run(x, moved)
+        return self._run(x, moved, done)
 
     def weights(self, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-        scalars = self._scalars(w)
-        found = {name: self.boxes[name].project_(t) for name, t in self._placed(w).items()}
+        scalars, placed = self._apart(w)
+        found = {name: self.boxes[name].project_(t) for name, t in placed.items()}
 
         def moved(number: int, node: Product, z: Tensor) -> Tensor:
             if number in self.rows:
@@ -242,7 +301,7 @@ class GraphSpace(Space):
             return v
         flat = v.flatten(0, 1)
         w, found, (few, own), (rows, elements) = flat[:, self.free :], dict[str, Tensor](), self._columns(), fine._columns()
-        scalars, placed = self._scalars(w), self._placed(w)
+        scalars, placed = self._apart(w)
 
         def moved(number: int, node: Product, z: Tensor) -> Tensor:
             if number not in self.rows:
@@ -272,27 +331,32 @@ class GraphSpace(Space):
 def graph_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> GraphSpace:
     """The space of a network whose operations are known.  Raises UnsupportedModel as `trace_graph` does."""
     graph = trace_graph(model, x.shape[1:])
-    nodes = tuple(replace(n, apply=leaky(n.apply)) if isinstance(n, Activation) else n for n in graph.nodes)
+    nodes = tuple(replace(n, apply=_leaky(n)) if isinstance(n, Activation) else n for n in graph.nodes)
     graph = replace(graph, nodes=nodes)
     params = dict(model.named_parameters())
     boxes, radii = ball.weight_boxes(params), ball.radii(params)
-    uses = Counter(name for node in nodes if isinstance(node, Product) for name in (node.weight, node.bias) if name in boxes)
+    products = {number: node for number, node in enumerate(nodes) if isinstance(node, Product)}
+    uses = Counter[Parameter | None](p for node in products.values() for p in (node.weight, node.bias) if p in boxes)
+    alone = {n: node for n, node in products.items() if uses[node.weight] < 2 and uses[node.bias] < 2}
     rows, channels = dict[int, Row](), dict[int, Row]()
-    for number, node in enumerate(nodes):
-        if isinstance(node, Product) and (row := _row(node, graph, radii)) is not None and all(
-            uses[name] == 1 for name in (node.weight, node.bias) if name in boxes
-        ):  # fmt: skip
-            if node.dense:
-                rows[number] = row
-            elif isinstance(row.E, float) and isinstance(row.e, float) and row.symmetric(graph.params):
-                channels[number] = row
+    for number, node in alone.items():
+        row = _row(node, graph, radii)
+        if row is not None and node.dense:
+            rows[number] = row
+        elif row is not None and isinstance(row.E, float) and isinstance(row.e, float) and row.symmetric(graph.params):
+            channels[number] = row
+    after = {n: fold for n, fold in folds(graph, boxes).items() if n in alone}
     whole = {name for row in rows.values() for name in (row.node.weight, row.node.bias)}
     space = GraphSpace(
         x, ball.input_box(x), y, x.new_zeros(len(x), 0), x[0].numel() if ball.moves_inputs and len(x) else 0,
         torch.zeros(0, dtype=torch.long), graph, rows, channels,
-        {name: box for name, box in boxes.items() if name not in whole}, boxes,
+        {name: box for name, box in boxes.items() if name not in whole}, boxes, after,
     )  # fmt: skip
     return space.placed(x)
+
+
+def _leaky(node: Activation) -> Callable[[Tensor], Tensor]:
+    return leaky_relu if node.form == "hinge" and not node.slope else leaky(node.apply)
 
 
 def _row(node: Product, graph: Graph, radii: Mapping[str, Radius]) -> Row | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class Space(ABC):
         return [slice(a, b) for a, b in pairwise(sorted({0, self.free, self.origin.shape[1]}))]
 
     def inputs(self, v: Tensor) -> Tensor:
-        """(R, B, *input) at v (R, B, n); they may leave their box by rounding."""
+        """(R, B, *input) at v (R, B, free or more); they may leave their box by rounding."""
         if not self.free:
             return self.box.lo.expand(len(v), *self.x.shape)
         return torch.addcmul(*self._middle, v[..., : self.free].unflatten(2, self.x.shape[1:]))
@@ -93,7 +93,8 @@ class Space(ABC):
         """(R, B, K) margins at v (R, B, n), infinite at y."""
         y = self.y.repeat(len(v))
         count(forward=len(y))
-        found = margins(self.logits(self.inputs(v).flatten(0, 1), v[..., self.free :].flatten(0, 1)), y)
+        u, w = v.split([self.free, v.shape[2] - self.free], 2)
+        found = margins(self.logits(self.inputs(u).flatten(0, 1), w.flatten(0, 1)), y)
         return found.scatter(1, y[:, None], torch.inf).view(*v.shape[:2], -1)
 
     def slope(self, v: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -134,4 +135,34 @@ def of_channels(g: Tensor, columns: Mapping[str, slice], boxes: Mapping[str, Int
 
 def leaky(rho: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same values, with LEAK more in the derivative."""
-    return lambda v: rho(v) + LEAK * (v - v.detach()) if torch.is_grad_enabled() else rho(v)  # v - v is 0, its derivative 1
+    return lambda v: cast(Tensor, _Leak.apply(rho(v), v)) if torch.is_grad_enabled() else rho(v)
+
+
+def leaky_relu(v: Tensor) -> Tensor:
+    """The same values as relu, with a derivative of LEAK where it is 0: one pass backward."""
+    return cast(Tensor, _LeakyRelu.apply(v)) if torch.is_grad_enabled() else v.relu()
+
+
+class _LeakyRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y = v.relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, False)  # asks for the sign alone
+
+
+class _Leak(torch.autograd.Function):
+    """(y, v) -> y, as if y were y + LEAK (v - v.detach())."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return g, LEAK * g
