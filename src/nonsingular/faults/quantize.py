@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput
+from nonsingular.faults.activations import Steps, round_inputs
 from nonsingular.faults.uniform import UniformRounding
 from nonsingular.network.copies import duplicate, effective
 from nonsingular.threat.ball import Moves
@@ -18,25 +19,32 @@ class Quantized(nn.Module):
     """What `quantize` returns: a module of the given model's own class, with `words`.
 
     words: name of a rounded parameter -> whole numbers in its shape.  The values in the module are those of these words.
+    activations: name of a layer -> how its input is rounded; empty if no activations are.
     """
 
     words: Mapping[str, Tensor]
+    activations: Mapping[str, Steps]
 
 
 def quantize(
-    model: nn.Module, bits: int = 8, per_channel: bool = False, symmetric: bool = True, moves: Moves = "weights"
-) -> Quantized:
+    model: nn.Module, bits: int = 8, per_channel: bool = False, symmetric: bool = True, moves: Moves = "weights", *,
+    activations: int | None = None, calibration: Tensor | None = None,
+) -> Quantized:  # fmt: skip
     """A copy of `model` whose weights are rounded to b-bit whole numbers, in `.words` (name -> tensor), times a step.
 
     bits: 2 to 16.  per_channel: a step for each output channel, else for each tensor.  symmetric: step = max |W| / (2^(b-1) - 1),
         two's complement; otherwise (max W - min W) / (2^b - 1) and words from 0.  moves: matrices and kernels, or "all".
-    Computed weights (weight norm, pruning) become parameters first.  Activations are not rounded.  Never changes `model`.
-    Raises InvalidInput for invalid settings and weights that are not finite.  Source: Jacob et al., arXiv:1712.05877.
+    activations: bits, 2 to 16, of the inputs of all linear layers and convolutions, rounded to words from 0, with one range for
+        each layer: that of its inputs at the examples `calibration` (N, *input), with 0.  Gradients pass straight through, within
+        the range; bounds know the rounding.  None: activations are not rounded.
+    Computed weights (weight norm, pruning) become parameters first.  Never changes `model`.
+    Raises InvalidInput for invalid settings and weights that are not finite; UnsupportedModel where activations shall be rounded
+    and a matrix belongs to another kind of layer (attention, recurrent layers).  Source: Jacob et al., arXiv:1712.05877.
     """
     storage = UniformRounding(bits, per_channel, moves, symmetric)
     made = effective(duplicate(model))
-    if hasattr(made, "words"):
-        raise InvalidInput("the model has an attribute 'words' of its own, where its whole numbers would be; rename it")
+    if own := [name for name in ("words", "activations") if hasattr(made, name)]:
+        raise InvalidInput(f"the model has an attribute '{own[0]}' of its own, where whole numbers would be; rename it")
     weights = dict(made.named_parameters())
     stored = storage.words(weights)
     with torch.no_grad():
@@ -44,4 +52,7 @@ def quantize(
             weights[name].copy_(words.values(weights[name].dtype))
     found = cast(Any, made)
     found.words = {name: words.word for name, words in stored.items()}
+    if activations is None and calibration is not None:
+        raise InvalidInput("calibration is for activations; give activations=8 (bits), too")
+    found.activations = {} if activations is None else round_inputs(made, activations, calibration)
     return found
