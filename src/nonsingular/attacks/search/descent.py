@@ -73,26 +73,38 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
         return torch.cat([v[at][None], starts[:, at]])
 
     def begin(at: Tensor) -> Tensor:
-        part = space.part(at)
-        runs, _ = _descend(part, torch.cat([part.origin[None], starts[:, at]]), _opening, budget.steps)
-        return _to_the_ends(part, runs, _nearest(part.margins(runs)))[0]
+        part, found = space.part(at), list[Tensor]()
+        for some in torch.cat([part.origin[None], starts[:, at]]).split(_runs(part)):
+            runs, _ = _descend(part, some, _nearest if found else _opening, budget.steps)
+            found.append(_to_the_ends(part, runs, _nearest(part.margins(runs)))[0])
+        return torch.cat(found)
 
     def go_on(at: Tensor) -> Tensor:
         part = space.part(at)
         few = part.coarse()
         clean = part.margins(part.origin[None])[0]
         targets = clean.topk(min(budget.targets, clean.shape[1] - 1), 1, largest=False).indices.T[..., None]  # (T, B, 1)
-        kept, size = v[at][None], max(1, AT_ONCE // few.row)
+        kept, size = few.origin[None][:0], max(1, AT_ONCE // few.row)
+        lowest = margin[at][None]
         left = len(targets) + max(0, budget.restarts - len(starts))
         for own in (targets[k : k + size] for k in range(0, left, size)):  # all at once, if one example has few unknowns
+            if not len(budget.open(lowest.amin(0))):
+                break
             fresh = _random(few, min(left, size) - len(own), generator)
             left -= len(own) + len(fresh)
             runs = torch.cat([few.origin.expand(len(own), -1, -1), fresh])
             runs, _ = _descend(few, runs, partial(_towards, targets=own), budget.steps)
-            if few is not part:
-                runs = few.refined(_lowest(few, runs, budget.keep))
-            kept = _lowest(part, torch.cat([kept, runs]), budget.keep)
-        return _polish(part, kept, budget)
+            kept, lowest = _lowest(few, torch.cat([kept, runs]), budget.keep)
+        before = v[at][None]
+        reached = torch.cat([margin[at][None], lowest[: len(kept)]])
+        best, lowest = before, reached[:1]
+        for some in reached.topk(min(budget.keep, len(reached)), 0, largest=False).indices.split(_runs(part)):
+            if not len(budget.open(lowest[0])):
+                break
+            points = few.refined(_rows(kept, (some - 1).clamp(min=0))) if len(kept) else before
+            polished = _polish(part, torch.where(some[..., None] == 0, before, points), budget)
+            best, lowest = _better(best, lowest, polished, _nearest(part.margins(polished)))
+        return best
 
     first, later = 1 + len(starts), 1 + budget.targets + budget.restarts
     for stage, runs in ((as_given, first), (begin, first), (go_on, later))[: 3 if budget.keep else 2]:
@@ -108,6 +120,11 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
 def _chunks(examples: Tensor, unknowns: int) -> Iterator[Tensor]:
     """Split `examples`, so that a part has about AT_ONCE numbers.  unknowns: of one example, in all runs together."""
     return (at for at in examples.split(max(1, AT_ONCE // unknowns)) if len(at))
+
+
+def _runs(space: Space) -> int:
+    """Runs of these examples that are at work at a time: all, unless one example alone has too many unknowns."""
+    return max(1, AT_ONCE // (space.row * len(space.y)))
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------------
@@ -147,7 +164,7 @@ def _random(space: Space, count: int, generator: Generator) -> Tensor:
 def _speakers(groups: Tensor) -> Tensor:
     """(n,) the first column of each column's group; the column itself where it has none."""
     own = torch.arange(len(groups), device=groups.device)
-    first = own.new_full((int(groups.max()) + 2,), len(groups)).scatter_reduce(0, groups + 1, own, "amin")
+    first = own.new_full((int(groups.max()) + 2,), len(groups)).scatter_reduce(0, groups.long() + 1, own, "amin")
     return torch.where(groups < 0, own, first[groups + 1])
 
 
@@ -211,9 +228,10 @@ def _descend(space: Space, v: Tensor, loss: Loss, steps: int) -> tuple[Tensor, T
 # --- the local search -----------------------------------------------------------------------------------------------------
 
 
-def _lowest(space: Space, v: Tensor, count: int) -> Tensor:
-    """(count, B, n) those of v (R, B, n) with the smallest margins; all, if there are fewer."""
-    return _rows(v, _nearest(space.margins(v)).topk(min(count, len(v)), 0, largest=False).indices)
+def _lowest(space: Space, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(count, B, n) those of v (R, B, n) with the smallest margins, and these (count, B); all, if there are fewer."""
+    margin, which = _nearest(space.margins(v)).topk(min(count, len(v)), 0, largest=False)
+    return _rows(v, which), margin
 
 
 def _polish(space: Space, v: Tensor, budget: Budget) -> Tensor:

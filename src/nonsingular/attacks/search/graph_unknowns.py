@@ -324,7 +324,7 @@ class GraphSpace(Space):
             outer = len(box.lo) if box.lo.dim() else 1
             channels += [box.lo.numel() // outer] * outer
         sizes = torch.tensor(channels, dtype=torch.long)
-        groups = torch.cat([torch.full((self.free,), -1), torch.arange(len(sizes)).repeat_interleave(sizes)]).to(x.device)
+        groups = torch.cat([torch.full((self.free,), -1), torch.arange(len(sizes)).repeat_interleave(sizes)]).int().to(x.device)
         return replace(self, groups=groups, origin=self.at(Perturbation(x, scope="sample")))
 
 
