@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nonsingular.attacks.strongest import alternating, ensemble, strongest
     from nonsingular.bounds.verdicts import Verdicts
     from nonsingular.catalog import Attack, Objective
+    from nonsingular.certificates.bits import BitsNeeded, bits_needed
     from nonsingular.certificates.certify import Certificate, certify, decide
     from nonsingular.certificates.flips import certify_flips
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
@@ -65,6 +66,7 @@ _HOME = {
     **dict.fromkeys(("Masking", "masking"), "evaluation.masking"), "Verdicts": "bounds.branch",
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
+    **dict.fromkeys(("BitsNeeded", "bits_needed"), "certificates.bits"),
     "certify_flips": "certificates.flips", **dict.fromkeys(("RateCertificate", "certify_rate"), "certificates.rates"),
     **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
@@ -86,6 +88,7 @@ __all__ = [
     "Attack",
     "Averaged",
     "BitErrors",
+    "BitsNeeded",
     "Campaign",
     "Certificate",
     "Comparison",
@@ -116,6 +119,7 @@ __all__ = [
     "Verdicts",
     "alternating",
     "apgd",
+    "bits_needed",
     "campaign",
     "certified_front",
     "certified_radius",

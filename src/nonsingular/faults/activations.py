@@ -42,7 +42,7 @@ class Steps:
         return faked(given[0], self.step, self.zero, 0, 2**self.bits - 1), *given[1:]
 
 
-def round_inputs(model: nn.Module, bits: int, calibration: Tensor) -> dict[str, Steps]:
+def round_inputs(model: nn.Module, bits: int, calibration: Tensor | None) -> dict[str, Steps]:
     """Makes every linear layer and convolution of `model` round its input to words of `bits` bits.  Changes `model`.
 
     calibration: (N, *input); the range of a layer is that of its inputs there, and holds 0.
