@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
@@ -23,20 +23,22 @@ from nonsingular.threat.perturbation import Perturbation
 
 
 def strongest(
-    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
+    model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
+    generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """The worst of `apgd` on the inputs alone, on the weights alone, and on both from there.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     scope: who shares W'.  The worst is taken per example in scope sample, otherwise of one W' with its inputs.
     start: a point of the ball, such as the worst of a smaller one.  It replaces the attacks on inputs alone and weights alone.
+    generator: as its members take it.
     By construction no margin (sample) and no accuracy (batch, dataset) is above that of a member at these radii, or of `start`.
     Never changes `model`.  In scope sample the search on an example stops once its prediction has changed.
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     model = classifier(model, x, ball)
     both = ball.moves_inputs and bool(ball.radii(dict(model.named_parameters())))
-    member = partial(apgd, model, scope=scope, verdict=True)
+    member = partial(apgd, model, scope=scope, verdict=True, generator=generator)
     if start is None and both:
         inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
         start = worst(model, y, inputs, weights)
@@ -53,17 +55,21 @@ def ensemble(*attacks: Attack | Callable[..., Perturbation]) -> Attack:
     members = [declared(attack) for attack in attacks]
 
     def together(
-        model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None
+        model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
+        generator: Generator | None = None,
     ) -> Perturbation:  # fmt: skip
+        """The worst of the members, as an attack."""
         best, model = start, classifier(model, x, ball)
         for member in members:
-            options = {"start": best} if best is not None and member.starts else {}
+            options: dict[str, Any] = {"start": best} if best is not None and member.starts else {}
+            if generator is not None and member.seeded:
+                options["generator"] = generator
             found = member(model, x, y, ball, scope=scope, **options)
             best = found if best is None else worst(model, y, found, best)
         assert best is not None
         return best.check(model, x, ball)
 
-    return Attack("+".join(member.name for member in members), together, starts=True)
+    return Attack("+".join(member.name for member in members), together, starts=True, seeded=any(m.seeded for m in members))
 
 
 def alternating(

@@ -78,21 +78,22 @@ def _named(entries: Iterable[Any]) -> dict[str, Any]:
 # --- the tables -----------------------------------------------------------------------------------------------------------
 
 ATTACKS: Mapping[str, Attack] = _named((
-    Attack("strongest", "nonsingular.attacks.strongest:strongest", starts=True, card=Card(
+    Attack("strongest", "nonsingular.attacks.strongest:strongest", starts=True, seeded=True, card=Card(
         "The default: runs apgd on the inputs alone, on the weights alone and on both, and keeps the worst for each example or "
         "group. Over a grid it goes on from what smaller balls have found.",
         ANY, UPPER + " Falls along both radii by construction.", "Steps: Croce and Hein, arXiv:2003.01690.",
     )),
-    Attack("paper", "nonsingular.attacks.joint_pgd:joint_pgd", steps=100, raw=True, card=Card(
+    Attack("paper", "nonsingular.attacks.joint_pgd:joint_pgd", steps=100, raw=True, seeded=True, card=Card(
         "The attack of the paper: 100 signed gradient steps on the cross-entropy, of inputs and weights at once. Each point of "
         "the grid is attacked by itself.",
         ANY, UPPER + " It can rise along a radius; there it missed something.", "arXiv:2102.11935, section 4.1.",
     )),
-    Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, scopes=("sample",), dense=True, card=Card(
+    Attack("neuron", "nonsingular.attacks.neuron_pgd:neuron_pgd", steps=40, seeded=True, scopes=("sample",), dense=True,
+           card=Card(
         "Projected gradient descent of the inputs and of one number per neuron of a dense network.",
         "No sharing: each example has its own weights.", UPPER, "This library; steps: Madry et al., arXiv:1706.06083.",
     )),
-    Attack("apgd", "nonsingular.attacks.apgd:apgd", starts=True, card=Card(
+    Attack("apgd", "nonsingular.attacks.apgd:apgd", starts=True, seeded=True, card=Card(
         "Adaptive gradient descent on the margin over inputs and weights, from many starts. Where each example has its own "
         "weights, a dense network is searched over one number per neuron, which reaches the same outputs. Where weights are "
         "shared, it lowers the smoothed accuracy of the whole group.",
@@ -101,12 +102,12 @@ ATTACKS: Mapping[str, Attack] = _named((
     Attack("alternating", "nonsingular.attacks.strongest:alternating", starts=True, steps=20, card=Card(
         "Inputs and weights in turn, each attacked while the other is held.", ANY, UPPER, "This library.",
     )),
-    Attack("square", "nonsingular.attacks.square:square", starts=True, steps=500, moves=("inputs",), card=Card(
+    Attack("square", "nonsingular.attacks.square:square", starts=True, steps=500, moves=("inputs",), seeded=True, card=Card(
         "Random search on the inputs without gradients: square windows are set to the ends of the ball and kept where they lower "
         "the margin. What hides gradients does not help against it.",
         NO_WEIGHTS, UPPER, "Andriushchenko et al., arXiv:1912.00049.",
     )),
-    Attack("corners", "nonsingular.attacks.corners:corners", starts=True, steps=300, moves=("weights",), card=Card(
+    Attack("corners", "nonsingular.attacks.corners:corners", starts=True, steps=300, moves=("weights",), seeded=True, card=Card(
         "Random search on the weights without gradients: blocks of a tensor are set to the ends of its box and kept where they "
         "lower the objective.",
         ANY, UPPER + " It does not move inputs.", "This library, after arXiv:1912.00049.",
@@ -341,7 +342,14 @@ def declared(attack: Attack | Callable[..., Any]) -> Attack:
         where = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
         ours = next((entry for entry in (*ATTACKS.values(), SHARED) if entry.what == where), None)
     if ours is not None:
-        return Attack(name_of(attack), attack, starts=ours.starts, steps=settings.get("steps", ours.steps), scopes=ours.scopes)
+        return Attack(
+            name_of(attack),
+            attack,
+            starts=ours.starts,
+            steps=settings.get("steps", ours.steps),
+            scopes=ours.scopes,
+            seeded=ours.seeded,
+        )
     parameters = inspect.signature(attack).parameters
     starts, steps = "start" in parameters, parameters["steps"].default if "steps" in parameters else None
     steps = steps if isinstance(steps, int) else None

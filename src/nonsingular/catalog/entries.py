@@ -67,7 +67,7 @@ class Attack(Entry):
     starts: it takes an argument `start`, a point of the ball, and begins there; on a grid it then goes on from smaller balls.
     steps: its own default of an argument `steps`, if it takes one that can be raised.
     scopes: those that it supports.  raw: its surface is shown as found, with its rises.
-    moves: "inputs", "weights" or both.  dense: for dense networks only.
+    moves: "inputs", "weights" or both.  dense: for dense networks only.  seeded: it takes `generator`, from which it draws.
     """
 
     starts: bool = False
@@ -76,6 +76,7 @@ class Attack(Entry):
     raw: bool = False
     moves: tuple[str, ...] = ("inputs", "weights")
     dense: bool = False
+    seeded: bool = False
     card: Card = field(default=OTHER, compare=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from nonsingular.cli.options import (
     Quiet,
     Track,
     Where,
+    computed,
     flags,
     folder_of,
     laid_over,
@@ -81,7 +82,7 @@ def train(
 
     chosen = over_file(typed_settings(given), output.config)
     preset = training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method"))
-    settings = checked(TrainSettings, laid_over(chosen, preset))
+    settings = checked(TrainSettings, computed(laid_over(chosen, preset), output.config))
     if output.print_config:
         return print_settings(settings)
     out = output.out or Path("runs") / f"{Path(settings.data).stem}-{settings.recipe.method}-seed{settings.seed}"
@@ -116,8 +117,9 @@ def evaluate(
     """
     chosen = over_file(_of(model, given) | typed_settings(of_chips), output.config)
     if typed_settings(of_chips) or "fault" in chosen:
-        return _chips(checked(CampaignSettings, chosen), preflight, output, track, where)
-    _one_surface(checked(EvaluateSettings, chosen), preflight, output, track, where)
+        return _chips(checked(CampaignSettings, computed(chosen, output.config)), preflight, output, track, where)
+    doubles = chosen.get("certify") is not None
+    _one_surface(checked(EvaluateSettings, computed(chosen, output.config, doubles=doubles)), preflight, output, track, where)
 
 
 @app.command
@@ -143,7 +145,7 @@ def certify(
     if method is not None:
         say("warning: --method is called --bound now")
         chosen.setdefault("bound", method)
-    _one_surface(checked(CertifySettings, chosen), preflight, output, track, where)
+    _one_surface(checked(CertifySettings, computed(chosen, output.config, doubles=True)), preflight, output, track, where)
 
 
 @app.command
@@ -162,7 +164,7 @@ def reproduce(
     named = chosen.get("recipes")  # a file that names recipes runs these alone, each laid over the preset's of that name
     if isinstance(named, Mapping):
         preset["recipes"] = {name: preset["recipes"][name] for name in named if name in preset["recipes"]}
-    settings = checked(ReproduceSettings, laid_over(chosen, preset))
+    settings = checked(ReproduceSettings, computed(laid_over(chosen, preset), output.config))
     if output.print_config:
         return print_settings(settings)
     out, tracked = output.out or Path("runs") / f"reproduce-{settings.data}", _tracker(track)

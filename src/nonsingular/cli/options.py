@@ -89,6 +89,18 @@ def over_file(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     return laid_over(given, read_config(file) if file else {})
 
 
+def computed(chosen: Mapping[str, Any], file: Path | None, *, doubles: bool = False) -> dict[str, Any]:
+    """Settings with their device by name: that of the flag or file, or without a file the best that is there.
+
+    doubles: float64 is needed.
+    """
+    from nonsingular.network.devices import device_of
+
+    asked = chosen.get("device", "auto" if file is None else "cpu")
+    doubles = doubles or chosen.get("dtype") == "float64"
+    return {**chosen, "device": str(device_of(asked, doubles=doubles)) if asked == "auto" else asked}
+
+
 # --- flags that no number depends on --------------------------------------------------------------------------------------
 
 Model = Annotated[str | None, help_of(GridSettings, "model")]

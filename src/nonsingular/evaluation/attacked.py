@@ -33,7 +33,7 @@ from nonsingular.threat.radius import Radius, told
 
 def rehearse(case: Case, method: Method, ball: JointBall) -> None:
     """Attacks these examples, so that an attack that does not fit the model or the scope fails before any work is done."""
-    method.attack(case.network, case.x, case.y, ball, scope=method.scope)
+    method.at(case, ball)
 
 
 def attack_cell(case: Case, grid: Grid, method: Method, radii: Radii) -> Cell:
@@ -53,9 +53,12 @@ def evaluate(
     moves: Moves = "weights",
     relative: bool = False,
     batch_size: int = 128,
+    seed: int | None = None,
     certify: str | None = None,
     log: Path | None = None,
     threads: int = 1,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
 ) -> Surface:
     """Accuracy of `model` under attack over a grid of input and weight radii.
 
@@ -70,19 +73,22 @@ def evaluate(
         input: (1, d) of a table, a mask times a radius.  Both are needed: without one, the error proposes numbers from the data.
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
+    seed: of the random points from which attacks begin; None: an attack draws from seed 0, or begins at the data.
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`,
         and in the scopes batch and dataset also that of `certify_shared`, `.shared`, which lies between the two.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
         An attack given as a function is known there by its name and code, without the values that it closes over.
     threads: of torch, during the call.  One gives the bits of the command line, and is often fastest: small matrices run far
         slower on many threads where other processes are at work.  More pay for large layers on an idle machine.
+    device, dtype: where it is computed ("cpu", "cuda", "mps", or "auto" for the best that is there), and in which numbers
+        ("float32" or "float64").  By default where the weights are, and in theirs.  Your model is not moved: a copy is.
     Returns a Surface: an upper bound of robust accuracy, cell by cell, in the scope named.
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
-    method, bound = Method.of(attack, scope, batch_size), None if certify is None else sound(certify)
+    method, bound = Method.of(attack, scope, batch_size, seed), None if certify is None else sound(certify)
     with use_threads(threads):
-        case, grid = asked(model, data, eps_x, eps_w, domain=domain, moves=moves, relative=relative)
+        case, grid = asked(model, data, eps_x, eps_w, device, dtype, domain=domain, moves=moves, relative=relative)
         warn(case.doubts)
         found = surface(case, grid, method, bound, Execution(log))
         warn(found.about["doubts"][len(case.doubts) :])
@@ -202,7 +208,7 @@ def _saved(e: SoundnessError, case: Case, grid: Grid, method: Method, cells: Seq
     cell = min(inside, key=lambda c: float(np.asarray(c.margins)[e.example]), default=e)
     start, stop = next(span for span in method.groups(case, grid.unit) if span[0] <= e.example < span[1])
     part = case.part(slice(start, stop))
-    point = method.attack(case.network, part.x, part.y, grid.at((cell.eps_x, cell.eps_w)), scope=method.scope)
+    point = method.at(part, grid.at((cell.eps_x, cell.eps_w)))
     k = e.example - start
     weights = {f"weights.{n}": w[k] if point.scope == "sample" else w for n, w in point.weights.items()}
     tensors = {"x": part.x[k], "y": part.y[k], "x_adv": point.x[k], **weights}

@@ -174,7 +174,7 @@ def _broken(case: Case, grid: Grid, group: _Group, seen: set[int]) -> list[tuple
         logits, labels = logits_at(case.network, point), case.y[part.rows]
         lowest = worst_margin(margins(logits, labels), labels)
         for k in (~is_correct(logits, labels)).nonzero().flatten():
-            broken.append((float(lowest[k]), int(part.rows[k]), part.part(k[None])))
+            broken.append((float(lowest[k]), int(part.rows[k]), part.part(k[None].cpu())))
     return broken
 
 

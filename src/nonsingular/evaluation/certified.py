@@ -58,12 +58,14 @@ def certified_surface(
     log: Path | None = None,
     threads: int = 1,
     deployed: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
 ) -> Surface:
     """Certified accuracy of `model` over a grid of input and weight radii: a lower bound of robust accuracy in every scope.
 
     data: as in `evaluate`, x (N, *input) in `domain` and y (N,) class indices.
     model: (B, *input) -> (B, K) logits, in eval mode; never changed.
-    eps_x, eps_w, domain, moves, relative, log, threads: as in `evaluate`.  bound: a sound bound of the catalog.
+    eps_x, eps_w, domain, moves, relative, log, threads, device, dtype: as in `evaluate`.  bound: a sound bound of the catalog.
     deployed: as in `certify`.
     Balls are nested, so what is certified at one cell is certified at all smaller ones: an example is bounded at no more than
     rows + columns cells, along the border of what can be certified.
@@ -71,7 +73,7 @@ def certified_surface(
     """
     proven_by = sound(bound)
     with use_threads(threads):
-        case, grid = asked(model, data, eps_x, eps_w, domain=domain, moves=moves, relative=relative)
+        case, grid = asked(model, data, eps_x, eps_w, device, dtype, domain=domain, moves=moves, relative=relative)
         warn(case.doubts)
         precision(deployed)
         return prove(replace(case, deployed=deployed), grid, proven_by, Execution(log)).surface(case.doubts)

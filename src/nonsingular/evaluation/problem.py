@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nonsingular.attacks.strongest import ensemble
@@ -16,6 +17,7 @@ from nonsingular.catalog import ATTACKS, Attack, Bound, declared, known
 from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import logits_at
+from nonsingular.network.devices import placed
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import is_correct
 from nonsingular.network.network import Network
@@ -83,18 +85,20 @@ class Case:
 
     @cached_property
     def function(self) -> list[str]:
-        """What the network computes, beyond its weights: ReLU or tanh, for example."""
-        return [str(self.network), hash_tensors({"predictions": self.clean.argmax(1)})]
+        """What the network computes, beyond its weights: ReLU or tanh, for example; and where, if not on the CPU."""
+        where = [] if self.x.device.type == "cpu" else [self.x.device.type]
+        return [str(self.network), hash_tensors({"predictions": self.clean.argmax(1)}), *where]
 
 
 def asked(
-    model: nn.Module, data: Any, eps_x: Any, eps_w: Any, **ball: Any
+    model: nn.Module, data: Any, eps_x: Any, eps_w: Any, device: Any, dtype: Any, **ball: Any
 ) -> tuple[Case, Grid]:  # fmt: skip
     """The case and the grid that a user asks about, checked.  The arguments are those of `evaluate`; ball: of `Grid.of`.
 
     Raises InvalidInput for an unusable grid, model, label or input; without a radius it proposes some from the data.
     """
     x, y = as_tensors(data)
+    model, x, y = placed(model, x, y, device, dtype)
     if eps_x is None or eps_w is None:
         raise InvalidInput(missing_radii(x, eps_x, eps_w))
     grid = Grid.of(eps_x, eps_w, input_shape=x.shape[1:], columns=columns_of(data), **ball)
@@ -105,21 +109,41 @@ def asked(
 
 @dataclass(frozen=True)
 class Method:
-    """How examples are attacked.  batch_size: examples that share W' in scope `batch`."""
+    """How examples are attacked.  batch_size: examples that share W' in scope `batch`.
+
+    seed: of the random points from which the attack begins; None: it draws from seed 0, or begins at the data.
+    """
 
     attack: Attack
     scope: Scope = "sample"
     batch_size: int = 128
+    seed: int | None = None
 
     @classmethod
     def of(
-        cls, attack: str | Attack | Callable[..., Any] | None = None, scope: Scope = "sample", batch_size: int = 128
+        cls, attack: str | Attack | Callable[..., Any] | None = None, scope: Scope = "sample", batch_size: int = 128,
+        seed: int | None = None,
     ) -> Method:  # fmt: skip
-        """Without an attack: `strongest`.  Raises InvalidInput for an unknown name or scope, and a batch below 1."""
+        """Without an attack: `strongest`.
+
+        Raises InvalidInput for an unknown name or scope, a batch below 1, and the seed of an attack that draws nothing.
+        """
         check_scope(scope)
         if batch_size < 1:
             raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
-        return cls(attack_of("strongest" if attack is None else attack), scope, batch_size)
+        entry = attack_of("strongest" if attack is None else attack)
+        if seed is not None and not entry.seeded:
+            raise InvalidInput(
+                f"seed is {seed}, and the attack '{entry.name}' takes none; leave it out, or choose another attack"
+            )
+        return cls(entry, scope, batch_size, seed)
+
+    def at(self, case: Case, ball: JointBall, start: Perturbation | None = None) -> Perturbation:
+        """What the attack returns for these examples, unchecked.  start: where it begins, if it takes a start."""
+        options: dict[str, Any] = {} if start is None else {"start": start}
+        if self.seed is not None:
+            options["generator"] = torch.Generator(case.x.device).manual_seed(self.seed)
+        return self.attack(case.network, case.x, case.y, ball, scope=self.scope, **options)
 
     @property
     def nested(self) -> bool:
@@ -136,7 +160,9 @@ class Method:
         return {
             "attack": self.attack.name, "scope": self.scope, **unit.describe(),
             "batch_size": self.batch_size if self.scope == "batch" else None,
-        } | ({} if self.attack.name in ATTACKS else {"code": _code(self.attack.what)})  # fmt: skip
+            **({} if self.seed is None else {"seed": self.seed}),
+            **({} if self.attack.name in ATTACKS else {"code": _code(self.attack.what)}),
+        }  # fmt: skip
 
     def groups(self, case: Case, unit: JointBall) -> list[tuple[int, int]]:
         """Spans of examples that can be attacked separately: no two of them share anything."""

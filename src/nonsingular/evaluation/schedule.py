@@ -77,7 +77,7 @@ def _challenge(case: Case, grid: Grid, method: Method, held: Held) -> None:
         here = torch.from_numpy(np.flatnonzero(largest == at)).to(case.x.device)
         some, ball = case.part(here), grid.ball(i, j)
         clean = Perturbation(some.x, scope="sample")
-        point = method.attack(case.network, some.x, some.y, ball, scope=method.scope, start=clean)
+        point = method.at(some, ball, clean)
         margin = attained(logits_at(case.network, point.check(case.network, some.x, ball)), some.y)
         for k in (margin < -torch.from_numpy(tolerance(some)).to(margin.device)).nonzero().flatten():
             one = some.part(k[None])
@@ -239,7 +239,7 @@ class Work:
         (found,) = read_found(path)
         correct, margins = torch.from_numpy(cell.correct.copy()), torch.from_numpy(cell.margins.copy())
         point = found.point(self.case.network, self.grid.unit)
-        return Reached(*here, correct, margins, found.rows, point, origin, cell.flags)
+        return Reached(*here, correct, margins, found.rows, point, origin, cell.flags).to(self.case.x.device)
 
     def _now(self, task: str, *args: Any) -> Future[Any]:
         """The same as `submit`, in this process."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.calling import logits_at
+from nonsingular.network.devices import device_in
 from nonsingular.network.margins import is_correct
 from nonsingular.network.row_lemma import shifts
 from nonsingular.results.files import write_atomic
@@ -32,7 +33,7 @@ FOLDER = "perturbations"
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found for some examples in one ball.
+    """What was found for some examples in one ball, in the memory of the machine, on whatever device it was found.
 
     rows: (k,) their numbers in the data.  tensors: "x" (k, *input), and "weights.NAME" (one for all, or (k, *shape) in scope
     sample) or, in scope sample of a dense network, "shifts.LAYER" (k, neurons).
@@ -46,8 +47,8 @@ class Found:
     @staticmethod
     def of(model: nn.Module, y: Tensor, unit: JointBall, radii: Radii, rows: Tensor, point: Perturbation) -> Found:
         """A point of the ball with these radii, as it is kept.  y: (k,) labels; an example that breaks also breaks as stored."""
-        kept = {f"weights.{n}": w for n, w in point.weights.items()}
-        found = Found(radii, point.scope, rows, {"x": point.x, **kept})
+        rows, kept = rows.cpu(), {f"weights.{n}": w.cpu() for n, w in point.weights.items()}
+        found = Found(radii, point.scope, rows, {"x": point.x.cpu(), **kept})
         if point.scope != "sample" or not point.weights:
             return found
         try:
@@ -55,18 +56,19 @@ class Found:
                 s = shifts(model, unit.scaled(*radii)).of(point)
         except UnsupportedModel:
             return found
-        small = Found(radii, point.scope, rows, {"x": point.x, **{f"shifts.{k}": t for k, t in enumerate(s)}})
+        small = Found(radii, point.scope, rows, {"x": found.tensors["x"], **{f"shifts.{k}": t.cpu() for k, t in enumerate(s)}})
         wrong = ~is_correct(logits_at(model, point), y)
         return found if (is_correct(logits_at(model, small.point(model, unit)), y) & wrong).any() else small
 
     def point(self, model: nn.Module, unit: JointBall) -> Perturbation:
-        """The perturbation with its weights written out."""
-        x, ball = self.tensors["x"], unit.scaled(*self.radii)
-        s = [self.tensors[f"shifts.{k}"] for k in range(sum(n.startswith("shifts.") for n in self.tensors))]
+        """The perturbation with its weights written out, where the model is."""
+        tensors = {n: t.to(device_in(model)) for n, t in self.tensors.items()}
+        x, ball = tensors["x"], unit.scaled(*self.radii)
+        s = [tensors[f"shifts.{k}"] for k in range(sum(n.startswith("shifts.") for n in tensors))]
         if s:
             with torch.no_grad():
                 return Perturbation(x, shifts(model, ball).realise(x, s, ball), self.scope)
-        weights = {n.removeprefix("weights."): w for n, w in self.tensors.items() if n.startswith("weights.")}
+        weights = {n.removeprefix("weights."): w for n, w in tensors.items() if n.startswith("weights.")}
         return Perturbation(x, weights, self.scope)
 
     def part(self, at: Tensor) -> Found:
@@ -75,7 +77,7 @@ class Found:
         return Found(self.radii, self.scope, self.rows[at], {n: t[at] if n in own else t for n, t in self.tensors.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:  # through arrays: tensors would be sent in shared memory, of which there is little
-        return _rebuilt, (self.radii, self.scope, self.rows.numpy(), {n: t.cpu().numpy() for n, t in self.tensors.items()})
+        return _rebuilt, (self.radii, self.scope, self.rows.numpy(), {n: t.numpy() for n, t in self.tensors.items()})
 
 
 def _rebuilt(radii: Radii, scope: Scope, rows: Any, arrays: Mapping[str, Any]) -> Found:
@@ -88,7 +90,7 @@ def write_found(path: Path, found: Iterable[Found]) -> None:
     heads: list[dict[str, Any]] = []
     for i, f in enumerate(found):
         heads.append({"radii": list(f.radii), "scope": f.scope})
-        tensors |= {f"{i}.{n}": t.detach().cpu().contiguous() for n, t in {"rows": f.rows, **f.tensors}.items()}
+        tensors |= {f"{i}.{n}": t.detach().contiguous() for n, t in {"rows": f.rows, **f.tensors}.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(tensors, {"groups": json.dumps(heads)}))
 

@@ -62,6 +62,13 @@ class Reached:
         origin = None if self.origin == here else self.origin
         return Cell(*here, correct, self.seconds, self.flags, margins, origin, self.passes)
 
+    def to(self, device: torch.device) -> Reached:
+        """The same on a device."""
+        weights = {n: w.to(device) for n, w in self.point.weights.items()}
+        point = Perturbation(self.point.x.to(device), weights, self.point.scope)
+        correct, margins, rows = (t.to(device) for t in (self.correct, self.margins, self.rows))
+        return replace(self, correct=correct, margins=margins, rows=rows, point=point)
+
     def broken(self) -> tuple[Tensor, Perturbation]:
         """The examples of `rows` that are lost, and their perturbations."""
         lost = (~self.correct[self.rows]).nonzero().flatten()
@@ -90,6 +97,7 @@ def reach(
     are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample skips.
     """
     started, before = time.perf_counter(), so_far()
+    smaller = [s.to(case.x.device) for s in smaller]  # from another process they come without their device
     with torch.no_grad():
         if method.alone:
             found = _each(case, grid, method, radii, smaller, proven)
@@ -123,10 +131,9 @@ def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | N
         """In scope sample examples can be attacked separately; an attack with a shared W' handles a lack of memory itself."""
         found: list[Perturbation] = []
         for at in (slice(i, i + size) for i in range(0, len(case), size)):
-            options = {"start": start.part(at)} if start is not None else {}
-            x, y = case.x[at], case.y[at]
-            part = method.attack(case.network, x, y, ball, scope=method.scope, **options)
-            found.append(part.check(case.network, x, ball))
+            some = case.part(at)
+            part = method.at(some, ball, None if start is None else start.part(at))
+            found.append(part.check(case.network, some.x, ball))
         return Perturbation.joined(found)
 
     point = halving(run, len(case)) if method.scope == "sample" else run(len(case))

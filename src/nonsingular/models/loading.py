@@ -33,6 +33,7 @@ from nonsingular.models.onnx_batches import load_onnx
 from nonsingular.models.torch_export import load_exported
 from nonsingular.models.weights import REFUSED, StateDicts, kind_of, read_tensors, read_weights
 from nonsingular.network.copies import duplicate
+from nonsingular.network.devices import DTYPES
 from nonsingular.results.surface import CONFIG, WEIGHTS
 from nonsingular.settings import TrainSettings, checked
 from nonsingular.untrusted import read_config
@@ -109,7 +110,7 @@ def load_run(run: Path) -> tuple[nn.Module, TrainSettings]:
             wanted = sum(p.numel() for p in build(settings, sizes[:-1], sizes[-1]).parameters())
         if wanted > 2 * sum(t.numel() for t in tensors.values()):
             raise ValueError(f"a network of {wanted} weights")
-        model = build(settings, sizes[:-1], sizes[-1])
+        model = build(settings, sizes[:-1], sizes[-1]).to(None if settings.dtype is None else DTYPES[settings.dtype])
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as e:
         raise InvalidInput(f"{run / WEIGHTS} was not written by 'nonsingular train'; train again") from e
     fit_weights(model, tensors, run / WEIGHTS)

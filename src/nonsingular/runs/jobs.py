@@ -30,6 +30,7 @@ from nonsingular.evaluation.schedule import TASKS, check_parts
 from nonsingular.models import loading
 from nonsingular.models.architectures import Averaged
 from nonsingular.models.loading import load_run
+from nonsingular.network.devices import device_of, placed
 from nonsingular.network.heads import told_of_weights
 from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
@@ -75,7 +76,9 @@ class Job:
         own: Domain = "own" if settings.domain is None else None if settings.domain == "none" else settings.domain
         classes = settings.classes or (trained.classes if trained else None)
         self.data = dataset(name, settings.data_dir or (trained.data_dir if trained else None), own, classes)
-        self.split = _as_floats_of(model, _chosen(self.data, settings))
+        chosen = _as_floats_of(model, _chosen(self.data, settings), settings.dtype)
+        model, x, y = placed(model, chosen.x, chosen.y, settings.device, settings.dtype)
+        self.split = replace(chosen, x=x, y=y)
         columns, rows, relative, self.proposed = _radii(settings, name, self.split)
         domain, moves = self.data.domain, settings.moves
         self.grid = Grid.of(
@@ -106,6 +109,7 @@ class Job:
                 "eps_w": rows,
                 "domain": domain,
                 "relative": relative,
+                "device": str(device_of(settings.device)),
             }
         )
         """The settings with every default filled in."""
@@ -186,11 +190,13 @@ def _chosen(data: Dataset, settings: EvaluateSettings | CertifySettings) -> Spli
     return (split if settings.indices is None else split.pick(settings.indices)).take(settings.limit)
 
 
-def _as_floats_of(model: nn.Module, split: Split) -> Split:
-    """The examples in the floating-point numbers of the weights, where these are all of one kind.
+def _as_floats_of(model: nn.Module, split: Split, dtype: str | None) -> Split:
+    """The examples in the floating-point numbers of the weights, where these are all of one kind and no dtype is asked for.
 
     Files hold float32, and the command line has no tensors to convert.
     """
+    if dtype is not None:
+        return split
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return replace(split, x=split.x.to(kinds.pop())) if len(kinds) == 1 else split
 
@@ -206,7 +212,7 @@ class Attacked(Job):
         if settings.deployed is not None and settings.certify is None:
             raise InvalidInput(f"deployed is '{settings.deployed}', which only certificates know; give certify, too")
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
-        self.method = Method.of(settings.attack, settings.scope, settings.batch_size)
+        self.method = Method.of(settings.attack, settings.scope, settings.batch_size, settings.seed)
         check_parts(self.method, self.shard)
         self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
         self.bound = sound(settings.certify) if settings.certify else None

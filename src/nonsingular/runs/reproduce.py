@@ -78,7 +78,13 @@ def _train_and_attack(
 ) -> Surface:  # fmt: skip
     run = out / "models" / f"{name}-seed{seed}"
     training = TrainSettings(
-        data=settings.data, data_dir=settings.data_dir, network=settings.network, recipe=settings.recipes[name], seed=seed
+        data=settings.data,
+        data_dir=settings.data_dir,
+        network=settings.network,
+        recipe=settings.recipes[name],
+        seed=seed,
+        device=settings.device,
+        dtype=settings.dtype,
     )
     if pool:
         pool.submit(train_run, training, run).result()
@@ -87,7 +93,7 @@ def _train_and_attack(
     report("models", 1)
     evaluation = EvaluateSettings(
         model=str(run), split=settings.split, limit=settings.limit, eps_x=settings.eps_x, eps_w=settings.eps_w,
-        scope=settings.scope, attack=settings.attack,
+        scope=settings.scope, attack=settings.attack, device=settings.device,
     )  # fmt: skip
     job = Attacked(evaluation)
     return replace(job.surface(job.execution(run / EVENTS, pool, report, keep=False)), model=name)

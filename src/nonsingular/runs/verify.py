@@ -197,7 +197,7 @@ def _reproduced(
                 return None
             asked = EvaluateSettings(
                 model=str(folder), data=found_at, data_dir=data_dir, split=settings.split, limit=settings.limit,
-                eps_x=settings.eps_x, eps_w=settings.eps_w, scope=settings.scope, attack=settings.attack,
+                eps_x=settings.eps_x, eps_w=settings.eps_w, scope=settings.scope, attack=settings.attack, device=settings.device,
             )  # fmt: skip
             trained = load_run(folder)[1]
             if (trained.recipe, trained.network, trained.seed) != (recipe, settings.network, seed):

@@ -61,7 +61,7 @@ def _attacked_examples(job: Attacked, said: NDArray[np.bool_], attacks: int) -> 
     broken = 0
     for (i, j), here in at.items():
         some, ball = job.case.part(torch.tensor(here)), job.grid.ball(i, j)
-        point = job.method.attack(some.network, some.x, some.y, ball, scope="sample").check(some.network, some.x, ball)
+        point = job.method.at(some, ball).check(some.network, some.x, ball)
         broken += int((attained(logits_at(some.network, point), some.y) < -TOLERANCE).sum())
     return len(chosen), broken
 
@@ -74,7 +74,7 @@ def _attacked_cells(job: Attacked, outcomes: NDArray[np.bool_], attacks: int) ->
     tried = broken = 0
     for i, j in {cells[-1], SystemRandom().choice(cells)} if attacks and cells else ():
         ball = job.grid.ball(i, j)
-        point = job.method.attack(group.network, group.x, group.y, ball, scope=job.method.scope)
+        point = job.method.at(group, ball)
         right = int(is_correct(logits_at(group.network, point.check(group.network, group.x, ball)), group.y).sum())
         low, high = wilson(right, stop - start)
         fewer = int(outcomes[i, j, start:stop].sum()) - right

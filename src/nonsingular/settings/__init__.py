@@ -25,6 +25,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.plain import legible
 from nonsingular.settings.text import (
     BRANCHES,
+    DeviceText,
     Domain,
     Grid,
     InputGrid,
@@ -126,6 +127,23 @@ class Network(Settings):
     bias: bool = _said("Layers with biases. Default: without.", False)
 
 
+class Computed(Settings):
+    """Where and in which numbers a run is computed: its last bits depend on both.
+
+    device: a file that names none means cpu; the command line chooses where no file is given.
+    dtype: None is that of the weights, and float32 where they are made.
+    """
+
+    device: DeviceText = _said(
+        "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu; with --config what the file says, "
+        "and cpu if it says nothing.", "cpu",
+    )  # fmt: skip
+    dtype: Literal["float32", "float64"] | None = _said(
+        "Numbers of weights and inputs: float32 or float64. Default: those of the weights; of a new network float32.", None
+    )
+    LATER: ClassVar = ("device", "dtype")
+
+
 DATA_DIR = (
     "Folder with the data: torchvision-layout IDX files or Hugging Face parquet. Default: the cache, else a download into it."
 )
@@ -135,7 +153,7 @@ CLASSES = (
 )
 
 
-class TrainSettings(Settings):
+class TrainSettings(Computed):
     """One training run."""
 
     data: str = _said("As in 'evaluate'. Default: digits.", "digits")
@@ -169,7 +187,7 @@ class ModelSettings(Settings):
         return Path(source or self.model).stem if source.endswith(".py") or not source else source.rpartition(".")[2]
 
 
-class GridSettings(ModelSettings):
+class GridSettings(Computed, ModelSettings):
     """A model, data and a grid of radii.
 
     domain: the range of the inputs, "none" for no limits; None is the range that the data set states.
@@ -215,7 +233,7 @@ class GridSettings(ModelSettings):
         "Certify the network as computed in float32, bfloat16, float16, bfloat16+float32, float16+float32 (sums in float32) or "
         "float64, in any order of summation. Default: its exact function.", None,
     )  # fmt: skip
-    LATER: ClassVar = ("deployed",)
+    LATER: ClassVar = ("deployed", *Computed.LATER)
 
 
 class SurfaceSettings(GridSettings):
@@ -239,6 +257,11 @@ class EvaluateSettings(SurfaceSettings):
         "Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds'). Default: none.", None
     )
     masking: bool = _said("Also look for signs of masked gradients, where about half is left. Default: no.", False)
+    seed: int | None = _said(
+        "Seed of the random points from which attacks begin. Default: none; an attack then draws from 0, or begins at the data.",
+        None, ge=0, le=2**32 - 1,
+    )  # fmt: skip
+    LATER: ClassVar = (*SurfaceSettings.LATER, "seed")
     expectation: int | None = _said(
         "For a random network: average the logits over this many forward passes. Default: a random one is refused.", None, ge=1
     )
@@ -282,7 +305,7 @@ def with_new_names(values: Any) -> Any:
     return values
 
 
-class ReproduceSettings(Settings):
+class ReproduceSettings(Computed):
     """The whole of the paper on one data set: seven models, their surfaces, Figure 1 and the claims."""
 
     data: str = _said("mnist (default), fashion-mnist or digits.", "digits")

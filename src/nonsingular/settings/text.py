@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -80,6 +81,13 @@ def _part(value: str) -> str:
     return f"{int(index)}/{int(of)}"
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value, re.ASCII):
+        raise ValueError(f"'{value}' is no device; give cpu, cuda, cuda:1, mps or auto")
+    return value
+
+
+DeviceText = Annotated[str, AfterValidator(_device)]
 ShardText = Annotated[str, AfterValidator(_part)]
 Radius = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Radius, ...], Field(min_length=1), AfterValidator(_increasing), BeforeValidator(parse_grid)]
