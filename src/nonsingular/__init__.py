@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.certificates.rates import RateCertificate, certify_rate
     from nonsingular.certificates.shared import SharedCertificate, certify_shared
+    from nonsingular.certificates.vulnerability import Vulnerability, vulnerability
     from nonsingular.data.datasets import load
     from nonsingular.data.property import Property
     from nonsingular.data.vnnlib import load_property
@@ -67,7 +68,9 @@ _HOME = {
     **dict.fromkeys(("Certificate", "certify", "decide"), "certificates.certify"),
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
     **dict.fromkeys(("BitsNeeded", "bits_needed"), "certificates.bits"),
-    "certify_flips": "certificates.flips", **dict.fromkeys(("RateCertificate", "certify_rate"), "certificates.rates"),
+    "certify_flips": "certificates.flips",
+    **dict.fromkeys(("Vulnerability", "vulnerability"), "certificates.vulnerability"),
+    **dict.fromkeys(("RateCertificate", "certify_rate"), "certificates.rates"),
     **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
     "certified_surface": "evaluation.certified", "evaluate": "evaluation.attacked",
     "Surface": "results.surface", "contours": "report.figure",
@@ -117,6 +120,7 @@ __all__ = [
     "UniformRounding",
     "UnsupportedModel",
     "Verdicts",
+    "Vulnerability",
     "alternating",
     "apgd",
     "bits_needed",
@@ -143,6 +147,7 @@ __all__ = [
     "quantize",
     "strongest",
     "train",
+    "vulnerability",
 ]
 
 

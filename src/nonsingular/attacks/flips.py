@@ -19,7 +19,7 @@ from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.errors import InvalidInput
 from nonsingular.faults.fault import Storage, truth, whole
 from nonsingular.faults.uniform import UniformRounding
-from nonsingular.faults.words import Stored
+from nonsingular.faults.words import Flip, Stored
 from nonsingular.network.calling import recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, is_correct
@@ -28,15 +28,6 @@ from nonsingular.threat.ball import JointBall
 
 MOST = 10_000
 """Flips, at most."""
-
-
-@dataclass(frozen=True, order=True)
-class Flip:
-    """One flipped bit: of the word at `index` (of the flat tensor) of the parameter `name`; bit 0 is the least significant."""
-
-    name: str
-    index: int
-    bit: int
 
 
 @dataclass(frozen=True, eq=False)

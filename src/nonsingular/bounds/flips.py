@@ -13,7 +13,7 @@ among these.  What is left of a bound is then that of the fixed weights.  Source
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,11 @@ class Slot:
     up: Tensor
     down: Tensor
     shape_in: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The parameter's."""
+        return str(self.node.bias if self.is_bias else self.node.weight)
 
     @property
     def groups(self) -> int:
@@ -315,43 +320,45 @@ def _met(
 # --- the items of one group ---------------------------------------------------------------------------------------------------
 
 
-def moves_of(slot: Slot, group: int, z: Tensor, most: int) -> Iterator[Tensor]:
-    """(N, *shape) what each single item of a group adds to the output at one input z (*input), `most` items at a time.
+def over_items(slot: Slot, group: int, z: Tensor, f: Callable[[Tensor], Tensor], most: int) -> Tensor:
+    """(bits, *w of the group, *R) what f (N, *shape) -> (N, *R) gives of what each single item of a group adds to the output.
 
-    Items that add nothing are left out.
+    z: one input (*input).  most: items at a time.  Items that add the same are asked about once.
     """
     changes = slot.changes[:, group] if slot.changes.dim() > 1 else slot.changes
     if not slot.is_bias and slot.node.dense:
-        t = (changes * z).flatten()
-        t = t[t != 0].unique()
-        for part in t.split(most) if len(t) else ():
+        t, which = (changes * z).flatten().unique(return_inverse=True)
+        found: list[Tensor] = []
+        for part in t.split(most):
             made = z.new_zeros(len(part), *slot.node.shape)
             made[:, group] = part
-            yield made
-        return
-    if not slot.is_bias and (k := slot.node.kernel) is not None:
+            found.append(f(made))
+        result = torch.cat(found)[which]
+    elif not slot.is_bias and (k := slot.node.kernel) is not None:
         patches = F.unfold(z[None], k.size, k.dilation, k.padding, k.stride).view(k.groups, -1, math.prod(slot.node.shape[1:]))
-        patch = patches[group * k.groups // slot.groups]
-        bit, place = changes.flatten(1).nonzero().unbind(1)
-        for b, p in zip(bit.split(most), place.split(most), strict=True) if len(bit) else ():
-            made = z.new_zeros(len(b), *slot.node.shape)
-            made[:, group] = (changes.flatten(1)[b, p][:, None] * patch[p]).view(len(b), *slot.node.shape[1:])
-            yield made
-        return
-    bit, place = changes.flatten(1).nonzero().unbind(1) if changes.dim() > 1 else (changes.nonzero().flatten(), None)
-    offset = group * changes[0].numel()
-    for n, b in enumerate(bit.tolist()):
-        w = torch.zeros_like(slot.changes[0])
-        at = offset + (0 if place is None else int(place[n]))
-        w.view(-1)[at] = slot.changes[b].flatten()[at]
-        yield slot.spread(w, z[None])
+        patch, d = patches[group * k.groups // slot.groups], changes.flatten()
+        found = []
+        for part in torch.arange(len(d), device=d.device).split(most):
+            made = z.new_zeros(len(part), *slot.node.shape)
+            made[:, group] = (d[part, None] * patch[part % len(patch)]).view(len(part), *slot.node.shape[1:])
+            found.append(f(made))
+        result = torch.cat(found)
+    else:
+        rest = changes[0].numel()
+        found = []
+        for n in range(changes.numel()):
+            w, at = torch.zeros_like(slot.changes[0]), group * rest + n % rest
+            w.view(-1)[at] = slot.changes[n // rest].flatten()[at]
+            found.append(f(slot.spread(w, z[None])))
+        result = torch.cat(found)
+    return result.view(*changes.shape, *result.shape[1:])
 
 
-def items_of(slot: Slot, group: int, z: Interval) -> Interval | None:
-    """Boxes (N, *shape) of what each single item of a group adds to the output, over the box of one input.
+def items_of(slot: Slot, group: int, z: Interval) -> tuple[Interval, Tensor] | None:
+    """Boxes (N, *shape) of what each single item of a group adds to the output, over the box of one input; and which they are.
 
     None for products whose items are not written out.  Items that add nothing are left out.  Of a row of a matrix its one output
-    alone: (N, 1).
+    alone: (N, 1).  Which: (N,) numbers in (bits, *w of the group), flat.
     """
     changes = slot.changes[:, group] if slot.changes.dim() > 1 else slot.changes
     if slot.is_bias:
@@ -369,4 +376,4 @@ def items_of(slot: Slot, group: int, z: Interval) -> Interval | None:
     a, b = d * ends[0], d * ends[1]
     lo, hi = torch.minimum(a, b), torch.maximum(a, b)
     some = ((lo != 0) | (hi != 0)).any(1)
-    return Interval(lo[some], hi[some])
+    return Interval(lo[some], hi[some]), (bit * changes[0].numel() + place)[some]

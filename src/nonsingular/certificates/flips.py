@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.flips import Bounded, Slot, flip_margins, items_of, moves_of, rows, slots_of
+from nonsingular.bounds.flips import Bounded, Slot, flip_margins, items_of, over_items, rows, slots_of
 from nonsingular.bounds.interval import Region, region
 from nonsingular.bounds.spliced import beside, tail
 from nonsingular.certificates.certify import Certificate, verified
@@ -57,18 +57,18 @@ def certify_flips(
     given = classifier(model, x, ball)
     check_inputs(given, x, y, ball)
     with torch.no_grad(), products("highest"):
-        network, changes = _rounded(precise(given, torch.float64), UniformRounding(bits, moves=moves))
+        network, changes = rounded_network(precise(given, torch.float64), UniformRounding(bits, moves=moves))
         ball = JointBall(eps_x, {n: d.abs().amax(0) for n, d in changes.items()}, domain).rounded(x.dtype)
         labels = y.long()
         where = replace(region(network, x.double(), labels, ball), boxes={})
         slots = slots_of(where.graph, changes, flips)
         ones = [slice(i, i + 1) for i in range(len(x))]
-        found = [_Search(where.part(at), labels[at], slots, flips).margins() for at in ones]
+        found = [Search(where.part(at), labels[at], slots, flips).margins() for at in ones]
         lower = lower_outputs(network, x, torch.cat([where.x.lo.new_zeros(0, where.graph.nodes[-1].shape[0]), *found]))
     return Certificate(lower, verified(lower, labels), "flips")
 
 
-def _rounded(exact: Network, storage: UniformRounding) -> tuple[Network, dict[str, Tensor]]:
+def rounded_network(exact: Network, storage: UniformRounding) -> tuple[Network, dict[str, Tensor]]:
     """The network with rounded weights, and how much each flip changes each weight: (bits, *shape) by name."""
     stored = storage.words(dict(exact.named_parameters()))
     network = Network(twin(exact.inner))
@@ -81,7 +81,7 @@ def _rounded(exact: Network, storage: UniformRounding) -> tuple[Network, dict[st
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class Search:
     """One example: all groups at once, and then those that are open, one by one.
 
     A group is a row of a matrix, an output channel of a kernel, or an element of a bias.  Every set of flips that is not empty
@@ -148,14 +148,15 @@ class _Search:
 
     def _apart(self, slot: Slot, group: int, whole: Bounded) -> Tensor:
         """(K,) bounds with one flip in this group: its items in ever smaller sets of neighbours, until one is open alone."""
-        items = items_of(slot, group, whole.calm[slot.node.inputs[0]])
+        known = items_of(slot, group, whole.calm[slot.node.inputs[0]])
         worst = self.where.x.lo.new_full((self.where.graph.nodes[-1].shape[0],), torch.inf)
-        if items is None:
+        if known is None:
             return torch.full_like(worst, -torch.inf)
+        items, _ = known
         sets = [torch.arange(len(items.lo), device=worst.device)]
         while sets:
-            some = [part for now in sets for part in _neighbours(items, now)]
-            lo, hi = (torch.stack([f(end[part]) for part in some]) for f, end in ((_least, items.lo), (_most, items.hi)))
+            some = [part for now in sets for part in neighbours(items, now)]
+            lo, hi = (torch.stack([f(end[part]) for part in some]) for f, end in ((least, items.lo), (most, items.hi)))
             low = self._added(slot.number, *(self._at(slot, group, t) for t in (lo, hi)))
             open_ = ~(worst_margin(low, self.y.expand(len(low))) > 0)
             if any(len(part) == 1 for part, left in zip(some, open_.tolist(), strict=True) if left):
@@ -195,22 +196,27 @@ class _Search:
 
     def _tried(self, slot: Slot, group: int) -> Tensor:
         """(K,) the least margins over all single flips of a group, each computed."""
-        rest, values = tail(self.where.graph, slot.number), self._values()
-        z = values[slot.node.inputs[0]][0]
-        least = margins(values[-1], self.y)[0]
-        for t in moves_of(slot, group, z, self._size(rest.graph)):
+        low = self._each(slot, group, self._values())
+        return low.flatten(0, -2).amin(0)
+
+    def _each(self, slot: Slot, group: int, values: Sequence[Tensor]) -> Tensor:
+        """(bits, *w of the group, K) margins with each single flip of a group, from the values of all nodes without one."""
+        rest = tail(self.where.graph, slot.number)
+
+        def flipped(t: Tensor) -> Tensor:
             moved = [v.expand(len(t), *v.shape[1:]) for v in values]
             moved[slot.number] = moved[slot.number] + t
             low = margins(rest.graph(rest.enter(moved)), self.y.expand(len(t)))
-            least = torch.minimum(least, torch.where(torch.isfinite(low), low, -torch.inf).amin(0))
-        return least
+            return torch.where(torch.isfinite(low), low, -torch.inf)
+
+        return over_items(slot, group, values[slot.node.inputs[0]][0], flipped, self._size(rest.graph))
 
     def _values(self) -> list[Tensor]:
         """The value of every node at the one input."""
         return self.where.graph.values(self.where.x.lo)
 
     def _changes(self) -> dict[str, Tensor]:
-        return {str(s.node.bias if s.is_bias else s.node.weight): s.changes for s in self.slots}
+        return {slot.name: slot.changes for slot in self.slots}
 
     def _size(self, graph: Graph) -> int:
         """Groups at once: as many as leave room for a linear function of each logit at every node."""
@@ -218,7 +224,7 @@ class _Search:
         return max(1, room(self.where.x.lo) // (4 * graph.nodes[-1].shape[0] * numbers))
 
 
-def _neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
+def neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
     """The chosen items in up to PARTS sets: by the middle of their boxes where these are numbers, else each alone."""
     if items.lo.shape[1] > 1:
         return list(chosen.split(1))
@@ -229,9 +235,9 @@ def _neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
     return found if len(found) > 1 else list(chosen.split(1))
 
 
-def _least(t: Tensor) -> Tensor:
+def least(t: Tensor) -> Tensor:
     return t.amin(0)
 
 
-def _most(t: Tensor) -> Tensor:
+def most(t: Tensor) -> Tensor:
     return t.amax(0)

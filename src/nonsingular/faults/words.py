@@ -13,6 +13,15 @@ from torch import Tensor
 W = TypeVar("W", bound="Stored")
 
 
+@dataclass(frozen=True, order=True)
+class Flip:
+    """One flipped bit: of the word at `index` (of the flat tensor) of the parameter `name`; bit 0 is the least significant."""
+
+    name: str
+    index: int
+    bit: int
+
+
 @dataclass(frozen=True, eq=False)
 class Stored(ABC):
     """One tensor as words of `bits` bits."""
