@@ -78,10 +78,13 @@ def train(
     ] = 1,
 ) -> None:
     """Train one model. The numbers of a method default to those of the preset of the data set."""
-    from nonsingular.runs.presets import training_defaults
+    from nonsingular.runs.presets import RECOMMENDED, training_defaults
 
     chosen = over_file(typed_settings(given), output.config)
-    preset = training_defaults(chosen.get("data", "digits"), chosen.get("recipe", {}).get("method"))
+    recipe = chosen.get("recipe", {})
+    preset = training_defaults(chosen.get("data", "digits"), recipe.get("method"))
+    if recipe.get("method") == RECOMMENDED:  # written into the settings as the method that it is
+        chosen = {**chosen, "recipe": {name: value for name, value in recipe.items() if name != "method"}}
     settings = checked(TrainSettings, computed(laid_over(chosen, preset), output.config))
     if output.print_config:
         return print_settings(settings)

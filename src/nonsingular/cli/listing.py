@@ -12,7 +12,7 @@ from nonsingular.errors import InvalidInput
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, faults, models or data.")], /) -> None:
+def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, faults, models, data or zoo.")], /) -> None:
     """List the names that settings take, one a line: what each is, who shares W' or what it bounds, and its source."""
     from nonsingular import catalog
 
@@ -23,6 +23,7 @@ def list_(kind: Annotated[str, Parameter(help="attacks, bounds, objectives, faul
         "faults": lambda: {name: catalog.described(catalog.FAULTS, name) for name in catalog.FAULTS},
         "models": lambda: {name: catalog.described(catalog.MODELS, name) for name in catalog.MODELS},
         "data": _data_sets,
+        "zoo": _zoo,
     }
     kind = {"methods": "objectives", "datasets": "data"}.get(kind, kind)
     if kind not in tables:
@@ -38,6 +39,13 @@ def _card(card: Any) -> str:
         card.means.split(":")[0] if not card.means.startswith("Upper") else f"W': {card.shares[:1].lower()}{card.shares[1:-1]}"
     )
     return f"{card.does} {bound}. Source: {card.source.rstrip('.')}."
+
+
+def _zoo() -> dict[str, str]:
+    """The networks of the package, with what was measured of them."""
+    from nonsingular.models import zoo
+
+    return {f"{zoo.PREFIX}{name}": zoo.card(name)["does"] for name in zoo.names()}
 
 
 def _data_sets() -> dict[str, str]:

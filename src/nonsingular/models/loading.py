@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nonsingular.catalog import MODELS, lookup
 from nonsingular.errors import InvalidInput
-from nonsingular.models import hub
+from nonsingular.models import hub, zoo
 from nonsingular.models.architectures import Normalized
 from nonsingular.models.checkpoints import classes_of, fit_checkpoint, fit_weights
 from nonsingular.models.onnx_batches import load_onnx
@@ -39,7 +39,7 @@ from nonsingular.settings import TrainSettings, checked
 from nonsingular.untrusted import read_config
 
 FORMS = (
-    "file.py:function, package.module:function, an .onnx or .pt2 file, torchvision:name or timm:name, "
+    "file.py:function, package.module:function, an .onnx or .pt2 file, zoo:name, torchvision:name or timm:name, "
     "or the output folder of 'nonsingular train'"
 )
 LIBRARIES = ("torchvision", "timm")
@@ -50,8 +50,8 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     """The model that `spec` names, in eval mode.
 
     spec: FILE.py:NAME or package.module:NAME, where NAME is a function or class without required arguments, or an nn.Module;
-        torchvision:NAME or timm:NAME, which need `weights`; an .onnx or .pt2 file, also hf:owner/name/file; or the output
-        folder of `nonsingular train`.  A module that is named itself is copied.
+        zoo:NAME, a network of this package; torchvision:NAME or timm:NAME, which need `weights`; an .onnx or .pt2 file, also
+        hf:owner/name/file; or the output folder of `nonsingular train`.  A module that is named itself is copied.
     weights: for it: a safetensors file or a torch state dict (.pt, .pth), which may lie in a checkpoint; or
         hf:owner/name[/file], by default its model.safetensors.
     Raises InvalidInput, which says what was given and what to do instead.
@@ -60,6 +60,7 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     if not spec:
         raise InvalidInput(f"the name of the model is empty; give {FORMS}")
     library, _, name = spec.partition(":")
+    spec = os.fspath(zoo.located(spec)) if spec.startswith(zoo.PREFIX) else spec
     if not spec.startswith(hub.PREFIX) and _exists(Path(spec) / CONFIG):
         _alone(spec, weights)
         return load_run(Path(spec))[0]
@@ -77,7 +78,7 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
 
 def is_code(spec: str) -> bool:
     """Whether `load_model` would run code that this name chooses: any name that has none of its other forms."""
-    named = spec.startswith(hub.PREFIX) or spec.partition(":")[0] in LIBRARIES
+    named = spec.startswith((hub.PREFIX, zoo.PREFIX)) or spec.partition(":")[0] in LIBRARIES
     return ":" in spec and not named and not _exists(Path(spec).expanduser())
 
 

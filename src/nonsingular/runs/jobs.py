@@ -27,7 +27,7 @@ from nonsingular.evaluation.masking import masking
 from nonsingular.evaluation.preflight import looked_at
 from nonsingular.evaluation.problem import Case, Method, proof_key
 from nonsingular.evaluation.schedule import TASKS, check_parts
-from nonsingular.models import loading
+from nonsingular.models import loading, zoo
 from nonsingular.models.architectures import Averaged
 from nonsingular.models.loading import load_run
 from nonsingular.network.devices import device_of, placed
@@ -51,6 +51,7 @@ Report = Callable[[str, int], None]
 
 def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSettings | None]:
     """The model that `spec` names, as in models/loading.py; and of a run directory of `train` the settings that made it."""
+    spec = str(zoo.located(spec)) if spec.startswith(zoo.PREFIX) else spec
     if (Path(spec) / CONFIG).exists() and weights is None:
         return load_run(Path(spec))
     return loading.load_model(spec, weights), None

@@ -47,7 +47,7 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     objective(model)  # a network that the method has no rule for is an error before anything is written,
     _ = descent_of(settings)  # as are numbers that do not go together
     with claimed(out, settings):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         val = _placed(built, data.val, settings)[1]
         tag = train_sha256[:16] + settings.model_dump_json(exclude={"data_dir"})
         fit(
@@ -59,7 +59,8 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
         write_atomic(out / WEIGHTS, save({k: v.cpu().clone() for k, v in model.state_dict().items()}, about))
         summary = {
             "format": FORMAT, "model_sha256": hash_tensors(model.state_dict()), "train_sha256": train_sha256,
-            "val_accuracy": accuracy(model, val), "seconds": time.perf_counter() - started, "environment": environment(),
+            "val_accuracy": accuracy(model, val), "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - cpu, "environment": environment(),
         }  # fmt: skip
         write_json(out / SUMMARY, summary)
         (out / CHECKPOINT).unlink(missing_ok=True)

@@ -76,9 +76,7 @@ class Recipe(Settings):
     None: as the method has it (7; 0.6 for radii, 0.5 for alpha and beta).  momentum: of sgd.
     """
 
-    method: MethodName = _said(
-        "standard, weight-perturb, at, at-beta, jiwp or joint ('nonsingular list objectives'). Default: standard."
-    )
+    method: MethodName = _said("recommended, or standard, at, joint, ... ('nonsingular list objectives'). Default: standard.")
     eps_x: Radius = _said(f"Training radius of the inputs, in the data's units. {PRESET}, 0.", 0.0)
     eps_w: Radius = _said(f"Training radius of the weights. {PRESET}, 0.", 0.0)
     alpha: Radius = _said(f"Weight of tau in the loss (4). {PRESET}, 0.", 0.0)
@@ -169,8 +167,8 @@ class ModelSettings(Settings):
 
     model: str = _said(
         "Output folder of 'train'; file.py:function or package.module:function that returns an nn.Module; an .onnx or .pt2 "
-        "(torch.export) file, also hf:owner/name/file; torchvision:name or timm:name. Default: that of --config; "
-        "needed in one of the two."
+        "(torch.export) file, also hf:owner/name/file; zoo:data/name ('nonsingular list zoo'); torchvision:name or timm:name. "
+        "Default: that of --config; needed in one of the two."
     )
     weights: Path | None = _said(
         "For the function or name: safetensors, or a torch state dict (.pt, .pth); or hf:owner/name[/file]. "
@@ -182,7 +180,7 @@ class ModelSettings(Settings):
     def label(self) -> str:
         """What records call the model: the name of its folder, file or module, or in a library."""
         source, _, name = self.model.rpartition(":")
-        if source in ("torchvision", "timm", "hf"):
+        if source in ("torchvision", "timm", "hf", "zoo"):
             return Path(name).stem
         return Path(source or self.model).stem if source.endswith(".py") or not source else source.rpartition(".")[2]
 
