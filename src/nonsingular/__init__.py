@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nonsingular.evaluation.campaign import campaign
     from nonsingular.evaluation.certified import certified_surface
     from nonsingular.evaluation.masking import Masking, masking
+    from nonsingular.evaluation.protection import protection
     from nonsingular.faults.analog import PhaseChange, ReRAM
     from nonsingular.faults.bit_errors import BitErrors
     from nonsingular.faults.fault import Fault, InOrder
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from nonsingular.report.figure import contours
     from nonsingular.results.campaign import Campaign
     from nonsingular.results.comparison import Comparison, compare
+    from nonsingular.results.protection import Protection
     from nonsingular.results.surface import Surface
     from nonsingular.threat.ball import JointBall
     from nonsingular.threat.perturbation import Perturbation
@@ -78,6 +80,7 @@ _HOME = {
     **dict.fromkeys(("Fault", "InOrder"), "faults.fault"), "UniformRounding": "faults.uniform",
     **dict.fromkeys(("Flipped", "flip_attack"), "attacks.flips"),
     "Campaign": "results.campaign", "campaign": "evaluation.campaign",
+    "Protection": "results.protection", "protection": "evaluation.protection",
     "BitErrors": "faults.bit_errors", **dict.fromkeys(("FixedPoint", "FloatFormat"), "faults.formats"),
     "quantize": "faults.quantize", **dict.fromkeys(("PhaseChange", "ReRAM"), "faults.analog"),
     **dict.fromkeys(("Adversarial", "JointlyAdversarial", "TheoremRegularised"), "training.objectives"),
@@ -110,6 +113,7 @@ __all__ = [
     "Perturbation",
     "PhaseChange",
     "Property",
+    "Protection",
     "RateCertificate",
     "ReRAM",
     "SharedCertificate",
@@ -144,6 +148,7 @@ __all__ = [
     "load_property",
     "masking",
     "neuron_pgd",
+    "protection",
     "quantize",
     "strongest",
     "train",

@@ -7,7 +7,7 @@ these is flipped.  Here several bits of each tensor are tried, several sets are 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -59,7 +59,7 @@ class _State:
 def flip_attack(
     model: nn.Module, x: Tensor, y: Tensor, *, flips: int = 10, storage: Storage | None = None, goal: float = 0.0,
     target: int | None = None, candidates: int = 8, beam: int = 2, exchange: bool = True, by_loss: bool = False,
-    eps_x: float = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10,
+    eps_x: float = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10, spared: Collection[Flip] = (),
 ) -> Flipped:  # fmt: skip
     """Up to `flips` flipped bits of the stored weights that make one device fail on the examples, all with the same flips.
 
@@ -72,6 +72,7 @@ def flip_attack(
     candidates=1, beam=1, exchange=False, by_loss=True is the progressive search of arXiv:1903.12269 with one bit a step.
     eps_x: above 0, the inputs move too, within this radius: by `steps` of joint_pgd after each flip.  The flips that are best
         with the inputs as they are then count, too, with inputs moved against them, unless sets are compared by the loss.
+    spared: bits that cannot flip, such as the `flips` of an earlier attack, after which these are protected.
     Returns a Flipped: an upper bound of the accuracy that so many flips leave.  Never changes `model`.
     Raises InvalidInput for invalid settings.  Cost: a step takes a pass forward and backward and beam x candidates x tensors
     passes forward; the exchange one step for each flip.
@@ -84,7 +85,7 @@ def flip_attack(
     ball = JointBall(eps_x, 0.0, domain)
     network = classifier(model, x, ball)
     ball.check_domain(x)
-    aims = _Aims(ball, target, candidates, beam, exchange, by_loss, goal, steps)
+    aims = _Aims(ball, target, candidates, beam, exchange, by_loss, goal, steps, frozenset(spared))
     search = _Search(network, storage or UniformRounding(8), x.detach(), y.long(), aims)
     best = search.run(flips)
     if ball.moves_inputs and not by_loss:  # also the flips that are best alone
@@ -106,6 +107,7 @@ class _Aims:
     by_loss: bool
     goal: float
     steps: int
+    spared: frozenset[Flip]
 
 
 class _Search:
@@ -211,7 +213,7 @@ class _Search:
             weights = {name: p.detach().clone().requires_grad_() for name, p in self.params.items() if name in self.stored}
             logits = torch.func.functional_call(self.model, weights, (state.x.clone(),))
             grads = torch.autograd.grad(self.loss(logits), list(weights.values()), allow_unused=True)
-        taken = set(state.flips)
+        taken = {*state.flips, *self.aims.spared}
         for (name, w), g in zip(weights.items(), grads, strict=True):
             if g is None or not w.numel():  # pyright: ignore[reportUnnecessaryComparison]  # of a weight that is not used
                 continue

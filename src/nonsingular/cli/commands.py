@@ -251,6 +251,7 @@ def _chips(settings: CampaignSettings, preflight: bool, output: Output, track: s
     if output.print_config:
         return print_settings(settings)
     from nonsingular.results.campaign import Campaign
+    from nonsingular.results.protection import Protection
     from nonsingular.runs.campaigns import PAGE, campaign_run
 
     out = output.out or folder_of("chips", settings)
@@ -258,7 +259,8 @@ def _chips(settings: CampaignSettings, preflight: bool, output: Output, track: s
         results = campaign_run(settings, out, where.workplace(), report, typed.get())
     if output.json:
         return print(json.dumps(results["campaign"]))
-    tell("\n".join(Campaign.from_dict(results["campaign"]).lines(settings.required)))
+    advice = Protection.from_dict(results["protection"]).lines() if "protection" in results else []
+    tell("\n".join([*Campaign.from_dict(results["campaign"]).lines(settings.required), *advice]))
     say(f"report: {out / PAGE}\nrecords: {out}")
 
 

@@ -188,7 +188,7 @@ def chip_alone(case: Case, trial: Trial, seed: int) -> Line:
             right[i], finite[i] = _attacked(case, trial, chip)
             if before is not None:
                 for j, x in enumerate(inputs_before(case, trial, rate)):
-                    before[i, j] = _right(chip, x, case.y)[0]
+                    before[i, j] = right_on(chip, x, case.y)[0]
     return Line(seed, right, finite, before, counts)
 
 
@@ -202,7 +202,7 @@ def realised(network: nn.Module, fault: Fault, seed: int) -> tuple[dict[str, Ten
     return fault(params, generator), [0] * len(COUNTS)
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Outcome, Outcome]:
+def right_on(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Outcome, Outcome]:
     """(n,) which examples are right, and whose logits are finite."""
     logits = logits_at(model, Perturbation(x))
     return is_correct(logits, y).cpu().numpy(), torch.isfinite(logits).all(1).cpu().numpy()
@@ -210,7 +210,7 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Outcome, Outcome]:
 
 def _attacked(case: Case, trial: Trial, chip: nn.Module) -> tuple[Outcome, Outcome]:
     """(radii, n) which examples are right on a chip, and whose logits were finite where they last counted."""
-    right, finite = (np.tile(t, (len(trial.eps_x), 1)) for t in _right(chip, case.x, case.y))
+    right, finite = (np.tile(t, (len(trial.eps_x), 1)) for t in right_on(chip, case.x, case.y))
     for j, eps_x in enumerate(trial.eps_x):
         if j:
             right[j], finite[j] = right[j - 1], finite[j - 1]
@@ -220,7 +220,7 @@ def _attacked(case: Case, trial: Trial, chip: nn.Module) -> tuple[Outcome, Outco
         some = torch.from_numpy(alive).to(case.x.device)
         x, y = case.x[some], case.y[some]
         point = trial.attack(chip, x, y, trial.ball(eps_x), scope="sample").check(chip, x, trial.ball(eps_x))
-        right[j, alive], finite[j, alive] = _right(chip, point.x, y)
+        right[j, alive], finite[j, alive] = right_on(chip, point.x, y)
     return right, finite
 
 

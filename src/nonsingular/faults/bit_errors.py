@@ -50,6 +50,7 @@ class BitErrors(Fault):
         for each bit of each column (the other dimensions), which is then in error in all rows: a bit line.
     protection: None, "parity", "secded" or "checksum" (faults/codes.py).  Check bits of the first two fail like data bits.
     detected: a word that is known to be wrong is read as "zero", or "restored" from a safe copy.
+    safe: names of tensors whose memory does not fail.
     Nested: from one state of the generator, the errors at a lower rate are among those at a higher one.
     Raises InvalidInput for invalid settings, and without a generator.  Cost: one draw for each bit.
     """
@@ -61,6 +62,7 @@ class BitErrors(Fault):
     along: Along = "cell"
     protection: Protection | None = None
     detected: Literal["zero", "restored"] = "zero"
+    safe: tuple[str, ...] = ()
     name: ClassVar[str] = "bit-error"
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class BitErrors(Fault):
         ):  # fmt: skip
             if (value := getattr(self, name)) not in names:
                 raise InvalidInput(f"{name} is {value!r}; choose one of {', '.join(map(str, names))}")
+        object.__setattr__(self, "safe", (self.safe,) if isinstance(self.safe, str) else tuple(self.safe))
         if self.positions is not None:
             object.__setattr__(self, "positions", tuple(self.positions))
             if not all(isinstance(k, int) and 0 <= k < 32 for k in self.positions):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -87,8 +90,13 @@ class BitErrors(Fault):
         if generator is None:
             raise InvalidInput("the fault 'bit-error' draws; give a torch.Generator")
         words, counts = dict[str, Stored](), [0] * 6
-        for name, stored in self.storage.words(weights, generator).items():
+        held = self.storage.words(weights, generator)
+        if unknown := sorted(set(self.safe) - held.keys()):
+            raise InvalidInput(f"safe names {', '.join(unknown)}, which is not stored; there are {', '.join(sorted(held))}")
+        for name, stored in held.items():
             words[name], more = self._struck(stored, generator)
+            if name in self.safe:  # after the draws, so that the errors of the other tensors stay as they are
+                words[name], more = stored, (stored.bits * stored.word.numel(), *[0] * 5)
             counts = [a + b for a, b in zip(counts, more, strict=True)]
         values = {name: stored.values(weights[name].dtype) for name, stored in words.items()}
         return Chip(values, words, *counts)

@@ -73,6 +73,11 @@ class CampaignSettings(GridSettings):
         "0, not.",
     )  # fmt: skip
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the first chip of --fault. Default: 0.")
+    advice: int = Field(
+        0, ge=0, le=1000,
+        description="Also measure what to protect from --fault bit-error: each layer, the highest bits, clipped weights, and so "
+        "many of the most damaging bits. Default: 0, not.",
+    )  # fmt: skip
     required: float | None = Field(
         None, gt=0, le=1, description="Accuracy that a chip of --fault must reach: 0.9. Default: none."
     )
@@ -86,6 +91,8 @@ class CampaignSettings(GridSettings):
             raise ValueError("eps_w and relative are for weights within radii; with a fault, leave them out")
         if not isinstance(self.eps_x, tuple):
             raise ValueError("eps_x: give one radius for all inputs with a fault, or several: 0,0.01,0.02")
+        if self.advice and self.fault != "bit-error":
+            raise ValueError(f"advice is about bits that fail, which the fault {self.fault} has none of; leave it out")
         if self.rates is not None and self.fault != "bit-error":
             raise ValueError(f"rates: the fault {self.fault} has none; leave them out")
         return self

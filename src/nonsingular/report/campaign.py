@@ -12,6 +12,7 @@ from nonsingular.plain import legible_all
 from nonsingular.report.lines import LEFT, RIGHT, Axis, Line, chart, key_mark
 from nonsingular.report.templating import render, style
 from nonsingular.results.campaign import WAYS, Campaign
+from nonsingular.results.protection import Protection
 
 
 def campaign_page(results: Mapping[str, Any]) -> str:
@@ -23,7 +24,7 @@ def campaign_page(results: Mapping[str, Any]) -> str:
         lines=found.lines(required), chart=_chart(found), keys=[(key_mark(k), name) for k, name in enumerate(_names(found))],
         tables=[_table(found, j, required) for j in range(len(found.eps_x))], ways=_ways(found), n=found.n,
         clean=f"{100 * found.clean:.1f} %", chips=len(found.chips), warnings=found.about.get("doubts", []),
-        command=str(results.get("command", "")), record=_record(results, found),
+        command=str(results.get("command", "")), record=_record(results, found), protection=_protection(results),
     )  # fmt: skip
     return str(made)
 
@@ -70,6 +71,18 @@ def _table(found: Campaign, j: int, required: float | None) -> dict[str, Any]:
         counts = ("errors", "corrected", "detected", "silent", "not_finite")
         rows.append(row + [f"{found.counts[name][i].mean():.1f}" for name in counts])
     return {"title": _names(found)[j], "head": head, "rows": rows}
+
+
+def _protection(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What to protect: sentences, every option, and the bits that an attacker flips first; None if it was not asked."""
+    if "protection" not in results:
+        return None
+    found = Protection.from_dict(results["protection"])
+    options = [
+        [o.text, f"{100 * o.share:.3g} %", *(f"{100 * v:.1f} %" for v in (o.still, o.mean, o.worst))] for o in found.options
+    ]
+    bits = [[str(k), b.tensor, str(b.index), str(b.bit), f"{100 * b.accuracy:.1f} %"] for k, b in enumerate(found.bits, 1)]
+    return {"lines": found.lines(), "rate": f"{found.rate:g}", "chips": found.chips, "options": options, "bits": bits}
 
 
 def _record(results: Mapping[str, Any], found: Campaign) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nonsingular.catalog import FAULTS
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.campaign import Line, Trial, chip_alone, held, run, summary, trial_of
 from nonsingular.evaluation.problem import attack_of
+from nonsingular.evaluation.protection import advise
 from nonsingular.faults.bit_errors import BitErrors
 from nonsingular.faults.chips import CampaignSettings
 from nonsingular.faults.fault import Fault
@@ -26,6 +27,7 @@ from nonsingular.network.preconditions import warn
 from nonsingular.report.campaign import campaign_page
 from nonsingular.results.campaign import Campaign
 from nonsingular.results.files import write_atomic, write_json
+from nonsingular.results.protection import Protection
 from nonsingular.results.surface import CONFIG, EVENTS
 from nonsingular.runs.directory import check_free, claimed, environment
 from nonsingular.runs.engine import Workplace
@@ -124,11 +126,23 @@ def _lines(job: Simulated, pool: Executor | None, seeds: Sequence[int]) -> Itera
 
 def _record(job: Simulated, found: Campaign, command: str, surroundings: dict[str, Any]) -> dict[str, Any]:
     return {
+        **({"protection": _protection(job, found).to_dict()} if job.asked.advice else {}),
         "format": FORMAT, "command": command, "label": job.asked.label, "required": job.asked.required,
         "data": {"name": job.data.name, "split": job.asked.split, "n": found.n, "sha256": job.case.hashes["data_sha256"]},
         "campaign": found.to_dict(), "config": json.loads(job.asked.model_dump_json(exclude={"data_dir"})),
         "environment": surroundings,
     }  # fmt: skip
+
+
+def _protection(job: Simulated, found: Campaign) -> Protection:
+    """What to protect, at the rate whose mean accuracy is nearest to the middle between chance and none."""
+    middle = (found.clean + 1 / job.case.clean.shape[1]) / 2
+    mean = found.mean()[:, 0]
+    chosen = min((i for i, rate in enumerate(found.rates) if rate), key=lambda i: abs(mean[i] - middle), default=None)
+    fault = job.trial.at(found.rates[-1] if chosen is None else found.rates[chosen])
+    assert isinstance(fault, BitErrors), "the settings refuse others"
+    seeds = range(job.asked.seed, job.asked.seed + job.asked.chips)
+    return advise(job.case, fault, seeds, job.asked.advice, job.trial.domain)
 
 
 def write_page(results: dict[str, Any], out: Path) -> Path:
@@ -150,6 +164,8 @@ def read_campaign(run: Path) -> dict[str, Any]:
         if not isinstance(results["data"]["name"], str) or not isinstance(results["required"], float | int | None):
             raise ValueError("data or required")
         Campaign.from_dict(results["campaign"])
+        if "protection" in results:
+            Protection.from_dict(results["protection"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise InvalidInput(f"{run / CAMPAIGN} cannot be read as a campaign ({e!r})") from None
     return results
