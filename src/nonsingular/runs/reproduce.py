@@ -20,7 +20,7 @@ from nonsingular.runs.directory import check_free, claimed, environment, finishe
 from nonsingular.runs.engine import Workplace
 from nonsingular.runs.evaluate import AGAIN, Circumstances, assemble
 from nonsingular.runs.jobs import Attacked, Report, dataset
-from nonsingular.runs.presets import TITLES
+from nonsingular.runs.presets import NAMES, TITLES
 from nonsingular.runs.train import objective_in, train_run
 from nonsingular.settings import (
     EvaluateSettings,
@@ -57,7 +57,7 @@ def reproduce(
             found = {futures[done]: done.result() for done in as_completed(futures)}
         surroundings |= {"wall_seconds": round(time.perf_counter() - started, 1)}
         models = {
-            name: (TITLES.get(name, name), recipe.model_dump(), [found[name, seed] for seed in seeds])
+            name: (NAMES.get(name, name), recipe.model_dump(), [found[name, seed] for seed in seeds])
             for name, recipe in settings.recipes.items()
         }
         results = assemble(models, seeds, data, settings, Circumstances(surroundings, command))

@@ -26,7 +26,7 @@ from nonsingular.runs.directory import read_results
 from nonsingular.runs.evaluate import Circumstances, assemble, record
 from nonsingular.runs.jobs import Attacked, Certified, dataset
 from nonsingular.runs.manifest import differences, signed_by
-from nonsingular.runs.presets import TITLES
+from nonsingular.runs.presets import NAMES
 from nonsingular.runs.reproduce import judged
 from nonsingular.runs.verification import PAIRS, SURVIVORS, Verification, short
 from nonsingular.runs.verify_again import attack_survivors, count_again, prove_again, prove_fronts
@@ -207,7 +207,7 @@ def _reproduced(
             except Unconfirmed as e:
                 found.wrong.append(f"{name}, seed {seed}: {e}")
                 return None
-        models[name] = (TITLES.get(name, name), recipe.model_dump(), surfaces)
+        models[name] = (NAMES.get(name, name), recipe.model_dump(), surfaces)
     again = assemble(models, seeds, data, settings, Circumstances(results.get("environment", {}), results["command"]))
     if judged(settings):
         again["claims"] = judge(again["models"])
