@@ -392,6 +392,49 @@ def test_layers_that_vmap_does_not_know_are_decided(name):
     torch.testing.assert_close(attained(logits_at(model, found.perturbation), y), found.upper)
 
 
+def from_zeros(m, x):
+    h, c = x.new_zeros(len(x), 2), torch.zeros(len(x), 2, dtype=x.dtype)
+    for t in range(2):
+        h, c = m["c"](x[:, t], (h, c))
+    return h
+
+
+STARTS = {
+    "lstm cell": lambda: Layers(from_zeros, c=nn.LSTMCell(3, 2)),
+    "gru cell": lambda: Layers(lambda m, x: m["c"](x[:, 0], x.new_zeros(len(x), 2)), c=nn.GRUCell(3, 2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", STARTS)
+def test_a_first_state_of_zeros_is_none(name):
+    torch.manual_seed(0)
+    model = STARTS[name]().double().eval()
+    x, y = torch.randn(2, 2, 3).double(), torch.tensor([0, 2])
+    for seed in (1, 2):
+        check_operator(model, x, y, seed)
+
+
+def test_zeros_that_are_given_to_a_layer_are_none_and_other_first_states_are_refused():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 2, 3).double(), torch.tensor([0, 2])
+    for value, known in ((0.0, True), (0.1, False)):
+        layer = nn.LSTM(3, 2, batch_first=True)
+        model = Layers(lambda m, x, v=value: m["c"](x, (x.new_full((1, len(x), 2), v),) * 2)[0][:, -1], c=layer).double().eval()
+        if known:
+            torch.testing.assert_close(trace_graph(model, (2, 3))(x), model(x))
+            plain = copy.deepcopy(model)
+            plain.run = lambda m, x: m["c"](x)[0][:, -1]
+            assert torch.equal(*(crown(net, x, y, JointBall(0.05, 0.01, None, moves="all")) for net in (model, plain)))
+        else:
+            with pytest.raises(UnsupportedModel, match="lstm"):
+                trace_graph(model, (2, 3))
+    dead = Layers(lambda m, x: m["c"](x[:, 1], F.relu(x[:, 0, :2] - 50)), c=nn.GRUCell(3, 2)).double().eval()  # not always 0
+    wide = JointBall(100.0, 0.0, None)
+    assert (interval(dead, x, y, wide) < interval(dead, x, y, JointBall(1.0, 0.0, None)) - 1e-3).any()
+    check_sound(dead, region(dead, x, y, wide), y)
+
+
 def check_operator(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
     torch.testing.assert_close(trace_graph(model, x.shape[1:])(x), model(x))
     check_sound(model, region(model, x, y, JointBall((0.0, 0.1, 0.3)[seed % 3], (0.02, 0.1)[seed % 2], None, moves="all")), y)

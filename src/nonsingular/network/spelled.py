@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonsingular.network.rounded import one_call
+
 State = tuple[Tensor, *tuple[Tensor, ...]]
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Those of the input and of the state, their biases, and the projection of an LSTM."""
@@ -140,10 +142,24 @@ def _step_of(m: Any) -> Step:
     return partial(_rnn, torch.relu if relu else torch.tanh)
 
 
+@one_call
+def is_constant(t: Tensor) -> bool:
+    """Whether a recording knows a tensor as a constant; it answers in place of this function."""
+    return False
+
+
+def _given(hx: Any) -> Any:
+    """A first state; None for zeros that do not depend on the input."""
+    parts: list[Any] = list(hx) if isinstance(hx, list | tuple) else [hx]
+    zeros = all(isinstance(t, Tensor) and is_constant(t) and not bool(t.any()) for t in parts)
+    return None if zeros else hx
+
+
 def cell(m: Any, x: Tensor, hx: Any = None) -> Any:
     """One step of nn.LSTMCell, nn.GRUCell or nn.RNNCell."""
     if x.dim() != 2:
         return type(m).forward(m, x, hx)
+    hx = _given(hx)
     state = None if hx is None else tuple(hx) if isinstance(hx, list | tuple) else (hx,)
     found = _step_of(m)((m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh, None), x, state)
     return found if len(found) > 1 else found[0]
@@ -151,7 +167,7 @@ def cell(m: Any, x: Tensor, hx: Any = None) -> Any:
 
 def recurrent(m: Any, x: Any, hx: Any = None) -> Any:
     """nn.LSTM, nn.GRU or nn.RNN from a state of zeros, unrolled."""
-    if not isinstance(x, Tensor) or x.dim() != 3 or hx is not None or (m.dropout and m.training):
+    if not isinstance(x, Tensor) or x.dim() != 3 or _given(hx) is not None or (m.dropout and m.training):
         return type(m).forward(m, x, hx)
     z, last = x if m.batch_first else x.transpose(0, 1), list[State]()
     for layer in range(m.num_layers):

@@ -27,7 +27,7 @@ from nonsingular.network.ledger import Ledger, flat, memory_of, tensors, version
 from nonsingular.network.nodes import Node
 from nonsingular.network.outcomes import of_parameters, results
 from nonsingular.network.rules.maxima import commuted
-from nonsingular.network.spelled import spelled
+from nonsingular.network.spelled import is_constant, spelled
 from nonsingular.network.vocabulary import CONSTANT, METADATA, SHAPED, name_of
 from nonsingular.network.writes import write
 
@@ -73,6 +73,8 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         given = [t for t in flat((args, kwargs)) if isinstance(t, Tensor)]
         label = name_of(func)
+        if func is is_constant:
+            return isinstance(self.ledger.value(args[0], label), Tensor)
         if label in METADATA or not given:
             return self._made(func(*args, **kwargs), given)
         name = self._name(label)
