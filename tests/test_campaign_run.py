@@ -102,9 +102,36 @@ def test_the_page_escapes_and_has_no_script(made):
         (["--scope", "sample"], "there is no setting 'scope'"),
         (["--preflight"], "leave it out with --fault"),
         (["--attack", "corners"], "does not move inputs"),
+        (["--age", "5"], "age and g_max are of pcm and reram"),
+        (["--fault", "reram", "--drift", "raw"], "drift and reads are of pcm"),
+        (["--fault", "reram", "--age", "5"], "give 1, 86400, 172800"),
+        (["--fault", "pcm", "--g-max", "0"], "g_max"),
     ],
 )
 def test_what_cannot_be_is_refused(made, capsys, given, said):
     asked = ["--data", "digits", "--limit", "20", *([] if "--fault" in given else ["--fault", "bit-error"]), "--eps-x", "0,0.05"]
     assert run("evaluate", f"{made}/m.py:good", *asked, *given, "--out", made / "refused", "--quiet") == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, fault",
+    [
+        (["pcm", "--age", "86400", "--drift", "raw"], ns.PhaseChange(86_400.0, compensated=False)),
+        (
+            ["pcm", "--stored", "int5", "--reads", "exact", "--moves", "all"],
+            ns.InOrder((ns.UniformRounding(5, moves="all"), ns.PhaseChange(reads=False, moves="all"))),
+        ),
+        (["reram", "--age", "1", "--g-max", "50"], ns.ReRAM(1.0, 50.0)),
+        (["pcm"], ns.PhaseChange()),
+    ],
+)
+def test_analog_arrays_have_their_settings(made, given, fault):
+    out = made / "-".join(given).replace("-", "")
+    asked = ["evaluate", f"{made}/m.py:good", "--data", "digits", "--limit", "20", "--chips", "2", "--workers", "1", "--quiet"]
+    assert run(*asked, "--fault", *given, "--out", out) == 0
+    test, scope = ns.load("digits").test.take(20), {}
+    exec(MODEL, scope)
+    found = ns.campaign(scope["good"](), (test.x, test.y), fault=fault, chips=2)
+    held = ns.Campaign.from_dict(read_campaign(out)["campaign"])
+    assert held.lines() == found.lines() and held.about["fault"] == found.about["fault"]

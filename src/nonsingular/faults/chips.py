@@ -53,11 +53,12 @@ class CampaignSettings(GridSettings):
         description="Error rates of --fault bit-error: 1e-4:1e-1:log, low:high:points or a,b,c. Default: 0,1e-4,1e-3,1e-2.",
     )
     chips: int = Field(50, ge=1, le=100_000, description="Chips that --fault simulates. Default: 50.")
-    stored: str = Field(
-        "int8",
-        description="Format of the weights of --fault: int8 (default), int4-per-channel, uint8 (asymmetric), q3.13 (fixed), "
-        "bfloat16, float16, float32, float8_e4m3fn or float8_e5m2.",
-    )
+    stored: str | None = Field(
+        None,
+        description="Format of the weights of --fault: int8, int4-per-channel, uint8 (asymmetric), q3.13 (fixed), bfloat16, "
+        "float16, float32, float8_e4m3fn or float8_e5m2; with pcm and reram, how weights are rounded before. Default: int8 for "
+        "bits, not rounded for pcm and reram.",
+    )  # fmt: skip
     becomes: Literal["flipped", "zero", "one"] = Field(
         "flipped", description="A bit in error of --fault: flipped (default), or stuck at zero or one."
     )
@@ -67,6 +68,19 @@ class CampaignSettings(GridSettings):
     protection: Literal["none", "parity", "secded", "checksum"] = Field(
         "none", description="Memory of --fault: none (default), parity, secded or checksum."
     )
+    age: float | None = Field(
+        None, ge=0, allow_inf_nan=False,
+        description="Seconds after programming at which --fault pcm (any) or reram (1, 86400 or 172800) is read. Default: 0 for "
+        "pcm, 86400 for reram.",
+    )  # fmt: skip
+    g_max: float | None = Field(
+        None, gt=0, allow_inf_nan=False,
+        description="Largest conductance of --fault pcm or reram, in microsiemens. Default: 25 for pcm, 40 for reram.",
+    )  # fmt: skip
+    drift: Literal["compensated", "raw"] = Field(
+        "compensated", description="Drift of --fault pcm: compensated (default) by one factor for each tensor, or raw."
+    )
+    reads: Literal["noisy", "exact"] = Field("noisy", description="Read-out of --fault pcm: noisy (default) or exact.")
     draws: int = Field(
         0, ge=0, le=1000,
         description="Also choose inputs before the fault is known, against the mean of so many other chips of --fault. Default: "
@@ -91,6 +105,10 @@ class CampaignSettings(GridSettings):
             raise ValueError("eps_w and relative are for weights within radii; with a fault, leave them out")
         if not isinstance(self.eps_x, tuple):
             raise ValueError("eps_x: give one radius for all inputs with a fault, or several: 0,0.01,0.02")
+        if self.fault not in ("pcm", "reram") and (self.age is not None or self.g_max is not None):
+            raise ValueError(f"age and g_max are of pcm and reram; with the fault {self.fault}, leave them out")
+        if self.fault != "pcm" and (self.drift != "compensated" or self.reads != "noisy"):
+            raise ValueError(f"drift and reads are of pcm; with the fault {self.fault}, leave them out")
         if self.advice and self.fault != "bit-error":
             raise ValueError(f"advice is about bits that fail, which the fault {self.fault} has none of; leave it out")
         if self.rates is not None and self.fault != "bit-error":

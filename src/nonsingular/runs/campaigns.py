@@ -18,9 +18,10 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.campaign import Line, Trial, chip_alone, held, run, summary, trial_of
 from nonsingular.evaluation.problem import attack_of
 from nonsingular.evaluation.protection import advise
+from nonsingular.faults.analog import PhaseChange, ReRAM
 from nonsingular.faults.bit_errors import BitErrors
 from nonsingular.faults.chips import CampaignSettings
-from nonsingular.faults.fault import Fault
+from nonsingular.faults.fault import Fault, InOrder
 from nonsingular.faults.formats import storage_of
 from nonsingular.network.calling import threads
 from nonsingular.network.preconditions import warn
@@ -62,18 +63,31 @@ class Simulated(Job):
 
 def fault_of(settings: CampaignSettings) -> Fault:
     """The fault that settings name.  Raises InvalidInput where format and fault contradict each other."""
-    storage = storage_of(settings.stored, settings.moves)
+    if settings.fault in (PhaseChange.name, ReRAM.name):
+        analog = _analog(settings)
+        return analog if settings.stored is None else InOrder((storage_of(settings.stored, settings.moves), analog))
+    storage = storage_of(settings.stored or "int8", settings.moves)
     if settings.fault != BitErrors.name:
         if storage.name == settings.fault:
             return storage
         fault = FAULTS[settings.fault]()
-        if settings.stored != "int8":
+        if settings.stored is not None:
             raise InvalidInput(
                 f"--stored {settings.stored} is not the format of the fault {settings.fault}; leave out one of both"
             )
         return fault
     protection = None if settings.protection == "none" else settings.protection
     return BitErrors(0.0, storage, settings.becomes, None, settings.along, protection)
+
+
+def _analog(settings: CampaignSettings) -> Fault:
+    given = {"seconds": settings.age, "g_max": settings.g_max}
+    given = {name: value for name, value in given.items() if value is not None}
+    if settings.fault == ReRAM.name:
+        return ReRAM(**given, moves=settings.moves)
+    return PhaseChange(
+        **given, compensated=settings.drift == "compensated", reads=settings.reads == "noisy", moves=settings.moves
+    )  # fmt: skip
 
 
 def rates_of(settings: CampaignSettings) -> tuple[float, ...] | None:
