@@ -39,12 +39,14 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from nonsingular.data.datasets import Split, as_tensors, load
 from nonsingular.data.vnnlib import load_property
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.stored import read_found
+from nonsingular.evaluation.stored import Against, Found, read_found, write_found
 from nonsingular.models.checkpoints import fit_checkpoint
 from nonsingular.models.loading import load_run
 from nonsingular.models.onnx_batches import load_onnx
@@ -67,6 +69,7 @@ from nonsingular.settings import (
     checked,
     to_yaml,
 )
+from nonsingular.threat.ball import JointBall
 from nonsingular.untrusted import read_config
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -457,6 +460,9 @@ def _results(rng: random.Random, folder: Path) -> None:
         crafted.check_text(text)
 
 
+_AGAINST = Against(nn.Sequential(nn.Linear(4, 3, bias=False)), torch.zeros(3, 4), JointBall(1.0, 1.0))
+
+
 def _perturbations(rng: random.Random, folder: Path) -> None:
     heads = [{"radii": [0.1, 0.01], "scope": "sample"}]
     tensors = {"0.rows": torch.arange(2), "0.x": torch.zeros(2, 4), "0.weights.0.weight": torch.zeros(2, 3, 4)}
@@ -464,7 +470,28 @@ def _perturbations(rng: random.Random, folder: Path) -> None:
     whole = crafted.safetensors(rng, about, tensors) if rng.random() < 0.6 else save(tensors, about)
     (folder / "p.safetensors").write_bytes(damaged(rng, whole) if rng.random() < 0.2 else whole)
     with _malformed():
-        read_found(folder / "p.safetensors")
+        read_found(folder / "p.safetensors", _AGAINST)
+
+
+def _packed(rng: random.Random, folder: Path) -> None:
+    """Perturbations as they are written, with their form or their packed bytes changed."""
+    path, rows = folder / "p.safetensors", torch.arange(2)
+    point = {"x": torch.full((2, 4), 0.1), "weights.0.weight": torch.zeros(3, 4), "shifts.0": torch.zeros(2, 99)}
+    write_found(path, [Found((0.1, 0.01), "batch", rows, point)], _AGAINST)
+    with safe_open(path, "pt") as f:
+        about = json.loads(f.metadata()["groups"])
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    if rng.random() < 0.6:
+        about = crafted.mutated(rng, about)
+    if rng.random() < 0.6:
+        name = rng.choice(sorted(tensors.keys() - {"0.rows"}))
+        inside = zlib.decompress(tensors[name].numpy().tobytes()) if tensors[name].dtype == torch.uint8 else b"\0" * 9
+        inside = damaged(rng, inside) if rng.random() < 0.8 else inside * rng.choice([2, 10**6])
+        tensors[name] = torch.frombuffer(bytearray(zlib.compress(inside)), dtype=torch.uint8)
+    path.write_bytes(save(tensors, {"groups": json.dumps(about)}))
+    with _malformed():
+        for found in read_found(path, _AGAINST):
+            assert sum(t.numel() for t in found.tensors.values()) < 2**22
 
 
 @contextlib.contextmanager
@@ -493,6 +520,7 @@ TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
     "run": _unwarned(_run),
     "results": _unwarned(_results),
     "perturbations": _perturbations,
+    "packed": _packed,
     "texts": _texts,
     "npz": _file("a.npz", _npz),
     "npz-zip": _file("a.npz", lambda rng: crafted.zip_mutated(rng, _npz(rng), _npz(rng)), always=False),

@@ -19,6 +19,7 @@ from nonsingular.runs.manifest import seal
 from nonsingular.runs.verification import Verification
 from nonsingular.runs.verify import Effort, Whereabouts, _one
 from nonsingular.settings import CertifySettings, EvaluateSettings, to_yaml
+from runs_of import against
 
 HERE = {"model": None, "weights": None, "data": None, "data_dir": None}
 
@@ -100,7 +101,8 @@ def test_radii_that_the_attack_never_had(run, capsys):
     here = run("sample")
     rewritten(here, cells(wider))
     for path in (here / FOLDER).iterdir():
-        write_found(path, [Found((round(10 * f.radii[0], 12), f.radii[1]), f.scope, f.rows, f.tensors) for f in read_found(path)])
+        found = read_found(path, against(here))
+        write_found(path, [Found((round(10 * f.radii[0], 12), f.radii[1]), f.scope, f.rows, f.tensors) for f in found])
     held = yaml.safe_load((here / "config.yaml").read_text())
     (here / "config.yaml").write_text(to_yaml(EvaluateSettings.model_validate({**held, "eps_x": [0.0, 0.3]})))
     made_to_fit(here)

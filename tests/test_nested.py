@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nonsingular.attacks.apgd import apgd
@@ -19,7 +18,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.evaluation import walk as nested
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.problem import Case, Method
-from nonsingular.evaluation.stored import FOLDER, read_found
+from nonsingular.evaluation.stored import FOLDER, Against, read_found, write_found
 from nonsingular.evaluation.walk import ROUNDS, reach
 from nonsingular.network.calling import logits_at, products
 from nonsingular.network.margins import is_correct, margins, worst_margin
@@ -187,15 +186,11 @@ def test_a_kept_perturbation_outside_its_ball_is_refused(tmp_path):
     model, x, y = model_and_examples("dense")
     evaluate(model, (x, y), eps_x=COLUMNS, eps_w=ROWS, log=tmp_path / "log.jsonl")
     (path,) = (tmp_path / FOLDER).glob("*.safetensors")
-    found = read_found(path)
+    found = read_found(path, Against.of(Case.of(model, x, y), GRID))
     assert any("shifts.0" in f.tensors for f in found)  # one number a neuron, not a matrix an example
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as f:
-        about = f.metadata()
-    tensors = load_file(path)
-    tensors["0.x"] = tensors["0.x"] + 0.5
-    save_file(tensors, path, about)
+    for f in found:
+        f.tensors["x"].add_(0.5)
+    write_found(path, found)
     with pytest.raises(InvalidInput, match="a stored perturbation is not within"):
         stored_perturbations(asked(model, x, y, Method.of()), tmp_path / FOLDER)
     path.write_bytes(b"no tensors")

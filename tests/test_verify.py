@@ -19,6 +19,7 @@ from nonsingular.results.surface import Cell, Surface, pack
 from nonsingular.runs.manifest import differences, seal
 from nonsingular.runs.verify import verify_run
 from nonsingular.settings import EvaluateSettings, to_yaml
+from runs_of import against
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def unmoved(run):
     """Every stored perturbation is x itself, unless it is the weights that move."""
     data = ns.load("digits").test.take(14)
     for path in (run / FOLDER).iterdir():
-        found = read_found(path)
+        found = read_found(path, against(run))
         for one in found:
             one.tensors["x"].copy_(data.x[one.rows])
             for name, t in one.tensors.items():
@@ -198,7 +199,7 @@ def unmoved(run):
 def outside(run):
     for path in (run / FOLDER).iterdir():
         tensors = load_file(path)
-        found = read_found(path)
+        found = read_found(path, against(run))
         for one in found:
             one.tensors["x"].add_(0.5).clamp_(0, 1)
         assert tensors

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.problem import Case, Method
-from nonsingular.evaluation.stored import FOLDER, Found
+from nonsingular.evaluation.stored import FOLDER, Against, Found, Stored, stored_in
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, margins, worst_margin
@@ -99,41 +95,6 @@ def by_class(case: Case, grid: Grid, cells: Mapping[Radii, Cell]) -> dict[str, A
 # --- the first to break ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Where a group of stored perturbations lies.  rows: their examples."""
-
-    path: Path
-    number: int
-    radii: Radii
-    scope: Any
-    rows: Tensor
-
-    def load(self) -> Found:
-        with _opened(self.path) as f:
-            head = f"{self.number}."
-            tensors = {n.removeprefix(head): f.get_tensor(n) for n in f.keys() if n.startswith(head)}  # noqa: SIM118
-        return Found(self.radii, self.scope, tensors.pop("rows"), tensors)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")  # pyright: ignore[reportUnknownVariableType]
-    except (OSError, SafetensorError) as e:
-        raise InvalidInput(f"{path} cannot be read as stored perturbations ({e}); run the evaluation again") from None
-
-
-def _groups(folder: Path) -> Iterator[_Group]:
-    """All that is stored, without its large tensors."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with _opened(path) as f:
-            try:
-                for k, head in enumerate(json.loads(f.metadata()["groups"])):
-                    yield _Group(path, k, (head["radii"][0], head["radii"][1]), head["scope"], f.get_tensor(f"{k}.rows"))
-            except (SafetensorError, KeyError, TypeError, ValueError) as e:
-                raise InvalidInput(f"{path} holds no stored perturbations ({e}); run the evaluation again") from None
-
-
 def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]:
     """Up to 8 examples that are right undisturbed and break in the smallest balls: balls in which both move come first.
 
@@ -147,7 +108,8 @@ def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]
 
     chosen: list[dict[str, Any]] = []
     seen = set((~case.right).nonzero().flatten().tolist())
-    stored = sorted(_groups(folder), key=lambda g: (size(g.radii), g.path.name, g.number))
+    groups = (group for path in sorted(folder.glob("*.safetensors")) for group in stored_in(path))
+    stored = sorted(groups, key=lambda g: (size(g.radii), g.path.name, g.number))
     for _, alike in groupby(stored, key=lambda g: g.radii):
         broken = [b for group in alike for b in _broken(case, grid, group, seen)]
         for _, row, found in sorted(broken, key=lambda b: b[:2])[: MOST - len(chosen)]:
@@ -158,12 +120,12 @@ def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]
     return chosen
 
 
-def _broken(case: Case, grid: Grid, group: _Group, seen: set[int]) -> list[tuple[float, int, Found]]:
+def _broken(case: Case, grid: Grid, group: Stored, seen: set[int]) -> list[tuple[float, int, Found]]:
     """(margin, number, what was found for it alone) of the examples of a group that break there and were not seen."""
     here = torch.tensor([k for k, row in enumerate(group.rows.tolist()) if row not in seen], dtype=torch.long)
     if not len(here):
         return []
-    found, broken = group.load(), list[tuple[float, int, Found]]()
+    found, broken = group.load(Against.of(case, grid)), list[tuple[float, int, Found]]()
     for some in here.split(CHUNK if group.scope == "sample" else len(here)):
         part = found.part(some)
         point = part.point(case.network, grid.unit)

@@ -20,7 +20,7 @@ from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.shared import shared_row
-from nonsingular.evaluation.stored import FOLDER, Found, read_found, write_found
+from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
 from nonsingular.evaluation.walk import Reached, reach, walk
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, worst_margin
@@ -148,6 +148,10 @@ class Work:
         return self.method.key(self.case, self.grid.unit)
 
     @property
+    def _against(self) -> Against:
+        return Against.of(self.case, self.grid)
+
+    @property
     def _keep(self) -> bool:
         return self.execution.keep and self.execution.log is not None
 
@@ -173,7 +177,7 @@ class Work:
             return
         span, cells, found = piece
         if found:
-            write_found(log.parent / FOLDER / file_of(span, cells), found)
+            write_found(log.parent / FOLDER / file_of(span, cells), found, self._against)
         entry = {"key": self._key, "span": list(span), "cells": [c.to_dict() for c in cells]}
         Log(log).append(entry | {"about": {**self.method.describe(self.grid.unit), "versions": versions()}})
 
@@ -236,7 +240,7 @@ class Work:
         path = log.parent / FOLDER / file_of((0, len(self.case)), [replace(cell, eps_x=origin[0], eps_w=origin[1])])
         if not path.exists():
             return None
-        (found,) = read_found(path)
+        (found,) = read_found(path, self._against)
         correct, margins = torch.from_numpy(cell.correct.copy()), torch.from_numpy(cell.margins.copy())
         point = found.point(self.case.network, self.grid.unit)
         return Reached(*here, correct, margins, found.rows, point, origin, cell.flags).to(self.case.x.device)

@@ -7,6 +7,8 @@ W', one number per neuron is kept, from which `Shifts.realise` writes the weight
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +20,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
+from nonsingular.evaluation.packed import Ends, pack, unpack
+from nonsingular.evaluation.problem import Case
 from nonsingular.network.calling import logits_at
-from nonsingular.network.devices import device_in
+from nonsingular.network.devices import DTYPES, device_in
 from nonsingular.network.margins import is_correct
 from nonsingular.network.row_lemma import shifts
 from nonsingular.results.files import write_atomic
 from nonsingular.threat.ball import JointBall, Scope, check_scope
-from nonsingular.threat.grid import Radii
+from nonsingular.threat.grid import Grid, Radii
+from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
+from nonsingular.untrusted import check_size, json_of
 
 FOLDER = "perturbations"
 """Where a run keeps them, beside its log."""
@@ -84,31 +90,144 @@ def _rebuilt(radii: Radii, scope: Scope, rows: Any, arrays: Mapping[str, Any]) -
     return Found(radii, scope, torch.from_numpy(rows), {n: torch.from_numpy(a) for n, a in arrays.items()})
 
 
-def write_found(path: Path, found: Iterable[Found]) -> None:
-    """One safetensors file, whole or not at all."""
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Against:
+    """What the numbers of a run's perturbations are packed against: the network, all examples, and the ball of radius 1."""
+
+    network: nn.Module
+    x: Tensor
+    unit: JointBall
+
+    @classmethod
+    def of(cls, case: Case, grid: Grid) -> Against:
+        """That of the run that asks this."""
+        return cls(case.network, case.x, grid.unit)
+
+    def ends(self, name: str, radii: Radii, rows: Tensor, shape: tuple[int, ...]) -> Ends | None:
+        """The box of a tensor of `Found.tensors` of this shape; None for one that lies in no box.
+
+        Raises KeyError for the name of no parameter, and ValueError where the shape is another.
+        """
+        ball = self.unit.scaled(*radii)
+        if name == "x":
+            home = self.x[rows.to(self.x.device)]
+            box, own = ball.input_box(home), False
+        elif name.startswith("weights."):
+            params = dict(self.network.named_parameters())
+            name = name.removeprefix("weights.")
+            home, own = params[name].detach(), True
+            box = ball.weight_boxes({name: home} if name in ball.radii(params) else {}).get(name, Interval(home, home))
+        else:
+            return None
+        if shape != tuple(home.shape) and not (own and shape == (len(rows), *home.shape)):
+            raise ValueError(f"{name} is stored as {shape}, and is {tuple(home.shape)}")
+        return Ends(*(t.cpu().expand(shape) for t in (box.lo, box.hi, home)))
+
+
+def write_found(path: Path, found: Iterable[Found], against: Against | None = None) -> None:
+    """One safetensors file, whole or not at all.  Tensors are packed where that takes fewer bytes, and gives the same bits.
+
+    against: None to pack nothing.
+    """
     tensors: dict[str, Tensor] = {}
     heads: list[dict[str, Any]] = []
     for i, f in enumerate(found):
-        heads.append({"radii": list(f.radii), "scope": f.scope})
-        tensors |= {f"{i}.{n}": t.detach().contiguous() for n, t in {"rows": f.rows, **f.tensors}.items()}
+        packed: dict[str, Any] = {}
+        tensors[f"{i}.rows"] = f.rows
+        for name, t in f.tensors.items():
+            t = t.detach().contiguous()
+            about = None if against is None else _packed(name, t, f, against)
+            tensors[f"{i}.{name}"] = t if about is None else about.pop("data")
+            if about is not None:
+                packed[name] = about
+        heads.append({"radii": list(f.radii), "scope": f.scope, **({"packed": packed} if packed else {})})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(tensors, {"groups": json.dumps(heads)}))
 
 
-def read_found(path: Path) -> list[Found]:
-    """What `write_found` wrote.  Raises InvalidInput if the file is missing or damaged."""
+def _packed(name: str, t: Tensor, f: Found, against: Against) -> dict[str, Any] | None:
+    """{"data": its bytes, "shape", "dtype", "crc"}; None where it is better kept as it is."""
+    if t.dtype not in DTYPES.values():
+        return None
+    ends = against.ends(name, f.radii, f.rows, tuple(t.shape))
+    if ends is not None and ends.lo.dtype != t.dtype:
+        return None
+    data = pack(t, ends)
+    if len(data) >= t.numel() * t.element_size() or _crc(unpack(data, tuple(t.shape), t.dtype, ends)) != _crc(t):
+        return None
+    kind = next(name for name, dtype in DTYPES.items() if dtype == t.dtype)
+    return {"data": torch.frombuffer(bytearray(data), dtype=torch.uint8), "shape": list(t.shape), "dtype": kind, "crc": _crc(t)}
+
+
+def _crc(t: Tensor) -> int:
+    return zlib.crc32(t.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One group of a file, of which only the numbers of its examples were read."""
+
+    path: Path
+    number: int
+    radii: Radii
+    scope: Scope
+    rows: Tensor
+    packed: Mapping[str, Any]
+
+    def load(self, against: Against) -> Found:
+        """All of it.  Raises InvalidInput for tensors that were packed for another model or other data, or are damaged."""
+        head = f"{self.number}."
+        with _opened(self.path) as f:
+            tensors: dict[str, Tensor] = {n.removeprefix(head): f.get_tensor(n) for n in f.keys() if n.startswith(head)}  # noqa: SIM118
+        tensors.pop("rows")
+        try:
+            found = {n: self._unpacked(n, t, against) if n in self.packed else t for n, t in tensors.items()}
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as e:
+            why = f"{type(e).__name__}: {e}".splitlines()[0]
+            raise InvalidInput(f"{self.path} holds perturbations that do not fit this model or this data ({why})") from None
+        return Found(self.radii, self.scope, self.rows, found)
+
+    def _unpacked(self, name: str, data: Tensor, against: Against) -> Tensor:
+        about = self.packed[name]
+        shape, dtype = tuple(about["shape"]), DTYPES[about["dtype"]]
+        if not all(type(n) is int and n >= 0 for n in shape) or data.dtype != torch.uint8 or data.dim() != 1:
+            raise ValueError(f"{name} is not packed as a run packs it")
+        check_size(self.path, math.prod(shape) * dtype.itemsize, self.path.stat().st_size)
+        ends = against.ends(name, self.radii, self.rows, shape)
+        if ends is not None and ends.lo.dtype != dtype:
+            raise ValueError(f"{name} is in {dtype}, and what it was packed against in {ends.lo.dtype}")
+        t = unpack(data.numpy().tobytes(), shape, dtype, ends)
+        if _crc(t) != about["crc"]:
+            raise ValueError(f"{name} has another checksum than stated")
+        return t
+
+
+def _opened(path: Path) -> Any:
     try:
-        with safe_open(path, framework="pt") as f:  # pyright: ignore[reportUnknownVariableType, reportPrivateImportUsage]
-            heads = json.loads(f.metadata()["groups"])
-            tensors: dict[str, Tensor] = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        return safe_open(path, framework="pt")  # pyright: ignore[reportUnknownVariableType]
+    except (OSError, SafetensorError) as e:
         raise InvalidInput(f"{path} cannot be read as stored perturbations ({e}); run the evaluation again") from None
-    try:
-        found: list[Found] = []
-        for i, head in enumerate(heads):
-            own = {n.removeprefix(f"{i}."): t for n, t in tensors.items() if n.startswith(f"{i}.")}
-            check_scope(head["scope"])
-            found.append(Found((float(head["radii"][0]), float(head["radii"][1])), head["scope"], own.pop("rows"), own))
-    except (KeyError, IndexError, TypeError, ValueError) as e:
-        raise InvalidInput(f"{path} holds no stored perturbations as a run writes them ({e!r})") from None
+
+
+def stored_in(path: Path) -> list[Stored]:
+    """The groups of a file that `write_found` wrote.  Raises InvalidInput if it is missing or damaged."""
+    found: list[Stored] = []
+    with _opened(path) as f:
+        try:
+            for k, head in enumerate(json_of(path, f.metadata()["groups"].encode())):
+                check_scope(head["scope"])
+                radii, rows = (float(head["radii"][0]), float(head["radii"][1])), f.get_tensor(f"{k}.rows")
+                if rows.dtype != torch.int64 or rows.dim() != 1 or not all(math.isfinite(r) and r >= 0 for r in radii):
+                    raise ValueError("its rows or radii are not as a run writes them")
+                found.append(Stored(path, k, radii, head["scope"], rows, dict(head.get("packed", {}))))
+        except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            raise InvalidInput(f"{path} holds no stored perturbations as a run writes them ({e!r})") from None
     return found
+
+
+def read_found(path: Path, against: Against) -> list[Found]:
+    """All that `write_found` wrote, of this release or an earlier one.  Raises InvalidInput as `Stored.load`."""
+    return [stored.load(against) for stored in stored_in(path)]

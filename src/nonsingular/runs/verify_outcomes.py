@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.stored import FOLDER, Found, read_found
+from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained
 from nonsingular.results.files import Log
@@ -94,8 +94,9 @@ def stored_perturbations(job: Attacked, folder: Path) -> Stored:
     Raises InvalidInput for damaged files, for tensors of other shapes, and for what lies outside its ball.
     """
     stored: dict[Radii, list[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]] = {}
+    against = Against.of(job.case, job.grid)
     for path in sorted(folder.glob("*.safetensors")):
-        for one in read_found(path):
+        for one in read_found(path, against):
             _fits(one, job, path)
             stored.setdefault(one.radii, []).append((one, *_margins(one, job)))
     return stored
