@@ -164,6 +164,7 @@ ON_THE_CPU = {
     "bounds/program.py": "numbers of columns, which index tensors",
     "bounds/points.py": "of a dtype alone, moved by what it meets",
     "certificates/radii.py": "numbers of steps, one for each example, are kept on the CPU",
+    "certificates/vulnerability.py": "counts of items, which are kept on the CPU",
     "data/vnnlib.py": "what a file states",
     "evaluation/campaign.py": "chips draw their faults on the CPU, so that they are the same everywhere",
     "evaluation/clock.py": "which examples are timed",
