@@ -1,14 +1,17 @@
 """The unknowns of networks whose operations are known stand for what the module computes with the weights written out."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from nonsingular.attacks.apgd import apgd
+from nonsingular.attacks.search import descent
 from nonsingular.attacks.search.apart import product
 from nonsingular.attacks.search.graph_unknowns import graph_space
+from nonsingular.attacks.search.weight_unknowns import tensor_space
 from nonsingular.network.calling import logits_at
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins, worst_margin
@@ -205,3 +208,41 @@ def test_the_scalars_of_channels_are_exact_at_one_position():
             lowest = torch.minimum(lowest, worst_margin(margins(model(x), y), y))
     model[0].weight.copy_(W)
     torch.testing.assert_close(ours, lowest)
+
+
+# ---------------------------------------------------------------- the attack
+
+
+SHORT = {"steps": 4, "restarts": 4, "targets": 2, "keep": 2, "rounds": 1}
+
+
+def reached(model, x, y, ball, **options):
+    return worst_margin(margins(logits_at(model, apgd(model, x, y, ball, **options)), y), y)
+
+
+@pytest.mark.parametrize("kind", ["conv", "groups", "norms", "tokens"])
+def test_few_unknowns_first_reach_what_all_elements_do(kind, monkeypatch):
+    """Against the search over every element of every tensor, with the same budget: not above it, and the same are broken."""
+    model, x, y = examples(kind, 16, 4)
+    ball = JointBall(0.03, 0.03, relative=True)
+    ours = reached(model, x, y, ball, **SHORT)
+    monkeypatch.setattr(sys.modules[apgd.__module__], "graph_space", tensor_space)
+    theirs, clean = reached(model, x, y, ball, **SHORT), worst_margin(margins(model(x), y), y)
+    assert (ours - theirs).mean() <= 0.01 * clean.mean()
+    assert (ours < 0).sum() >= (theirs < 0).sum()
+
+
+def test_runs_of_a_large_network_go_one_at_a_time(monkeypatch):
+    model, x, y = examples("conv", 2)
+    ball = JointBall(0.05, 0.05)
+    together = reached(model, x, y, ball, **SHORT)
+    monkeypatch.setattr(descent, "AT_ONCE", 1)
+    apart = reached(model, x, y, ball, **SHORT)
+    torch.testing.assert_close(apart, together, rtol=0.05, atol=0.02)
+
+
+def test_examples_that_are_broken_are_searched_no_further():
+    model, x, y = examples("conv", 12, 1)
+    for ball in (JointBall(0.1, 0.05), JointBall(0.3, 0.2)):
+        quick, full = reached(model, x, y, ball, verdict=True, **SHORT), reached(model, x, y, ball, **SHORT)
+        assert ((quick < 0) == (full < 0)).all() and quick.mean() >= full.mean()
