@@ -12,6 +12,8 @@ from nonsingular.attacks.search import descent
 from nonsingular.attacks.search.apart import product
 from nonsingular.attacks.search.graph_unknowns import graph_space
 from nonsingular.attacks.search.weight_unknowns import tensor_space
+from nonsingular.errors import UnsupportedModel
+from nonsingular.network import memory
 from nonsingular.network.calling import logits_at
 from nonsingular.network.graph import trace_graph
 from nonsingular.network.margins import margins, worst_margin
@@ -246,3 +248,12 @@ def test_examples_that_are_broken_are_searched_no_further():
     for ball in (JointBall(0.1, 0.05), JointBall(0.3, 0.2)):
         quick, full = reached(model, x, y, ball, verdict=True, **SHORT), reached(model, x, y, ball, **SHORT)
         assert ((quick < 0) == (full < 0)).all() and quick.mean() >= full.mean()
+
+
+def test_operations_that_rules_write_too_large_for_memory_are_left_to_the_module(monkeypatch):
+    model, x, y = examples("tokens", 3)
+    ball = JointBall(0.02, 0.05)
+    monkeypatch.setattr(memory, "BUDGET", 500)
+    with pytest.raises(UnsupportedModel, match="numbers for one example"):
+        graph_space(model, x, y, ball)
+    assert bool((reached(model, x, y, ball, **SHORT) < worst_margin(margins(model(x), y), y)).all())

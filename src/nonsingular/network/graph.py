@@ -135,10 +135,33 @@ def trace_graph(model: nn.Module, example_shape: Sequence[int]) -> Graph:
     return model.once(("graph", shape), read)
 
 
-def _read(replica: nn.Module, shape: tuple[int, ...], params: Mapping[str, Tensor]) -> Graph:
-    first = next((t for t in [*params.values(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
+def small_graph(model: nn.Module, example_shape: Sequence[int], most: int) -> Graph:
+    """As `trace_graph`, but UnsupportedModel, after one pass, where the values of all nodes for one example are more than `most`.
+
+    A rule may write an operation as much larger ones (the softmax of n numbers as n^2), which suits a bound, not an attack.
+    """
+    network, shape = network_of(model), tuple(example_shape)
+
+    def read() -> Graph:
+        with network.lent() as replica, torch.no_grad():
+            (x, _), _ = _probes(replica, shape)
+            numbers = sum(torch.Size(node.shape).numel() for node in _recorded(replica, x).nodes)
+        if numbers > most:
+            raise UnsupportedModel(f"its operations, as their rules write them, hold {numbers:,} numbers for one example")
+        return trace_graph(network, shape)
+
+    return network.once(("graph", shape, most), read)
+
+
+def _probes(replica: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, torch.Generator]:
+    """(2, PROBES, *shape) random inputs, and what drew them."""
+    first = next((t for t in [*replica.parameters(), *replica.buffers()] if t.is_floating_point()), torch.empty(0))
     generator = torch.Generator(first.device).manual_seed(0)
-    x, other = torch.randn(2, PROBES, *shape, generator=generator, dtype=first.dtype, device=first.device)
+    return torch.randn(2, PROBES, *shape, generator=generator, dtype=first.dtype, device=first.device), generator
+
+
+def _read(replica: nn.Module, shape: tuple[int, ...], params: Mapping[str, Tensor]) -> Graph:
+    (x, other), generator = _probes(replica, shape)
     with torch.inference_mode(False), torch.no_grad():
         found = _recorded(replica, x.clone())
         graph = Graph(found.nodes, params, found.head)

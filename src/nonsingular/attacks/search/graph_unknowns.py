@@ -4,7 +4,7 @@
 - A kernel serves many positions z(p), so that no scalar attains all that its elements can do.  Its elements are unknowns; but
   first the search goes over one scalar s_o per output channel, which moves them all by s_o E sgn(mean_p z).  After a ReLU these
   signs are all 1, and y(p) = C z(p) + s_o E sum_i z_i(p): one pass costs what it costs where only the inputs move.
-- What else moves, such as a bias or a tensor of several layers, is moved element by element.
+- What else moves, such as a bias, a kernel of groups or a tensor of several layers, is moved element by element.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from nonsingular.attacks.search.apart import product, shift, sums_of_windows
 from nonsingular.attacks.search.folds import Fold, folds
 from nonsingular.attacks.search.unknowns import Space, leaky, leaky_relu, of_channels, scaled
 from nonsingular.network.derivatives import of_linear
-from nonsingular.network.graph import Graph, trace_graph
+from nonsingular.network.graph import Graph, small_graph
+from nonsingular.network.memory import room
 from nonsingular.network.nodes import Activation, Parameter, Product
 from nonsingular.network.row_lemma import centred, of_each
 from nonsingular.network.rules.affine import per_channel
@@ -84,10 +85,8 @@ class Row:
         if kernel is None:
             far = torch.einsum("n...i,ni->n...", z, signs)[..., None]
         else:
-            channels = z.flatten(2).unflatten(1, (kernel.groups, -1))
-            seen = signs.view(*channels.shape[:2], 1, -1) @ channels  # (N, groups, 1, positions)
-            far = sums_of_windows(seen[:, :, 0].unflatten(2, z.shape[2:]), kernel)
-            far = far.repeat_interleave(len(self.C) // kernel.groups, 1) if kernel.groups > 1 else far
+            seen = torch.bmm(signs[:, None], z.flatten(2))  # (N, 1, positions)
+            far = sums_of_windows(seen.unflatten(2, z.shape[2:]), kernel)
         return self.E * far + self.e
 
     def __call__(self, z: Tensor, s: Tensor) -> Tensor:
@@ -96,8 +95,6 @@ class Row:
         s = s if self.scale is None else s * self.scale
         if self.node.kernel is None:
             return y + s.view(len(s), *[1] * (y.dim() - 2), -1) * reach
-        if self.node.kernel.groups > 1:
-            return y + s[:, :, None, None] * reach
         return torch.baddbmm(y.flatten(2), s[:, :, None], reach.flatten(2)).view_as(y)
 
     def along(self, z: Tensor, s: Tensor) -> Tensor:
@@ -105,8 +102,8 @@ class Row:
         signs, kernel = self.signs(z), self.node.kernel
         if kernel is None:
             return torch.bmm(s[:, :, None], signs[:, None])
-        apart = s.unflatten(1, (kernel.groups, -1))[..., None] * signs.unflatten(1, (kernel.groups, -1))[:, :, None]
-        return apart.flatten(1, 2)[..., None, None].expand(-1, -1, -1, *kernel.size)
+        apart = torch.bmm(s[:, :, None], signs[:, None])
+        return apart[..., None, None].expand(-1, -1, -1, *kernel.size)
 
     def moved(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weights (N, *weight) and biases (N, *bias)."""
@@ -329,8 +326,10 @@ class GraphSpace(Space):
 
 
 def graph_space(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> GraphSpace:
-    """The space of a network whose operations are known.  Raises UnsupportedModel as `trace_graph` does."""
-    graph = trace_graph(model, x.shape[1:])
+    """The space of a network whose operations are known.  Raises UnsupportedModel as `small_graph` does: what a pass holds for an
+    example must fit into the budget of memory.
+    """
+    graph = small_graph(model, x.shape[1:], room(x))
     nodes = tuple(replace(n, apply=_leaky(n)) if isinstance(n, Activation) else n for n in graph.nodes)
     graph = replace(graph, nodes=nodes)
     params = dict(model.named_parameters())
@@ -361,7 +360,7 @@ def _leaky(node: Activation) -> Callable[[Tensor], Tensor]:
 
 def _row(node: Product, graph: Graph, radii: Mapping[str, Radius]) -> Row | None:
     """The scalars of a product; None where it has none: each output channel must see its own row of the weight alone."""
-    known = node.dense or (node.kernel is not None) or node.derivatives is of_linear
+    known = node.dense or node.derivatives is of_linear or (node.kernel is not None and node.kernel.groups == 1)
     if not known or not isinstance(node.weight, str) or node.weight not in radii:
         return None
     C, E = centred(graph.params[node.weight], radii[node.weight])
