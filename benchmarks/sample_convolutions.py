@@ -30,20 +30,20 @@ from timing import machine, options, verdict
 from torch import Tensor, nn
 
 PIECE = """
-import json, resource, sys, time, torch
+import json, sys, time, torch
 sys.path.insert(0, sys.argv[1])
 import nonsingular as ns
-from sample_convolutions import CASES, inputs, trained
+from sample_convolutions import CASES, trained
+from timing import peak_memory
 torch.set_num_threads(1)
 case, n = CASES[sys.argv[2]], int(sys.argv[4])
 model, x, y = trained(sys.argv[2], sys.argv[3], sys.argv[5] or None)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-started = time.process_time()
-found = ns.evaluate(model, (x[:n], y[:n]), eps_x=[0, case.eps_x], eps_w=[0, case.eps_w], scope="sample")
+started, found = time.process_time(), []
+ask = lambda: found.append(ns.evaluate(model, (x[:n], y[:n]), eps_x=[0, case.eps_x], eps_w=[0, case.eps_w], scope="sample"))
+_, memory = peak_memory(ask)
 seconds = time.process_time() - started
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-cells = (n * found.accuracy).round().flatten().tolist()
-print(json.dumps({"seconds": seconds, "memory": memory / 1024, "cells": cells}))
+cells = (n * found[0].accuracy).round().flatten().tolist()
+print(json.dumps({"seconds": seconds, "memory": memory / 2**20, "cells": cells}))
 """
 
 

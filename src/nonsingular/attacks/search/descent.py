@@ -80,24 +80,10 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
         return torch.cat(found)
 
     def go_on(at: Tensor) -> Tensor:
-        part = space.part(at)
-        few = part.coarse()
-        clean = part.margins(part.origin[None])[0]
-        targets = clean.topk(min(budget.targets, clean.shape[1] - 1), 1, largest=False).indices.T[..., None]  # (T, B, 1)
-        kept, size = few.origin[None][:0], max(1, AT_ONCE // few.row)
-        lowest = margin[at][None]
-        left = len(targets) + max(0, budget.restarts - len(starts))
-        for own in (targets[k : k + size] for k in range(0, left, size)):  # all at once, if one example has few unknowns
-            if not len(budget.open(lowest.amin(0))):
-                break
-            fresh = _random(few, min(left, size) - len(own), generator)
-            left -= len(own) + len(fresh)
-            runs = torch.cat([few.origin.expand(len(own), -1, -1), fresh])
-            runs, _ = _descend(few, runs, partial(_towards, targets=own), budget.steps)
-            kept, lowest = _lowest(few, torch.cat([kept, runs]), budget.keep)
-        before = v[at][None]
-        reached = torch.cat([margin[at][None], lowest[: len(kept)]])
-        best, lowest = before, reached[:1]
+        part, before, best = space.part(at), v[at][None], v[at][None]
+        few, lowest = part.coarse(), margin[at][None]
+        kept, reached = _many(few, lowest, budget, budget.restarts - len(starts), generator)
+        reached = torch.cat([lowest, reached])
         for some in reached.topk(min(budget.keep, len(reached)), 0, largest=False).indices.split(_runs(part)):
             if not len(budget.open(lowest[0])):
                 break
@@ -115,6 +101,26 @@ def search(space: Space, starts: Tensor, budget: Budget, generator: Generator) -
             into = at[lower]
             v[into], margin[into] = _rows(tried, which)[0][lower], reached[0][lower]
     return v
+
+
+def _many(space: Space, margin: Tensor, budget: Budget, restarts: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """The best `keep` runs (R, B, n) to single classes and from random points, and their margins (R, B).
+
+    margin: (1, B) what is reached already; with a verdict no more runs begin where all examples are broken.
+    """
+    clean = space.margins(space.origin[None])[0]
+    targets = clean.topk(min(budget.targets, clean.shape[1] - 1), 1, largest=False).indices.T[..., None]  # (T, B, 1)
+    kept, reached, size = space.origin[None][:0], margin[:0], max(1, AT_ONCE // space.row)
+    left = len(targets) + max(0, restarts)
+    for own in (targets[k : k + size] for k in range(0, left, size)):  # all at once, if one example has few unknowns
+        if not len(budget.open(torch.cat([margin, reached]).amin(0))):
+            break
+        fresh = _random(space, min(left, size) - len(own), generator)
+        left -= len(own) + len(fresh)
+        runs = torch.cat([space.origin.expand(len(own), -1, -1), fresh])
+        runs, _ = _descend(space, runs, partial(_towards, targets=own), budget.steps)
+        kept, reached = _lowest(space, torch.cat([kept, runs]), budget.keep)
+    return kept, reached
 
 
 def _chunks(examples: Tensor, unknowns: int) -> Iterator[Tensor]:
