@@ -166,8 +166,9 @@ def test_a_long_run_is_said_to_be_long_and_a_smaller_one_is_proposed(now):
     low, high = found.interval
     assert low < 10.0 * 300 * 3 < high
     assert now[0] < 60  # one example, at one point
-    (n,) = re.findall(r"--limit (\d+) takes about", str(found))
+    ((n, points),) = re.findall(r"--limit (\d+) takes about .*, and shows every accuracy to within (\d+) points", str(found))
     assert found.seconds * int(n) / 300 == pytest.approx(SOON, rel=0.3)
+    assert 0.98 / int(n) ** 0.5 == pytest.approx(int(points) / 100, rel=0.2)  # at an accuracy of one half
 
 
 # ---------------------------------------------------------------- in time, whatever is asked

@@ -11,6 +11,7 @@ import torch
 from nonsingular.catalog import Bound
 from nonsingular.evaluation.certified import TOGETHER
 from nonsingular.evaluation.problem import Case, Method
+from nonsingular.results.statistics import wilson
 from nonsingular.threat.grid import Grid
 
 QUICK = ("theorem1", "interval", "crown-ibp", "crown", "alpha-crown")
@@ -83,7 +84,11 @@ class Preflight:
         n -= n % 10 ** max(0, len(str(n)) - 1)
         if n >= 10:
             about = "more than" if self.unfinished else "about"
-            return f"for a first look: --limit {n} takes {about} {_duration(self.seconds * n / self.examples)}"
+            low, high = wilson(n // 2, n)
+            return (
+                f"for a first look: --limit {n} takes {about} {_duration(self.seconds * n / self.examples)}, and shows every "
+                f"accuracy to within {100 * float(high - low) / 2:.2g} points (95 % interval, of a random sample)"
+            )
         return "for a first look: fewer points of the grid, e.g. 3 for each axis, with --limit 10" + (
             ", and without certificates" if "certificates" in self.parts and len(self.parts) > 2 else ""
         )
