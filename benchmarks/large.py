@@ -1,7 +1,7 @@
 """Networks of ImageNet's size by name: what a preflight says, then one cell in each scope, with time and memory.
 
     PYTHONPATH=FOLDER python benchmarks/large.py                       # FOLDER has timm; an hour or more
-    PYTHONPATH=FOLDER python benchmarks/large.py --only resnet18 --scopes dataset
+    PYTHONPATH=FOLDER python benchmarks/large.py --only resnet18 --pieces dataset
 
 timm's networks with random weights (seed 0), random images of their own size, labels as predicted.  The radii are so small that
 every prediction survives, so that attacks spend all that they would spend on an image: CPU seconds of one thread, and bytes at
@@ -34,6 +34,7 @@ from nonsingular.threat.grid import Grid
 
 NAMES = ("resnet18", "resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 EXAMPLES: dict[Scope, int] = {"sample": 1, "batch": 8, "dataset": 8}
+PIECES = ("preflight", *EXAMPLES)
 EPS_X, EPS_W = 1e-7, 1e-9
 OPERATORS = (
     "nms qnms roi_align qroi_align roi_pool _roi_align_backward _roi_pool_backward ps_roi_align _ps_roi_align_backward "
@@ -83,7 +84,7 @@ def estimate(name: str, images: int) -> dict[str, float | str | None]:
 def main() -> None:
     parser = options(__doc__, images=10, limit=3000)
     parser.add_argument("--only", nargs="+", default=NAMES, help="names of timm's networks (default: %(default)s)")
-    parser.add_argument("--scopes", nargs="*", default=list(EXAMPLES), choices=EXAMPLES)
+    parser.add_argument("--pieces", nargs="+", default=PIECES, choices=PIECES, help="default: all")
     parser.add_argument("--one", help="used by this script for its processes")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,21 +94,21 @@ def main() -> None:
         return
     print(machine())
     for name in args.only:
-        pieces = [("preflight", name, args.images), *(("cell", name, scope) for scope in args.scopes)]
-        for piece in pieces:
+        for what in args.pieces:
+            piece = ("preflight", name, args.images) if what == "preflight" else ("cell", name, what)
             call = [sys.executable, __file__, "--one", json.dumps(piece)]
             try:
                 found = json.loads(
                     subprocess.run(call, stdout=subprocess.PIPE, check=True, timeout=args.limit).stdout.splitlines()[-1]
                 )
             except subprocess.TimeoutExpired:
-                print(f"{name} {piece[0]} {piece[2]}: more than {args.limit} s", flush=True)
+                print(f"{name} {what}: more than {args.limit} s", flush=True)
                 continue
-            if piece[0] == "preflight":
+            if what == "preflight":
                 print(f"{name}: {found['moved']:,} weights move; {args.images} images, 4 cells: {found['says']}", flush=True)
             else:
                 print(
-                    f"{name} {piece[2]}, {EXAMPLES[piece[2]]} images: {found['seconds']:.0f} s of the processor, "
+                    f"{name} {what}, {EXAMPLES[what]} images: {found['seconds']:.0f} s of the processor, "
                     f"{found['peak'] / 2**20:.0f} MB, accuracy {found['accuracy']:.2f}", flush=True,
                 )  # fmt: skip
 

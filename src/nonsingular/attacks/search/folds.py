@@ -39,7 +39,7 @@ def folds(graph: Graph, moving: Collection[str]) -> dict[int, Fold]:
             continue
         like = graph.value(node.weight)
         fold, last = Fold(like.new_ones(len(like)), like.new_zeros(len(like)), ()), number
-        while uses[last] == 1 and (step := _affine(graph, graph.nodes[users[last]], moving, node.shape)) is not None:
+        while uses[last] == 1 and (step := _affine(graph, graph.nodes[users[last]], moving, fold.scale)) is not None:
             last = users[last]
             fold = Fold(fold.scale * step[0], fold.offset * step[0] + step[1], (*fold.after, last))
         if fold.after:
@@ -51,8 +51,8 @@ def _moves(p: Parameter | None, moving: Collection[str]) -> bool:
     return isinstance(p, str) and p in moving
 
 
-def _affine(graph: Graph, node: Node, moving: Collection[str], shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-    """(scale, offset) of each channel, for a node that does nothing else to a signal of this shape."""
+def _affine(graph: Graph, node: Node, moving: Collection[str], like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(scale, offset) of each channel, for a node that does nothing else to a signal with as many channels as `like` (O,)."""
     if type(node) is Sum and len(node.inputs) == 1:
         parts = node.factors[0], node.offset
     elif (
@@ -64,15 +64,15 @@ def _affine(graph: Graph, node: Node, moving: Collection[str], shape: tuple[int,
         parts = weight, 0.0 if node.bias is None else node.spread(graph.value(node.bias))
     else:
         return None
-    found = [_by_channel(p, shape) for p in parts]
+    found = [_by_channel(p, like) for p in parts]
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
-def _by_channel(p: Tensor | float, shape: tuple[int, ...]) -> Tensor | None:
-    """(O,) what broadcasts to signals of this shape (O, H, W), if it is the same at all places."""
-    t = torch.as_tensor(p)
+def _by_channel(p: Tensor | float, like: Tensor) -> Tensor | None:
+    """(O,) what broadcasts to signals (O, H, W), if it is the same at all places."""
+    t = torch.as_tensor(p).to(like)
     if t.dim() == 4 and len(t) == 1:
         t = t[0]
     if t.dim() not in (0, 3) or (t.dim() == 3 and t.shape[1:] != (1, 1)):
         return None
-    return t.flatten().expand(shape[0])
+    return t.flatten().expand_as(like)
