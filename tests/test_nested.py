@@ -19,7 +19,7 @@ from nonsingular.evaluation import walk as nested
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.stored import FOLDER, Against, read_found, write_found
-from nonsingular.evaluation.walk import ROUNDS, reach
+from nonsingular.evaluation.walk import reach
 from nonsingular.network.calling import logits_at, products
 from nonsingular.network.margins import is_correct, margins, worst_margin
 from nonsingular.results.files import Log
@@ -159,7 +159,7 @@ def test_an_accuracy_that_still_falls_is_flagged():
 
     s = evaluate(model, (x, y), eps_x=[1.0], eps_w=[0.0], scope="dataset", attack=Attack("slow", slow, starts=True))
     assert s.flags[0, 0] == ("moving",)
-    assert s.accuracy.item() == (60 - ROUNDS * 12) / 60
+    assert s.accuracy.item() == (60 - 2 * 12) / 60  # two rounds
 
 
 # ---------------------------------------------------------------- what is kept

@@ -28,10 +28,10 @@ from nonsingular.threat.perturbation import Perturbation
 
 COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: close to the accuracy, and influenced by every example."""
-EXPLORED = 512
-"""Examples on which W' is searched from another start, before it is tried on all."""
-CORNERED = 128
-"""How many of these choose the class into which W' pushes all predictions."""
+MEASURED = 512
+"""Examples whose clean margins give the unit of temperatures."""
+LOOKED, LOOKS, FINALISTS = 128, 2, 4
+"""Examples and steps of the runs that choose another start for W', and how many starts get a second, longer run."""
 POLISH = 0.3
 """First step of the run that starts at the best point of the others, in half widths of the boxes."""
 ALONE = 3
@@ -42,22 +42,23 @@ CLASSES = 10
 
 def shared_apgd(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 4, scope: Scope = "dataset",
-    start: Perturbation | None = None, chunk: int = 512, generator: Generator | None = None,
+    start: Perturbation | None = None, explore: bool = True, chunk: int = 512, generator: Generator | None = None,
 ) -> Perturbation:  # fmt: skip
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
-    steps: of each run: from `start` (default: x, W) with a cold loss; from the corner of the weight box that pushes predictions
-        into one class, with a loss that cools; half as many small ones from the best; and twice as many of each input against
-        the best W', on its margin.  ALONE times as many where only inputs or only weights move.
-    start: a point of the ball.  chunk: examples per forward and backward pass, halved where memory runs out.
+    steps: of each run: from another start, then from the best known point, then twice as many of each input against the best
+        W', on its margin.  ALONE times as many where only inputs or only weights move.
+    start: a point of the ball (default: x, W).  explore: whether the first run is made.  It begins at a corner of the weight box
+        that pushes predictions into one class: where W' may move far, which class decides more than all steps that follow.
+    chunk: examples per forward and backward pass, halved where memory runs out.
     generator: given, it begins at a random point where that is worse than `start`.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
     Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
-    Cost: forward and backward, 1.5 steps over all examples, steps over 512 of them, 2 steps over those that are still right;
-    forward, 2 more for the verdict and the start.  Steps shrink as a half cosine from the whole radius: measured better than
-    momentum and halving where steps are few (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
+    Cost: forward and backward, 2 steps over all examples, about 80 over LOOKED of them, 2 steps over those that are still
+    right; forward, 4 more for verdicts and starts.  Steps shrink as a half cosine from the whole radius: no worse than momentum,
+    Adam or Frank-Wolfe from the same start (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
     """
     if scope == "sample":
         raise InvalidInput(
@@ -77,7 +78,7 @@ def shared_apgd(
                 best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
             if best.right.any() and (shared.free or shared.boxes):
                 with products("medium"):
-                    found = _search(shared, x.detach(), best, steps)
+                    found = _search(shared, best, steps, explore)
                 best = min(best, shared.at(found.x, found.W), key=_Point.rank)
             moved = dict(zip(shared.names, best.W, strict=True))
         return Perturbation(best.x, moved, scope).check(network, x, ball)
@@ -154,32 +155,31 @@ def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int
     shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.moves_inputs, chunk)
     with torch.no_grad():
         check_labels(y, len(x), network(x[:1].clone()).shape[1] if len(x) else 0)
-    some = _some(x)
+    some = _spread(x, MEASURED)
     clean = shared.part(some).margins(x[some])
     ahead = clean[torch.isfinite(clean) & (clean > 0)]
     return replace(shared, median=ahead.median().item() if len(ahead) else 1.0)
 
 
-def _some(x: Tensor) -> Tensor:
-    """At most EXPLORED of the examples, spread evenly."""
-    return torch.arange(0, len(x), max(1, -(-len(x) // EXPLORED)), device=x.device)
+def _spread(x: Tensor, most: int) -> Tensor:
+    """At most so many of the examples, spread evenly."""
+    return torch.arange(0, len(x), max(1, -(-len(x) // most)), device=x.device)
 
 
 # --- the search -----------------------------------------------------------------------------------------------------------
 
 
-def _search(shared: _Shared, clean: Tensor, best: _Point, steps: int) -> _Point:
+def _search(shared: _Shared, best: _Point, steps: int, explore: bool) -> _Point:
     if not shared.boxes:
-        best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
+        if explore:
+            best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
         return _again(shared, best, ALONE * steps)
-    if not shared.free:
-        steps *= ALONE
-        best = min(best, _descend(shared, shared.at(clean, shared.home), steps), key=_Point.rank)
-    best = min(best, _descend(shared, best, steps), key=_Point.rank)
+    steps *= 1 if shared.free else ALONE
+    if explore:
+        unseen = _Point(best.x, _other(shared, best.x), torch.full_like(best.margin, torch.inf))
+        best = min(best, _descend(shared, unseen, steps), key=_Point.rank)
     if best.right.any():
-        best = min(best, _explore(shared, best, steps), key=_Point.rank)
-    if best.right.any():
-        best = min(best, _descend(shared, best, -(-steps // 2), size=POLISH), key=_Point.rank)
+        best = min(best, _descend(shared, best, steps), key=_Point.rank)
     return _again(shared, best, 2 * steps) if shared.free else best
 
 
@@ -222,33 +222,36 @@ def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
     return torch.where(behind > 0, torch.sigmoid(-behind), -torch.sigmoid(behind)).sum()
 
 
-def _explore(shared: _Shared, best: _Point, steps: int) -> _Point:
-    """A run with the inputs of `best` from other weights, on a part of the examples; the inputs of that part move with it."""
-    some = _some(best.x)
-    part = shared.part(some)
-    found = _descend(part, _corner(part, best.x[some]), steps, hot=HOT)
-    x = best.x
-    if shared.free:
-        x = best.x.clone()
-        x[some] = found.x
-    return shared.at(x, found.W)
+def _other(shared: _Shared, x: Tensor) -> list[Tensor]:
+    """Another start for W': its home, or a corner of its box that pushes all predictions into one class.
+
+    That whose run on a few examples leaves the fewest right, for the CLASSES with the fewest examples; of the FINALISTS, runs
+    twice as long on twice as many decide.
+    """
+    classes = torch.bincount(shared.y, minlength=int(shared.network(x[:1].clone()).shape[1])).argsort()[:CLASSES]
+    left: list[Tensor | None] = [None, *classes]
+    best = list[_Point]()
+    for examples, steps, kept in ((LOOKED, LOOKS, FINALISTS), (2 * LOOKED, 2 * LOOKS, 1)):
+        some = _spread(x, examples)
+        few, x_few = shared.part(some), x[some]
+        starts = [few.home if label is None else _corner(few, x_few, label) for label in left]
+        found = [_descend(few, few.at(x_few, W), steps) for W in starts]
+        order = sorted(range(len(found)), key=lambda k: found[k].rank())[:kept]
+        left, best = [left[k] for k in order], [found[k] for k in order]
+    return best[0].W
 
 
-def _corner(part: _Shared, x: Tensor) -> _Point:
-    """The corner of the weight box that best pushes all predictions into one class: in the last layer, row shifts."""
-    few = part.part(torch.arange(min(len(x), CORNERED, part.chunk), device=x.device))
+def _corner(few: _Shared, x: Tensor, label: Tensor) -> list[Tensor]:
+    """The corner of the weight box that pushes all predictions into this class: in the last layer, row shifts."""
     few.load(few.home)
-    x_few = x[: len(few.y)]
-    counts = torch.bincount(part.y, minlength=int(few.network(x[:1].clone()).shape[1]))
-    found: list[_Point] = []
-    for label in counts.argsort()[:CLASSES]:
-        few.load(few.home)
-        count(forward=len(x_few), backward=len(x_few))
-        loss = F.cross_entropy(few.network(x_few.clone()), label.expand(len(x_few)), reduction="sum")
-        g = gradient(loss, few.live)
-        W = [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(g, few.boxes, few.home, strict=True)]
-        found.append(few.at(x_few, W))
-    return part.at(x, min(found, key=_Point.rank).W)
+    count(forward=len(x), backward=len(x))
+    total = [torch.zeros_like(w) for w in few.home]
+    for at in few.pieces(len(x)):
+        logits = few.network(x[at].clone())
+        loss = F.cross_entropy(logits, label.expand(len(logits)), reduction="sum")
+        for t, d in zip(total, gradient(loss, few.live), strict=True):
+            t.add_(d)
+    return [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(total, few.boxes, few.home, strict=True)]
 
 
 def _again(shared: _Shared, best: _Point, steps: int) -> _Point:

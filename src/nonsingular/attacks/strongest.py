@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.apgd import apgd
 from nonsingular.attacks.search.starts import checked_start, frozen, nearest, spread
+from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import gradient, logits_at, recording
@@ -24,7 +25,7 @@ from nonsingular.threat.perturbation import Perturbation
 
 def strongest(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, scope: Scope = "sample", start: Perturbation | None = None,
-    generator: Generator | None = None,
+    generator: Generator | None = None, **budget: Any,
 ) -> Perturbation:  # fmt: skip
     """The worst of `apgd` on the inputs alone, on the weights alone, and on both from there.
 
@@ -32,13 +33,18 @@ def strongest(
     scope: who shares W'.  The worst is taken per example in scope sample, otherwise of one W' with its inputs.
     start: a point of the ball, such as the worst of a smaller one.  It replaces the attacks on inputs alone and weights alone.
     generator: as its members take it.
+    budget: arguments of `apgd` in scope sample, otherwise of `shared_apgd`, such as steps.
     By construction no margin (sample) and no accuracy (batch, dataset) is above that of a member at these radii, or of `start`.
     Never changes `model`.  In scope sample the search on an example stops once its prediction has changed.
     Raises as its members do.  Cost: that of its members; one of three with `start`.
     """
     model = classifier(model, x, ball)
     both = ball.moves_inputs and bool(ball.radii(dict(model.named_parameters())))
-    member = partial(apgd, model, scope=scope, verdict=True, generator=generator)
+    member = (
+        partial(apgd, model, verdict=True, generator=generator, **budget)
+        if scope == "sample"
+        else partial(shared_apgd, model, scope=scope, generator=generator, **budget)
+    )
     if start is None and both:
         inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
         start = worst(model, y, inputs, weights)

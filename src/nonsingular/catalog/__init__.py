@@ -78,7 +78,7 @@ def _named(entries: Iterable[Any]) -> dict[str, Any]:
 # --- the tables -----------------------------------------------------------------------------------------------------------
 
 ATTACKS: Mapping[str, Attack] = _named((
-    Attack("strongest", "nonsingular.attacks.strongest:strongest", starts=True, seeded=True, card=Card(
+    Attack("strongest", "nonsingular.attacks.strongest:strongest", starts=True, seeded=True, budget=True, card=Card(
         "The default: runs apgd on the inputs alone, on the weights alone and on both, and keeps the worst for each example or "
         "group. Over a grid it goes on from what smaller balls have found.",
         ANY, UPPER + " Falls along both radii by construction.", "Steps: Croce and Hein, arXiv:2003.01690.",

@@ -68,6 +68,7 @@ class Attack(Entry):
     steps: its own default of an argument `steps`, if it takes one that can be raised.
     scopes: those that it supports.  raw: its surface is shown as found, with its rises.
     moves: "inputs", "weights" or both.  dense: for dense networks only.  seeded: it takes `generator`, from which it draws.
+    budget: it takes the arguments by which efforts differ (evaluation/effort.py).
     """
 
     starts: bool = False
@@ -77,6 +78,7 @@ class Attack(Entry):
     moves: tuple[str, ...] = ("inputs", "weights")
     dense: bool = False
     seeded: bool = False
+    budget: bool = False
     card: Card = field(default=OTHER, compare=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nonsingular.catalog import Attack, Bound, sound
 from nonsingular.errors import SoundnessError
 from nonsingular.evaluation.certified import Proven, pieces_of, prove, rehearse_proof
+from nonsingular.evaluation.effort import Effort
 from nonsingular.evaluation.execution import ALONE, Execution, Span
 from nonsingular.evaluation.masking import doubts_of_gradients
 from nonsingular.evaluation.problem import Case, Method, asked
@@ -54,6 +55,7 @@ def evaluate(
     relative: bool = False,
     batch_size: int = 128,
     seed: int | None = None,
+    effort: Effort = "standard",
     certify: str | None = None,
     log: Path | None = None,
     threads: int = 1,
@@ -74,6 +76,8 @@ def evaluate(
     scope: who shares W' ("sample", "batch", "dataset").  attack: a name of the catalog, a function, or None for the default.
     moves, relative: as in JointBall.  batch_size: the B of scope "batch".
     seed: of the random points from which attacks begin; None: an attack draws from seed 0, or begins at the data.
+    effort: what the default attack may spend: "quick", "standard" or "thorough" (evaluation/effort.py).  Where W' is shared, more
+        effort begins from what less found, and never leaves more examples right.
     certify: a sound bound of the catalog ("crown", "best", ...): the surface then carries its certified surface, `.certified`,
         and in the scopes batch and dataset also that of `certify_shared`, `.shared`, which lies between the two.
     log: file to which each finished cell is appended; cells that it holds for this model, data and method are not run again.
@@ -86,7 +90,7 @@ def evaluate(
     Raises InvalidInput for an unusable grid, model, label, or input, SoundnessError where a certified margin lies above an
     attacked one (the case is saved beside the log).  Cost: one attack per cell, and the certificates.
     """
-    method, bound = Method.of(attack, scope, batch_size, seed), None if certify is None else sound(certify)
+    method, bound = Method.of(attack, scope, batch_size, seed, effort), None if certify is None else sound(certify)
     with use_threads(threads):
         case, grid = asked(model, data, eps_x, eps_w, device, dtype, domain=domain, moves=moves, relative=relative)
         warn(case.doubts)

@@ -49,8 +49,9 @@ class Shard:
 class Execution:
     """log: file to which finished pieces are appended, and from which they are taken.  keep: also the perturbations, beside it.
 
-    submit, parts: do the work elsewhere; None for this process.  on_cell, on_part: called with each cell, and with the number of
-    examples certified.  shard: does the pieces of this part alone; None for all.
+    submit, parts: do the work elsewhere; None for this process.  on_cell, on_swept, on_part: called with each cell, with each
+    cell of a sweep before the last, and with the number of examples certified.  shard: does the pieces of this part alone; None
+    for all.
     """
 
     log: Path | None = None
@@ -59,6 +60,7 @@ class Execution:
     parts: Parts | None = None
     on_cell: Callable[[Cell], None] = _nothing
     on_part: Callable[[int], None] = _nothing
+    on_swept: Callable[[Cell], None] = _nothing
     shard: Shard | None = None
 
     def mine(self, pieces: Sequence[T]) -> Sequence[T]:

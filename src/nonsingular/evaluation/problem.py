@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, Attack, Bound, declared, known
 from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput
+from nonsingular.evaluation.effort import Budget, Sweep, check_effort, sweeps
 from nonsingular.network.calling import logits_at
 from nonsingular.network.devices import placed
 from nonsingular.network.heads import classifier
@@ -112,23 +114,26 @@ class Method:
     """How examples are attacked.  batch_size: examples that share W' in scope `batch`.
 
     seed: of the random points from which the attack begins; None: it draws from seed 0, or begins at the data.
+    effort: as in effort.py.
     """
 
     attack: Attack
     scope: Scope = "sample"
     batch_size: int = 128
     seed: int | None = None
+    effort: str = "standard"
 
     @classmethod
     def of(
         cls, attack: str | Attack | Callable[..., Any] | None = None, scope: Scope = "sample", batch_size: int = 128,
-        seed: int | None = None,
+        seed: int | None = None, effort: str = "standard",
     ) -> Method:  # fmt: skip
         """Without an attack: `strongest`.
 
-        Raises InvalidInput for an unknown name or scope, a batch below 1, and the seed of an attack that draws nothing.
+        Raises InvalidInput for an unknown name, scope or effort, a batch below 1, and the seed of an attack that draws nothing.
         """
         check_scope(scope)
+        check_effort(effort)
         if batch_size < 1:
             raise InvalidInput(f"batch_size is {batch_size}; give 1 or more")
         entry = attack_of("strongest" if attack is None else attack)
@@ -136,11 +141,16 @@ class Method:
             raise InvalidInput(
                 f"seed is {seed}, and the attack '{entry.name}' takes none; leave it out, or choose another attack"
             )
-        return cls(entry, scope, batch_size, seed)
+        return cls(entry, scope, batch_size, seed, effort)
 
-    def at(self, case: Case, ball: JointBall, start: Perturbation | None = None) -> Perturbation:
-        """What the attack returns for these examples, unchecked.  start: where it begins, if it takes a start."""
-        options: dict[str, Any] = {} if start is None else {"start": start}
+    def at(
+        self, case: Case, ball: JointBall, start: Perturbation | None = None, budget: Budget = MappingProxyType({})
+    ) -> Perturbation:  # fmt: skip
+        """What the attack returns for these examples, unchecked.  start: where it begins, if it takes a start.
+
+        budget: arguments of an attack that takes them; no other gets them.
+        """
+        options: dict[str, Any] = {**(budget if self.attack.budget else {}), **({} if start is None else {"start": start})}
         if self.seed is not None:
             options["generator"] = torch.Generator(case.x.device).manual_seed(self.seed)
         return self.attack(case.network, case.x, case.y, ball, scope=self.scope, **options)
@@ -155,12 +165,18 @@ class Method:
         """Whether each example is attacked by itself, and skipped once it is lost in a smaller ball or certified."""
         return self.scope == "sample" and self.nested
 
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """How it walks over the grid; once for an attack that takes no start."""
+        return sweeps(self.effort, self.scope, self.attack.budget) if self.nested else (Sweep(),)
+
     def describe(self, unit: JointBall) -> dict[str, Any]:
         """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""
         return {
             "attack": self.attack.name, "scope": self.scope, **unit.describe(),
             "batch_size": self.batch_size if self.scope == "batch" else None,
             **({} if self.seed is None else {"seed": self.seed}),
+            **({"effort": self.effort} if self.nested else {}),
             **({} if self.attack.name in ATTACKS else {"code": _code(self.attack.what)}),
         }  # fmt: skip
 
@@ -172,7 +188,10 @@ class Method:
 
     def key(self, case: Case, unit: JointBall) -> str:
         """A hash of all that cells depend on: a log's cells are reused only under the same key."""
-        return _hashed(FORMAT, self.describe(unit), case.hashes, case.function)
+        about = self.describe(unit)
+        if self.alone and self.effort == "standard":
+            del about["effort"]  # the cells of logs without efforts
+        return _hashed(FORMAT, about, case.hashes, case.function)
 
 
 def _in_memory(model: nn.Module, unit: JointBall) -> int:

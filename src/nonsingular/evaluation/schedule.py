@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from nonsingular.evaluation.execution import Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.evaluation.shared import shared_row
 from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
-from nonsingular.evaluation.walk import Reached, reach, walk
+from nonsingular.evaluation.walk import Known, Reached, order, reach, walk
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, worst_margin
 from nonsingular.results.files import Log
@@ -53,9 +56,11 @@ def span_nested(case: Case, grid: Grid, method: Method, span: Span, held: Held |
     part = case.part(slice(*span))
     cells: list[Cell] = []
     found: list[Found] = []
-    for reached in walk(part, grid, method, None if held is None else held[1]):
-        cells.append(reached.cell)
-        if keep and reached.origin == (reached.eps_x, reached.eps_w):
+    for sweep, reached in walk(part, grid, method, None if held is None else held[1]):
+        last = sweep == len(method.sweeps) - 1
+        if last:
+            cells.append(reached.cell)
+        if keep and (last or method.alone) and reached.origin == (reached.eps_x, reached.eps_w):
             found += _found(part, grid, reached, span[0])
     if held is not None:
         try:
@@ -172,13 +177,14 @@ class Work:
         whole = self.method.nested and self.method.scope != "dataset"  # a group counts with all of its cells
         return {span: cells for span, cells in held.items() if not whole or len(cells) == len(wanted)}
 
-    def _write(self, piece: Piece) -> None:
+    def _write(self, piece: Piece, sweep: int = -1) -> None:
         if not (log := self.execution.log):
             return
+        sweep %= len(self.method.sweeps)
         span, cells, found = piece
         if found:
-            write_found(log.parent / FOLDER / file_of(span, cells), found, self._against)
-        entry = {"key": self._key, "span": list(span), "cells": [c.to_dict() for c in cells]}
+            write_found(self._folder_of(sweep) / file_of(span, cells), found, self._against)
+        entry = {"key": self._key_of(sweep), "span": list(span), "cells": [c.to_dict() for c in cells]}
         Log(log).append(entry | {"about": {**self.method.describe(self.grid.unit), "versions": versions()}})
 
     def _carried_out(self, task: str, todo: Sequence[tuple[Any, ...]]) -> Iterator[Piece]:
@@ -204,46 +210,85 @@ class Work:
         return self._carried_out("span_nested", todo)
 
     def _wavefront(self, done: Mapping[Span, list[Cell]]) -> Iterator[Piece]:
-        """Cells of one group of all examples, each as soon as its smaller neighbours are there."""
-        points, width, reached = self.grid.points, len(self.grid.eps_x), dict[int, Reached]()
-        for cell in (c for cells in done.values() for c in cells):
-            again = self._again(cell)
-            if again is not None:
-                reached[points.index((cell.eps_x, cell.eps_w))] = again
-        held, running, submit = set(reached), dict[Future[Reached], int](), self.execution.submit or self._now
+        """Cells of one group of all examples, sweep by sweep; yields those of the last, and keeps the others until it is done."""
+        last = len(self.method.sweeps) - 1
+        held = [self._held(self._cells_of(number), number) for number in range(last)]
+        held.append(self._held([*chain(*done.values())], last))
+        before = dict[int, Reached]()
+        for number in range(max((n for n, known in enumerate(held) if len(known) == len(self.grid.points)), default=0), last + 1):
+            now = dict(held[number])
+            for found in self._sweep(number, before, now):
+                # all examples, for a later run to go on from; what lies in the result's own file of a smaller ball is not kept twice
+                keep = self._keep and (number < last or found.origin == (found.eps_x, found.eps_w))
+                piece = (0, len(self.case)), [found.cell], [self._whole(found)] if keep else []
+                if number == last:
+                    yield piece
+                else:
+                    self._write(piece, number)
+                    self.execution.on_swept(found.cell)
+            before = now
+            self._forget(number - 1)
+        self._forget(last - 1)
 
-        def below(k: int) -> list[int]:
-            return [m for m, there in ((k - width, k >= width), (k - 1, k % width > 0)) if there]
-
-        while len(reached) < len(points):
-            waiting = set(range(len(points))) - set(reached) - set(running.values())
-            ready = [k for k in sorted(waiting) if all(m in reached for m in below(k))]
-            for k in ready if self.execution.submit else ready[:1]:
-                running[submit("cell_nested", points[k], [reached[m] for m in below(k)])] = k
+    def _sweep(self, number: int, before: Mapping[int, Reached], now: dict[int, Reached]) -> Iterator[Reached]:
+        """The cells that `now` lacks, into it, each as soon as its neighbours are there.  before: those of the sweep before."""
+        cells = order(self.grid, self.method.sweeps[number])
+        running, submit = dict[Future[Reached], int](), self.execution.submit or self._now
+        while len(now) < len(cells):
+            started = {*now, *running.values()}
+            ready = [(k, beside) for k, beside in cells if k not in started and all(m in now for m in beside)]
+            for k, beside in ready if self.execution.submit else ready[:1]:
+                known = Known(before.get(k), [now[m] for m in beside], number)
+                running[submit("cell_nested", self.grid.points[k], known)] = k
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                k, found = running.pop(future), future.result()
-                reached[k] = found
-                if k in held:
-                    continue
-                keep = self._keep and found.origin == (found.eps_x, found.eps_w)  # all, for a later run to go on from
-                yield (0, len(self.case)), [found.cell], [self._whole(found)] if keep else []
+                now[k := running.pop(future)] = future.result()
+                yield now[k]
+
+    def _key_of(self, number: int) -> str:
+        """The key of a sweep in the log; that of the last is the key of the result."""
+        return self._key if number == len(self.method.sweeps) - 1 else f"{self._key}-sweep-{number}"
+
+    def _folder_of(self, number: int) -> Path:
+        """Where the perturbations of a sweep are kept."""
+        assert self.execution.log is not None
+        folder = self.execution.log.parent / FOLDER
+        return folder if number == len(self.method.sweeps) - 1 else folder / f"sweep-{number}"
+
+    def _forget(self, number: int) -> None:
+        """Removes the perturbations of a sweep that nothing goes on from any more."""
+        if number >= 0 and self._keep:
+            shutil.rmtree(self._folder_of(number), ignore_errors=True)
+
+    def _cells_of(self, number: int) -> list[Cell]:
+        """What the log holds of a sweep before the last."""
+        log = self.execution.log
+        entries = (e for e in (Log(log) if log else ()) if e.get("key") == self._key_of(number) and "cells" in e)
+        return [Cell.from_dict(cell) for entry in entries for cell in entry["cells"]]
+
+    def _held(self, cells: Sequence[Cell], number: int) -> dict[int, Reached]:
+        """What an earlier run reached in a sweep, by the number of the cell, where its perturbations are still there."""
+        points = {radii: k for k, radii in enumerate(self.grid.points)}
+        found = {points[c.eps_x, c.eps_w]: self._again(c, number) for c in cells if (c.eps_x, c.eps_w) in points}
+        return {k: again for k, again in found.items() if again is not None}
 
     def _whole(self, found: Reached) -> Found:
         return Found.of(self.case.network, self.case.y, self.grid.unit, found.origin, found.rows, found.point)
 
-    def _again(self, cell: Cell) -> Reached | None:
+    def _again(self, cell: Cell, number: int) -> Reached | None:
         """What was reached in an earlier run; None if its perturbation is not there any more."""
-        here, log = (cell.eps_x, cell.eps_w), self.execution.log
-        if log is None or cell.margins is None:
+        here = (cell.eps_x, cell.eps_w)
+        if self.execution.log is None or cell.margins is None:
             return None
         origin = cell.origin or here
-        path = log.parent / FOLDER / file_of((0, len(self.case)), [replace(cell, eps_x=origin[0], eps_w=origin[1])])
+        where = origin if number == len(self.method.sweeps) - 1 else here
+        path = self._folder_of(number) / file_of((0, len(self.case)), [replace(cell, eps_x=where[0], eps_w=where[1])])
         if not path.exists():
             return None
         (found,) = read_found(path, self._against)
         correct, margins = torch.from_numpy(cell.correct.copy()), torch.from_numpy(cell.margins.copy())
         point = found.point(self.case.network, self.grid.unit)
-        return Reached(*here, correct, margins, found.rows, point, origin, cell.flags).to(self.case.x.device)
+        again = Reached(*here, correct, margins, found.rows, point, origin, cell.flags, cell.seconds, cell.passes)
+        return again.to(self.case.x.device)
 
     def _now(self, task: str, *args: Any) -> Future[Any]:
         """The same as `submit`, in this process."""
@@ -257,7 +302,7 @@ def check_parts(method: Method, shard: Shard | None) -> None:
     if shard is not None and shard.of > 1 and method.nested and method.scope == "dataset":
         raise InvalidInput(
             f"shard is {shard.index}/{shard.of}: in scope dataset one W' is for all examples and, with attack "
-            f"'{method.attack.name}', each cell begins from smaller ones, so no part can be done by itself; spread the cells "
+            f"'{method.attack.name}', each cell begins from others, so no part can be done by itself; spread the cells "
             "with --workers or --engine ray, or choose scope sample or batch, or an attack without starts, such as paper"
         )
 

@@ -1,7 +1,8 @@
-"""walk.py - what attacks reach over a grid of radii, from small balls to large ones.
+"""walk.py - what attacks reach over a grid of radii, in sweeps from small balls to large ones and back (effort.py).
 
 A perturbation found in a ball lies in every larger one.  So each point of the grid begins from those of its smaller neighbours,
-grown to its own radii, and never ends above them: the surface falls along both axes because it was attacked that way.
+grown to its own radii, and never ends above them: the surface falls along both axes because it was attacked that way.  On the way
+back it begins from those of its larger neighbours, shrunk, whose W' are near to good ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from nonsingular.errors import NotInBall
 from nonsingular.evaluation.certified import margins_of
+from nonsingular.evaluation.effort import Budget, Sweep
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import attained, is_correct
@@ -28,10 +30,6 @@ from nonsingular.results.surface import Cell
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.grid import Grid, Radii
 from nonsingular.threat.perturbation import Perturbation
-
-ROUNDS = 2
-"""Most attacks on one point of the grid.  Each begins where the last one ended, if that one lowered the accuracy by more than
-half the width of its 95 % interval.  A point where the final one still did has the flag "moving"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,43 +86,82 @@ def _rebuilt(
     return Reached(eps_x, eps_w, correct, margins, rows, Perturbation(weights.pop(""), weights, point[1]), *rest)
 
 
-def reach(
-    case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached] = (), proven: Tensor | None = None
-) -> Reached:  # fmt: skip
-    """Attacks one group of examples in one cell.
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a cell before it is attacked.
 
-    smaller: what was reached at neighbours with smaller radii.  The accuracy is not above theirs; in scope sample, examples that
-    are lost there are lost here.  proven: (n,) examples that are certified here, which scope sample skips.
+    own: what the sweep before reached there.  neighbours: what this sweep reached next to it, at smaller radii, or at larger ones
+    where it goes down.  sweep: its number.  proven: (n,) examples that are certified here, which scope sample skips.
+    """
+
+    own: Reached | None = None
+    neighbours: Sequence[Reached] = ()
+    sweep: int = 0
+    proven: Tensor | None = None
+
+    @property
+    def reached(self) -> list[Reached]:
+        return [*([] if self.own is None else [self.own]), *self.neighbours]
+
+    def to(self, device: torch.device) -> Known:
+        """The same on a device."""
+        own = None if self.own is None else self.own.to(device)
+        return replace(self, own=own, neighbours=[r.to(device) for r in self.neighbours])
+
+
+NOTHING = Known()
+"""Of a cell that is attacked by itself."""
+
+
+def reach(case: Case, grid: Grid, method: Method, radii: Radii, known: Known = NOTHING) -> Reached:
+    """Attacks one group of examples in one cell, in one sweep.
+
+    The accuracy is not above what is known of this ball and of smaller ones; in scope sample, examples that are lost there are
+    lost here.  Seconds and passes are those of all sweeps so far.
     """
     started, before = time.perf_counter(), so_far()
-    smaller = [s.to(case.x.device) for s in smaller]  # from another process they come without their device
+    known = known.to(case.x.device)  # from another process it comes without its device
     with torch.no_grad():
-        if method.alone:
-            found = _each(case, grid, method, radii, smaller, proven)
-        else:
-            found = _together(case, grid, method, radii, smaller)
+        found = (_each if method.alone else _together)(case, grid, method, radii, known)
     seconds, passes = time.perf_counter() - started, so_far().since(before)
+    if known.own is not None:
+        seconds, passes = seconds + known.own.seconds, (passes[0] + known.own.passes[0], passes[1] + known.own.passes[1])
     return replace(found, eps_x=radii[0], eps_w=radii[1], seconds=seconds, passes=passes)
 
 
-def walk(case: Case, grid: Grid, method: Method, proven: NDArray[np.bool_] | None = None) -> Iterator[Reached]:
-    """`reach` over the whole grid for one group, row by row.  proven: (rows, columns, n)."""
-    above: list[Reached] = []
+def order(grid: Grid, sweep: Sweep) -> list[tuple[int, tuple[int, ...]]]:
+    """The cells of a grid in the order of a sweep, by their number, each with the neighbours that come before it."""
     rows, columns = grid.shape
-    for i in range(rows):
-        here: list[Reached] = []
-        for j in range(columns):
-            known = None if proven is None else torch.from_numpy(proven[i, j]).to(case.x.device)
-            smaller = ([above[j]] if above else []) + here[-1:]
-            here.append(reach(case, grid, method, grid.radii(i, j), smaller, known))
-            yield here[-1]
-        above = here
+    step = 1 if sweep.down else -1
+    cells = range(rows * columns)
+    found = list[tuple[int, tuple[int, ...]]]()
+    for k in reversed(cells) if sweep.down else cells:
+        i, j = divmod(k, columns)
+        beside = ((k + step * columns, 0 <= i + step < rows), (k + step, 0 <= j + step < columns))
+        found.append((k, tuple(m for m, there in beside if there)))
+    return found
+
+
+def walk(case: Case, grid: Grid, method: Method, proven: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, Reached]]:
+    """`reach` over the whole grid for one group, sweep by sweep, each with its number.  proven: (rows, columns, n)."""
+    before = dict[int, Reached]()
+    for number, sweep in enumerate(method.sweeps):
+        now = dict[int, Reached]()
+        for k, beside in order(grid, sweep):
+            i, j = divmod(k, grid.shape[1])
+            certified = None if proven is None else torch.from_numpy(proven[i, j]).to(case.x.device)
+            known = Known(before.get(k), [now[m] for m in beside], number, certified)
+            now[k] = reach(case, grid, method, grid.radii(i, j), known)
+            yield number, now[k]
+        before = now
 
 
 # --- one point of the grid ------------------------------------------------------------------------------------------------
 
 
-def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | None) -> tuple[Perturbation, Tensor]:
+def _attack(
+    case: Case, method: Method, ball: JointBall, start: Perturbation | None, budget: Budget
+) -> tuple[Perturbation, Tensor]:  # fmt: skip
     """A point of the ball and its (n, K) logits, taken from its tensors."""
 
     def run(size: int) -> Perturbation:
@@ -132,7 +169,7 @@ def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | N
         found: list[Perturbation] = []
         for at in (slice(i, i + size) for i in range(0, len(case), size)):
             some = case.part(at)
-            part = method.at(some, ball, None if start is None else start.part(at))
+            part = method.at(some, ball, None if start is None else start.part(at), budget)
             found.append(part.check(case.network, some.x, ball))
         return Perturbation.joined(found)
 
@@ -142,26 +179,35 @@ def _attack(case: Case, method: Method, ball: JointBall, start: Perturbation | N
     return point, logits_at(case.network, point)
 
 
-def _together(case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached]) -> Reached:
+def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known) -> Reached:
     """One perturbation of the group as a whole."""
     n, y, everyone = len(case), case.y, torch.arange(len(case), device=case.x.device)
-    nearest = min(smaller, key=_right, default=None)
-    if nearest is not None and not _right(nearest):
-        return replace(nearest, flags=())
+    sweep = method.sweeps[known.sweep]
+    within = [r for r in known.reached if r.eps_x <= radii[0] and r.eps_w <= radii[1]]
+    nearest = min(within, key=_right, default=None)
+    if nearest is not None:  # what is still true of it in another ball, and after another attack
+        nearest = replace(nearest, flags=tuple(f for f in nearest.flags if f != "moving" and nearest is known.own))
+        if not _right(nearest) or not sweep.attacks:
+            return nearest
     start, before = None, n
-    for s in smaller:
-        grown = _grown(case, grid, method.scope, radii, everyone, [s])
-        right = int(is_correct(logits_at(case.network, grown), y).sum())
+    for r in known.reached:
+        if r.origin == radii:
+            grown, right = r.point, _right(r)
+        else:
+            grown = _grown(case, grid, method.scope, radii, everyone, [r])
+            right = int(is_correct(logits_at(case.network, grown), y).sum())
         if start is None or right < before:
             start, before = grown, right
 
+    budget = {**sweep.budget, **({} if sweep.explores_at(radii, grid) else {"explore": False})}
+
     def attempt(start: Perturbation | None) -> Reached:
-        point, logits = _attack(case, method, grid.at(radii), start)
+        point, logits = _attack(case, method, grid.at(radii), start, budget)
         flags = ("one-class",) if n > 1 and len(logits.argmax(1).unique()) == 1 else ()
         return Reached(*radii, is_correct(logits, y), attained(logits, y), everyone, point, radii, flags)
 
     best = attempt(start)
-    for _ in range(1, ROUNDS if method.nested else 1):
+    for _ in range(1, sweep.rounds):
         if not _moves(before, _right(best), n):
             break
         before, best = _right(best), min(best, attempt(best.point), key=_right)
@@ -170,25 +216,24 @@ def _together(case: Case, grid: Grid, method: Method, radii: Radii, smaller: Seq
     return best if nearest is None else min(nearest, best, key=_right)
 
 
-def _each(
-    case: Case, grid: Grid, method: Method, radii: Radii, smaller: Sequence[Reached], proven: Tensor | None
-) -> Reached:  # fmt: skip
+def _each(case: Case, grid: Grid, method: Method, radii: Radii, known: Known) -> Reached:
     """A separate perturbation for each example: only examples that are neither lost nor proven are attacked."""
     flags: tuple[str, ...] = ()
-    x, y = case.x, case.y
+    x, y, smaller = case.x, case.y, known.reached
     if smaller:
         correct = torch.stack([s.correct for s in smaller]).all(0)
         margin = torch.stack([s.margins for s in smaller]).amin(0)
+        flags = () if known.own is None else known.own.flags
     else:
         logits = logits_at(case.network, Perturbation(x))  # anew: its passes count
         correct, margin = is_correct(logits, y), attained(logits, y)
         flags = ("one-class",) if len(x) > 1 and len(logits.argmax(1).unique()) == 1 else ()
-    rows = (correct if proven is None else correct & ~proven).nonzero().flatten()
+    rows = (correct if known.proven is None else correct & ~known.proven).nonzero().flatten()
     if not len(rows) or not any(radii):
         nothing = rows[:0]
         return Reached(*radii, correct, margin, nothing, Perturbation(x[nothing], scope="sample"), radii, flags)
     start = _grown(case, grid, method.scope, radii, rows, smaller) if smaller else None
-    point, logits = _attack(case.part(rows), method, grid.at(radii), start)
+    point, logits = _attack(case.part(rows), method, grid.at(radii), start, method.sweeps[known.sweep].budget)
     correct[rows] &= is_correct(logits, y[rows])
     margin[rows] = torch.minimum(margin[rows], attained(logits, y[rows]))
     return Reached(*radii, correct, margin, rows, point, radii, flags)
@@ -207,7 +252,7 @@ def _moves(before: int, right: int, n: int) -> bool:
 def _grown(
     case: Case, grid: Grid, scope: Scope, radii: Radii, rows: Tensor, smaller: Sequence[Reached]
 ) -> Perturbation:  # fmt: skip
-    """What was found in smaller balls, scaled to this one; in scope sample, for each row the one with the lower margin."""
+    """What was found in other balls, scaled to this one; in scope sample, for each row the one with the lower margin."""
     ball, x, params = grid.at(radii), case.x, {n: p.detach() for n, p in case.network.named_parameters()}
     boxes, box = ball.weight_boxes(params), ball.input_box(x[rows])
     own = scope == "sample"

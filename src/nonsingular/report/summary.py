@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonsingular.errors import InvalidInput
-from nonsingular.results.surface import FORMAT, SHARERS, Surface, arithmetic
+from nonsingular.results.surface import FORMAT, SHARERS, Surface, arithmetic, spent
 
 KINDS = ("attacked", "shared", "certified")
 """Kinds of accuracy, from upper bounds down: no later one lies above an earlier one."""
@@ -194,7 +194,7 @@ def same_grid(surfaces: Iterable[Surface]) -> None:
 def how(surfaces: Iterable[Surface]) -> str:
     """How these accuracies were found: attacks with their scope, and bounds."""
     every = list(surfaces)
-    attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}" for s in every if s.kind == "attacked")
+    attacks = dict.fromkeys(f"attack: {s.attack}, scope: {s.scope}{spent(s.about)}" for s in every if s.kind == "attacked")
     shared = dict.fromkeys(
         f"shared: certified by {s.attack} and a count, one W' for {SHARERS[s.scope]}{_deployed(s)}"
         for s in every

@@ -37,6 +37,15 @@ def arithmetic(about: Mapping[str, Any]) -> str:
     return "in exact arithmetic" if kind is None else f"as computed in {kind}"
 
 
+def spent(about: Mapping[str, Any]) -> str:
+    """The effort of an attacked surface, as its record says; nothing for attacks without one.
+
+    >>> spent({"effort": "quick"}), spent({})
+    (', effort quick', '')
+    """
+    return f", effort {about['effort']}" if "effort" in about else ""
+
+
 @dataclass(frozen=True)
 class Cell:
     """Outcome of one method on one model at one point of the grid."""
@@ -220,7 +229,11 @@ class Surface:
         rows = [
             f"{w:>13.4g} " + "".join(f"{100 * a:>9.1f}" for a in row) for w, row in zip(self.eps_w, self.accuracy, strict=True)
         ]
-        how = f"scope {self.scope}, attack {self.attack}" if self.kind == "attacked" else f"certified by {self.attack}"
+        how = (
+            f"scope {self.scope}, attack {self.attack}{spent(self.about)}"
+            if self.kind == "attacked"
+            else f"certified by {self.attack}"
+        )
         how += f", one W' for {SHARERS[self.scope]}" if self.kind == "shared" else ""
         how += f", {arithmetic(self.about)}" if self.about.get("deployed") else ""
         tail = (

@@ -136,7 +136,10 @@ class Job:
         def on_cell(cell: Cell) -> None:
             report("cells", 1)
 
-        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"), self.shard)
+        def on_swept(cell: Cell) -> None:
+            report("cells in a first sweep", 1)
+
+        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"), on_swept, self.shard)
 
     @property
     def shard(self) -> Shard | None:
@@ -213,7 +216,7 @@ class Attacked(Job):
         if settings.deployed is not None and settings.certify is None:
             raise InvalidInput(f"deployed is '{settings.deployed}', which only certificates know; give certify, too")
         super().__init__(settings, quick=quick, on_loaded=on_loaded)
-        self.method = Method.of(settings.attack, settings.scope, settings.batch_size, settings.seed)
+        self.method = Method.of(settings.attack, settings.scope, settings.batch_size, settings.seed, settings.effort)
         check_parts(self.method, self.shard)
         self.settings = self.settings.model_copy(update={"attack": self.method.attack.name})
         self.bound = sound(settings.certify) if settings.certify else None

@@ -46,6 +46,7 @@ BoundName = Annotated[
 MethodName = Annotated[str, AfterValidator(lambda name: known(OBJECTIVES, name, "method"))]
 NetworkName = Annotated[str, AfterValidator(lambda name: known(MODELS, name, "network"))]
 ScopeName = Literal["sample", "batch", "dataset"]
+EffortName = Literal["quick", "standard", "thorough"]
 
 
 class Settings(BaseModel):
@@ -250,6 +251,10 @@ class EvaluateSettings(SurfaceSettings):
     attack: AttackName | None = _said(
         "strongest (default), paper, apgd, ... ('nonsingular list attacks'); a+b is the worst of both.", None
     )
+    effort: EffortName = _said(
+        "quick, standard (default) or thorough: what the default attack spends. Where W' is shared, more leaves no more right.",
+        "standard",
+    )
     batch_size: int = _said("Examples that share W' in scope batch. Default: 128.", 128, ge=1)
     certify: BoundName | None = _said(
         "Certify the grid too, by this bound: crown, best, ... ('nonsingular list bounds'). Default: none.", None
@@ -263,6 +268,7 @@ class EvaluateSettings(SurfaceSettings):
     expectation: int | None = _said(
         "For a random network: average the logits over this many forward passes. Default: a random one is refused.", None, ge=1
     )
+    LATER: ClassVar = (*SurfaceSettings.LATER, "effort")
 
 
 class CertifySettings(SurfaceSettings):
