@@ -1,6 +1,6 @@
 """convergence.py - surfaces in scope dataset at each effort, against many times the passes: how much is still to be had.
 
-For each network, the surfaces of `evaluate` at the efforts given, and a reference: effort `thorough` with --factor times the steps.
+For each network, the surfaces of `evaluate` at the efforts given, and a reference: `thorough` with --factor times the steps.
 Printed: AUC, passes, CPU seconds, the largest and the mean overstatement of a cell in points, and the CPU seconds of the paper's
 protocol over the same grid, measured on a few of its cells before, between and after the others.  Exit code 1 if a cell of
 `standard` is more than 0.5 points above the lowest, or `standard` takes more than 1/5 of the paper's time.
@@ -108,8 +108,8 @@ def compare(name: str, case: Case, args: argparse.Namespace) -> int:
         i, j = np.unravel_index(above.argmax(), above.shape)
         passes = (s.about["passes"]["forward"] + 2 * s.about["passes"]["backward"]) / 3 / len(y)
         print(
-            f"{what:14} {s.auc:7.4f} {passes:8.0f} {seconds:7.1f} {seconds / whole:8.3f} {above.max():11.2f} {above.mean():6.2f}  "
-            f"({columns[j]:g}, {rows[i]:g})", flush=True,
+            f"{what:14} {s.auc:7.4f} {passes:8.0f} {seconds:7.1f} {seconds / whole:8.3f} {above.max():11.2f} {above.mean():6.2f}",
+            f" ({columns[j]:g}, {rows[i]:g})", flush=True,
         )  # fmt: skip
     if "standard" not in found:
         return 0

@@ -7,6 +7,8 @@ whose operations are not known).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -52,7 +54,7 @@ def apgd(
     check_scope(scope)
     model = classifier(model, x, ball)
     if scope != "sample":
-        given = {} if steps is None else {"steps": steps}
+        given: dict[str, Any] = {} if steps is None else {"steps": steps}
         return shared_apgd(model, x, y, ball, scope=scope, start=start, generator=generator, **given)
     with recording(), torch.no_grad():
         check_labels(y, len(x), outputs(model, x[:1].clone()).shape[1] if len(x) else 0)

@@ -110,7 +110,7 @@ class Known:
 
 
 NOTHING = Known()
-"""Of a cell that is attacked by itself."""
+"""A cell that is attacked by itself."""
 
 
 def reach(case: Case, grid: Grid, method: Method, radii: Radii, known: Known = NOTHING) -> Reached:
