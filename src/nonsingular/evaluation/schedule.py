@@ -218,7 +218,7 @@ class Work:
         for number in range(max((n for n, known in enumerate(held) if len(known) == len(self.grid.points)), default=0), last + 1):
             now = dict(held[number])
             for found in self._sweep(number, before, now):
-                # all examples, for a later run to go on from; what lies in the result's own file of a smaller ball is not kept twice
+                # all examples, for a later run to go on from; of the last sweep, what was found in a smaller ball lies there
                 keep = self._keep and (number < last or found.origin == (found.eps_x, found.eps_w))
                 piece = (0, len(self.case)), [found.cell], [self._whole(found)] if keep else []
                 if number == last:
@@ -230,15 +230,18 @@ class Work:
             self._forget(number - 1)
         self._forget(last - 1)
 
-    def _sweep(self, number: int, before: Mapping[int, Reached], now: dict[int, Reached]) -> Iterator[Reached]:
-        """The cells that `now` lacks, into it, each as soon as its neighbours are there.  before: those of the sweep before."""
+    def _sweep(self, number: int, before: dict[int, Reached], now: dict[int, Reached]) -> Iterator[Reached]:
+        """The cells that `now` lacks, into it, each as soon as its neighbours are there.
+
+        before: those of the sweep before; each is taken out once it is used.
+        """
         cells = order(self.grid, self.method.sweeps[number])
         running, submit = dict[Future[Reached], int](), self.execution.submit or self._now
         while len(now) < len(cells):
             started = {*now, *running.values()}
             ready = [(k, beside) for k, beside in cells if k not in started and all(m in now for m in beside)]
             for k, beside in ready if self.execution.submit else ready[:1]:
-                known = Known(before.get(k), [now[m] for m in beside], number)
+                known = Known(before.pop(k, None), [now[m] for m in beside], number)
                 running[submit("cell_nested", self.grid.points[k], known)] = k
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 now[k := running.pop(future)] = future.result()
