@@ -17,6 +17,7 @@ from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct
 from nonsingular.results.files import Log
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.perturbation import Perturbation
 from test_nested import model_and_examples
 
 GRID = {"eps_x": (0.0, 0.05, 0.1, 0.2), "eps_w": (0.0, 0.02, 0.05, 0.1)}
@@ -79,6 +80,34 @@ def test_the_way_back_finds_what_small_balls_miss():
     assert (np.diff(found.accuracy[0]) <= 0).all()
     # what each cell begins from in the first sweep is no worse than what it is when nothing moves
     assert all(begun <= len(y) for cell in seen.values() for begun, *_ in cell)
+
+
+def weak(model, x, y, ball, *, scope, start=None, explore=True, steps=4):
+    """Does nothing in a few steps, and breaks six examples more in many."""
+    now = x.clone() if start is None else start.x.clone()
+    if steps > 4:
+        right = is_correct(logits_at(model, Perturbation(now)), y).nonzero().flatten()[:6]
+        now[right] = ball.input_box(x).project_(1 - x)[right]
+    return Perturbation(now, {}, scope)
+
+
+def test_what_a_longer_attack_still_finds_is_said(tmp_path):
+    """Of 25 cells one is tried: the number is in the record, a doubt says it, and a second run takes both from the log."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.ones(9), -torch.ones(9)]))
+        model[1].bias.copy_(torch.tensor([-4.5, 4.5]))
+    x = torch.rand(60, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    y, grid = model(x).argmax(1), {"eps_x": (0.96, 0.97, 0.98, 0.99, 1.0), "eps_w": (0.0, 0.01, 0.02, 0.03, 0.04)}
+    attack = Attack("weak", weak, starts=True, budget=True)
+    found = evaluate(model, (x, y), **grid, scope="dataset", attack=attack, log=tmp_path / "log")
+    (left,) = found.about["left"]
+    assert left["points"] == pytest.approx(10) and left["eps_w"] > 0
+    (doubt,) = (d for d in found.about["doubts"] if "to be had" in d)
+    assert "about 10.0 points" in doubt and f"({left['eps_x']:g}, {left['eps_w']:g})" in doubt
+    entries = (tmp_path / "log").read_bytes()
+    again = evaluate(model, (x, y), **grid, scope="dataset", attack=attack, log=tmp_path / "log")
+    assert again.about == found.about and (tmp_path / "log").read_bytes() == entries
 
 
 class Stop(Exception):

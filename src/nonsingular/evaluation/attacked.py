@@ -112,8 +112,11 @@ def surface(
     if bound and method.alone:  # what is certified is not attacked
         proven = proving(bound=bound)
     cells: list[Cell] = []
+    left: list[dict[str, float]] = []
     try:
-        cells = Work(case, grid, method, execution).cells(None if bound is None or proven is None else (bound, proven.held))
+        work = Work(case, grid, method, execution)
+        cells = work.cells(None if bound is None or proven is None else (bound, proven.held))
+        left = work.left(cells)
         if bound:
             proven = (proven or proving(bound=bound, attacked=cells)).under(cells)
     except SoundnessError as e:
@@ -123,7 +126,8 @@ def surface(
         "moved_at_largest_eps_w": moved_at(case.network, grid.largest),
         "passes": {"forward": sum(c.passes[0] for c in cells), "backward": sum(c.passes[1] for c in cells)},
         "dtype": str(case.x.dtype), "device": case.x.device.type,
-        "doubts": [*case.doubts, *_doubts(case, grid, cells, proven)],
+        "doubts": [*case.doubts, *_doubts(case, grid, cells, proven), *_still(left)],
+        **({"left": left} if left else {}),
     }  # fmt: skip
     if method.scope == "sample" and not method.attack.raw:
         cells = nested(cells, grid)
@@ -193,6 +197,18 @@ def _doubts(case: Case, grid: Grid, cells: Sequence[Cell], proven: Proven | None
     survivors = torch.from_numpy(np.flatnonzero(left)).to(case.x.device)
     inputs = None if cell is None else grid.at((cell.eps_x, 0.0))
     return [*doubts_of_gradients(case, grid.largest, survivors, inputs), *(() if proven is None else proven.doubts)]
+
+
+def _still(left: Sequence[dict[str, float]]) -> list[str]:
+    """A doubt where a longer attack found more.  left: as `Work.left` says."""
+    most = max(left, key=lambda one: one["points"], default=None)
+    if most is None or not most["points"]:
+        return []
+    at = f"({most['eps_x']:g}, {most['eps_w']:g})"
+    return [
+        f"about {most['points']:.1f} points may still be to be had: so much lower a longer attack got at {at}, the most in a "
+        f"sample of {len(left)} cells; --effort thorough spends more on all of them"
+    ]
 
 
 def moved_at(model: nn.Module, ball: JointBall) -> dict[str, dict[str, Any]]:

@@ -74,3 +74,8 @@ def sweeps(effort: str, scope: Scope, budget: bool) -> tuple[Sweep, ...]:
         return (ALONE if scope == "sample" else TOGETHER)[effort]
     up = Sweep(rounds=2)
     return (up,) if effort != "thorough" or scope == "sample" else (up, _DOWN, up)
+
+
+def longer(effort: str) -> Sweep:
+    """How a few cells are attacked once more after the last sweep, which shows what is still to be had."""
+    return Sweep(down=True, budget={"steps": 64 if effort == "thorough" else 16})

@@ -17,7 +17,7 @@ from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, Attack, Bound, declared, known
 from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
 from nonsingular.errors import InvalidInput
-from nonsingular.evaluation.effort import Budget, Sweep, check_effort, sweeps
+from nonsingular.evaluation.effort import Budget, Sweep, check_effort, longer, sweeps
 from nonsingular.network.calling import logits_at
 from nonsingular.network.devices import placed
 from nonsingular.network.heads import classifier
@@ -169,6 +169,10 @@ class Method:
     def sweeps(self) -> tuple[Sweep, ...]:
         """How it walks over the grid; once for an attack that takes no start."""
         return sweeps(self.effort, self.scope, self.attack.budget) if self.nested else (Sweep(),)
+
+    def sweep(self, number: int) -> Sweep:
+        """The sweep of this number; after the last, a longer attack."""
+        return self.sweeps[number] if number < len(self.sweeps) else longer(self.effort)
 
     def describe(self, unit: JointBall) -> dict[str, Any]:
         """The settings by name, for records; with a hash of its code for an attack that is not of the catalog."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
@@ -104,6 +104,10 @@ TASKS: Mapping[str, Callable[..., Any]] = {
 """The tasks of workers: (case, grid, method, ...)."""
 
 
+EACH, MOST = 25, 4
+"""One in how many cells is attacked once more, and how many at most."""
+
+
 @dataclass(frozen=True, eq=False)
 class Work:
     """The cells of a grid, done in pieces that are kept in a log as they come."""
@@ -112,6 +116,8 @@ class Work:
     grid: Grid
     method: Method
     execution: Execution
+    reached: dict[int, Reached] = field(default_factory=dict[int, Reached], init=False)
+    """What this process reached at last where all examples share one W', by the number of the cell."""
 
     def cells(self, held: Held | None) -> list[Cell]:
         """All cells, in the order of the grid.  held: what is certified of all examples."""
@@ -143,10 +149,42 @@ class Work:
         for piece in pieces:
             self._write(piece)
             span, cells, _ = piece
-            done.setdefault(span, []).extend(cells)
+            new = {(cell.eps_x, cell.eps_w) for cell in cells}  # also of a cell that the log holds without its perturbation
+            done[span] = [*(c for c in done.get(span, ()) if (c.eps_x, c.eps_w) not in new), *cells]
             for cell in cells:
                 self.execution.on_cell(cell)
         return done
+
+    def left(self, cells: Sequence[Cell]) -> list[dict[str, float]]:
+        """What is still to be had in some cells, in points: how far a longer attack lowers them.  cells: those of the result.
+
+        One of EACH cells, at most MOST, of those that something is left of and in which W' moves, chosen by a seed; none in other
+        scopes, for attacks without a budget, and where what was found is not at hand.
+        """
+        if self.method.scope != "dataset" or not self.method.attack.budget:
+            return []
+        key = f"{self._key}-left"
+        for entry in Log(self.execution.log) if self.execution.log else ():
+            if entry.get("key") == key:
+                return [{name: float(one[name]) for name in ("eps_x", "eps_w", "points")} for one in entry["left"]]
+        some = [k for k, cell in enumerate(cells) if cell.eps_w > 0 and cell.correct.any()]
+        size = min(MOST, len(cells) // EACH, len(some))
+        chosen = sorted(np.random.default_rng(0).choice(some, size, replace=False).tolist()) if size else []
+        own = [self.reached.get(k) or self._again(cells[k], len(self.method.sweeps) - 1) for k in chosen]
+        todo = [(r.eps_x, r.eps_w, r) for r in own if r is not None]
+        submit = self.execution.submit or self._now
+        running = [submit("cell_nested", (x, w), Known(r, (), len(self.method.sweeps))) for x, w, r in todo]
+        found = [
+            {
+                "eps_x": x,
+                "eps_w": w,
+                "points": 100 * int((r.correct.sum() - longer.result().correct.sum()).item()) / len(self.case),
+            }
+            for (x, w, r), longer in zip(todo, running, strict=True)
+        ]
+        if self.execution.log and found:
+            Log(self.execution.log).append({"key": key, "span": [0, len(self.case)], "left": found})
+        return found
 
     @cached_property
     def _key(self) -> str:
@@ -229,6 +267,7 @@ class Work:
             before = now
             self._forget(number - 1)
         self._forget(last - 1)
+        self.reached.update(before)
 
     def _sweep(self, number: int, before: dict[int, Reached], now: dict[int, Reached]) -> Iterator[Reached]:
         """The cells that `now` lacks, into it, each as soon as its neighbours are there.

@@ -182,7 +182,7 @@ def _attack(
 def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known) -> Reached:
     """One perturbation of the group as a whole."""
     n, y, everyone = len(case), case.y, torch.arange(len(case), device=case.x.device)
-    sweep = method.sweeps[known.sweep]
+    sweep = method.sweep(known.sweep)
     within = [r for r in known.reached if r.eps_x <= radii[0] and r.eps_w <= radii[1]]
     nearest = min(within, key=_right, default=None)
     if nearest is not None:  # what is still true of it in another ball, and after another attack

@@ -233,10 +233,12 @@ class Attacked(Job):
     def keys(self) -> tuple[str, ...]:
         """Under which keys the log of the run holds its pieces, in the order in which one worker comes to them."""
         cells = self.method.key(self.case, self.grid.unit)
+        early = [f"{cells}-sweep-{number}" for number in range(len(self.method.sweeps) - 1)]
+        attacked = (*early, cells, f"{cells}-left") if self.method.scope == "dataset" else (cells,)
         if self.bound is None:
-            return (cells,)
+            return attacked
         proofs = proof_key(self.case, self.grid, self.bound)
-        return (proofs, cells) if self.method.alone else (cells, proofs, f"{proofs}-{cells}")
+        return (proofs, cells) if self.method.alone else (*attacked, proofs, f"{proofs}-{cells}")
 
     def fill(self, execution: Execution) -> None:
         """Does the pieces of the shard, into the log."""
