@@ -8,6 +8,7 @@ in units of the last place; all others are kept as they are.  zlib then takes wh
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> whole numbers as wide."""
 LEVELS, NEAR, FINE = 255, 127, 2.0**-14
-"""Most levels of a tensor; the largest distance from one, in units of the last place; the width of what counts as one place."""
+"""Most levels of a piece; the largest distance from one, in units of the last place; the width of what counts as one place."""
+PIECE = 2**20
+"""Elements that are packed at once, which bounds the memory for it."""
 EFFORT = 6
 """The level of zlib: a higher one is slower, and saves hardly anything."""
 
@@ -33,40 +36,31 @@ class Ends:
     hi: Tensor
     home: Tensor
 
+    def part(self, at: slice) -> Ends:
+        """Those of some elements, by their place in the flattened tensor."""
+        return Ends(*(t.reshape(-1)[at] for t in (self.lo, self.hi, self.home)))
+
     def inside(self, other: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower ends and widths of some elements."""
-        lo, hi = (end.reshape(-1).double().numpy()[other] for end in (self.lo, self.hi))
+        lo, hi = (end.double().numpy()[other] for end in (self.lo, self.hi))
         return lo, hi - lo
 
 
 def pack(t: Tensor, ends: Ends | None) -> bytes:
     """The numbers of a tensor on the CPU, of which `unpack` makes the same bits.  ends: None for one that lies in no box."""
-    words = _words(t)
-    if ends is None:
-        return zlib.compress(_planes(words, t.element_size()), EFFORT)
-    code = np.full(words.shape, 3, dtype=np.uint8)
-    for k, end in ((2, ends.home), (1, ends.hi), (0, ends.lo)):
-        code[words == _words(end)] = k
-    other = code == 3
-    lo, width = ends.inside(other)
-    with np.errstate(all="ignore"):  # a box without a width, and numbers that are none, are near no level
-        place = (t.reshape(-1).double().numpy()[other] - lo) / width
-        levels = _levels(place)
-        level = np.searchsorted((levels[1:] + levels[:-1]) / 2, place) if len(levels) else np.zeros(len(place), dtype=int)
-        away = words[other] - _at(levels, level, lo, width, t.dtype)
-    near = np.isfinite(place) & (away >= -NEAR) & (away <= NEAR) & bool(len(levels))
-    parts = (
-        _crumbs(code), bytes([len(levels)]), levels.tobytes(), np.packbits(near).tobytes(),
-        level[near].astype(np.uint8).tobytes(), away[near].astype(np.int8).tobytes(),
-        _planes(words[other][~near], t.element_size()),
-    )  # fmt: skip
-    return zlib.compress(b"".join(parts), EFFORT)
+    flat, size, stream, packed = t.detach().reshape(-1), t.element_size(), zlib.compressobj(EFFORT), list[bytes]()
+    whole = None if ends is None else ends.part(slice(None))
+    for at in _pieces(len(flat)):
+        coded = _planes(_words(flat[at]), size) if whole is None else _coded(flat[at], whole.part(at))
+        packed.append(stream.compress(coded))
+    return b"".join(packed) + stream.flush()
 
 
 def unpack(data: bytes, shape: tuple[int, ...], dtype: torch.dtype, ends: Ends | None) -> Tensor:
     """The tensor of which `pack` made these bytes.  Raises ValueError for others; no more is unpacked than a tensor can need."""
-    n, size = int(np.prod(shape, dtype=np.int64)), dtype.itemsize
-    most = n * size if ends is None else n * (size + 2) + 8 * LEVELS + 16
+    n, size = math.prod(shape), dtype.itemsize
+    pieces = _pieces(n)
+    most = n * size if ends is None else n * (size + 2) + len(pieces) * (8 * LEVELS + 16)
     stream = zlib.decompressobj()
     try:
         took = _Bytes(stream.decompress(data, most + 1))
@@ -75,33 +69,65 @@ def unpack(data: bytes, shape: tuple[int, ...], dtype: torch.dtype, ends: Ends |
     if not stream.eof or stream.unused_data:
         raise ValueError("packed numbers end too early or too late")
     kind = np.dtype(f"<i{size}")
-    if ends is None:
-        words = _unplaned(took(n * size), kind)
-    else:
-        words = np.empty(n, dtype=kind)
-        code = _uncrumbed(took(-(-n // 4)), n)
-        for k, end in ((0, ends.lo), (1, ends.hi), (2, ends.home)):
-            words[code == k] = _words(end)[code == k]
-        other = code == 3
-        levels = np.frombuffer(took(8 * took(1)[0]), dtype="<f8")
-        near = np.unpackbits(np.frombuffer(took(-(-int(other.sum()) // 8)), dtype=np.uint8), count=int(other.sum())).astype(bool)
-        level = np.frombuffer(took(int(near.sum())), dtype=np.uint8).astype(int)
-        away = np.frombuffer(took(int(near.sum())), dtype=np.int8)
-        if len(level) and level.max() >= len(levels):
-            raise ValueError("packed numbers name a level that is not there")
-        lo, width = (v[near] for v in ends.inside(other))
-        rest = np.empty(len(near), dtype=kind)
-        with np.errstate(all="ignore"):
-            rest[near] = (_at(levels, level, lo, width, dtype) + away).astype(kind)
-        rest[~near] = _unplaned(took(int((~near).sum()) * size), kind)
-        words[other] = rest
+    words, whole = np.empty(n, dtype=kind), None if ends is None else ends.part(slice(None))
+    for at in pieces:
+        many = min(at.stop, n) - at.start
+        words[at] = _unplaned(took(many * size), kind) if whole is None else _decoded(took, many, dtype, whole.part(at))
     took.end()
     return torch.from_numpy(words).view(dtype).reshape(shape)
 
 
+def _pieces(n: int) -> list[slice]:
+    return [slice(i, i + PIECE) for i in range(0, n, PIECE)]
+
+
+# --- one piece of a tensor ------------------------------------------------------------------------------------------------
+
+
+def _coded(t: Tensor, ends: Ends) -> bytes:
+    words = _words(t)
+    code = np.full(words.shape, 3, dtype=np.uint8)
+    for k, end in ((2, ends.home), (1, ends.hi), (0, ends.lo)):
+        code[words == _words(end)] = k
+    other = code == 3
+    lo, width = ends.inside(other)
+    with np.errstate(all="ignore"):  # a box without a width, and numbers that are none, are near no level
+        place = (t.double().numpy()[other] - lo) / width
+        levels = _levels(place)
+        level = np.searchsorted((levels[1:] + levels[:-1]) / 2, place) if len(levels) else np.zeros(len(place), dtype=int)
+        away = words[other] - _at(levels, level, lo, width, t.dtype)
+    near = np.isfinite(place) & (away >= -NEAR) & (away <= NEAR) & bool(len(levels))
+    return b"".join((
+        _crumbs(code), bytes([len(levels)]), levels.tobytes(), np.packbits(near).tobytes(),
+        level[near].astype(np.uint8).tobytes(), away[near].astype(np.int8).tobytes(),
+        _planes(words[other][~near], t.element_size()),
+    ))  # fmt: skip
+
+
+def _decoded(took: _Bytes, n: int, dtype: torch.dtype, ends: Ends) -> NDArray[Any]:
+    kind = np.dtype(f"<i{dtype.itemsize}")
+    words, code = np.empty(n, dtype=kind), _uncrumbed(took(-(-n // 4)), n)
+    for k, end in ((0, ends.lo), (1, ends.hi), (2, ends.home)):
+        words[code == k] = _words(end)[code == k]
+    other = code == 3
+    rest = np.empty(int(other.sum()), dtype=kind)
+    levels = np.frombuffer(took(8 * took(1)[0]), dtype="<f8")
+    near = np.unpackbits(np.frombuffer(took(-(-len(rest) // 8)), dtype=np.uint8), count=len(rest)).astype(bool)
+    level = np.frombuffer(took(int(near.sum())), dtype=np.uint8).astype(int)
+    away = np.frombuffer(took(int(near.sum())), dtype=np.int8)
+    if len(level) and level.max() >= len(levels):
+        raise ValueError("packed numbers name a level that is not there")
+    lo, width = (v[near] for v in ends.inside(other))
+    with np.errstate(all="ignore"):
+        rest[near] = (_at(levels, level, lo, width, dtype) + away).astype(kind)
+    rest[~near] = _unplaned(took(int((~near).sum()) * dtype.itemsize), kind)
+    words[other] = rest
+    return words
+
+
 def _words(t: Tensor) -> NDArray[np.int64]:
     """(n,) its bits as whole numbers, wide enough for differences."""
-    return t.detach().reshape(-1).contiguous().view(WORDS[t.element_size()]).numpy().astype(np.int64)
+    return t.detach().contiguous().view(WORDS[t.element_size()]).numpy().astype(np.int64)
 
 
 def _levels(place: NDArray[np.float64]) -> NDArray[np.float64]:
