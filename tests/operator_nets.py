@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import soundness
-from nonsingular.network.rounded import rounded
+from nonsingular.network.rounded import fused, integer_product, rounded
 from soundness import CLASSES, check_architecture
 
 # (forward of x (N, d), shapes of the parameters, width of the output); d: width of the input, o: any other
@@ -72,9 +72,19 @@ STEPS = [
     ("rounded(torch.clamp(x / 0.3, -4, 3)) * 0.3", {}, "d"),
     ("(rounded(F.hardtanh((x @ s.W) / 0.2 + 8, 0, 15)) - 8) * 0.2", {"W": "dd"}, "d"),
     ("torch.round(2 * x) + x", {}, "d"),
+    ("integer_product(x, s.W, torch.ones(s.W.shape), torch.tensor([0.7]), torch.arange(len(s.W)), None)", {"W": "od"}, "o"),
+    (
+        "integer_product(x[:, None], s.W, torch.ones(2, 1, 2), torch.tensor([0.7, 0.9]), None, ([1], [0], [1], 1))[:, :, 0]",
+        {"W": "212"},
+        "2",
+    ),
+    ("fused(x, torch.tensor([0.7], dtype=x.dtype), x.flip(1)) - fused(x, x.new_tensor([2.0]), x.new_tensor([0.1]))", {}, "d"),
     ("write(x)", {}, "d"),
     ("F.relu(x)", {}, "d"),
 ]
+
+
+ROUNDED = {"rounded": rounded, "integer_product": integer_product, "fused": fused}
 
 
 def write(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +102,7 @@ class Step(nn.Module):
         size = {"d": d, "o": r.randint(2, 5)}
         for name, letters in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.randn([size.get(c) or int(c) for c in letters]) / 2))
-        self.run = eval(f"lambda s, x: {text}", {"torch": torch, "F": F, "write": write, "rounded": rounded})
+        self.run = eval(f"lambda s, x: {text}", {"torch": torch, "F": F, "write": write, **ROUNDED})
         self.out = size.get(out) or int(out)
 
     def forward(self, x):
