@@ -4,7 +4,7 @@
 * Convex on [l, u]:   a tangent <= rho <= the chord;  concave: the other way round.
 * Convex and concave in turn: **any** slope s gives the line s z + min over [l, u] of (rho - s z).  On a concave piece that
   minimum is at one of its ends; on a convex piece rho' is monotone, so bisection encloses it.  The best of several is taken.
-* Rounding to whole numbers:   z - 1/2 <= rho(z) <= z + 1/2,  and level lines where the box holds at most two of them.
+* Rounding to whole numbers:   z - 1/2 <= rho(z) <= z + 1/2,  and level lines where the box holds few of them, and at the input.
 * Too steep for the arithmetic, or no numbers: min rho <= rho <= max rho, also where these are infinite.
 """
 
@@ -21,8 +21,11 @@ from torch import Tensor
 from nonsingular.bounds.interval import Boxed, curve_range
 from nonsingular.bounds.products import dot
 from nonsingular.network.curves import Curve
-from nonsingular.network.nodes import Activation, Rounded
+from nonsingular.network.nodes import Activation, Node, Rounded, Sum
 from nonsingular.threat.interval import Interval
+
+LEVEL = 2
+"""Steps that the lines of rounding are level over, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +43,14 @@ class Lines:
         return self.lower, self.upper, self.above, self.below
 
 
-def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) -> Lines:
+def lines(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor], level: bool = False) -> Lines:
     """Two lines that enclose the activation on its box.
 
     z: ends (B, *shape).  choose: default lower slopes of hinges (1, B, *shape) -> those to use, (S or 1, B, *shape).
+    level: those of steps are level.
     """
     if isinstance(node, Rounded):
-        return _steps(node, z)
+        return _steps(node, z, level)
     if node.curve is None:
         return _hinge(node, z, choose)
     return _smooth(node.apply, node.curve, z) if node.curve.defined is None else _partial(node.apply, node.curve, z)
@@ -56,7 +60,7 @@ def stacked(inside: Boxed, i: int) -> Tensor:
     """(B, 3 or 4, *shape): lower, upper, above, and below but for hinges, with default slopes.  inside: boxes of all nodes."""
     node = inside.where.graph.nodes[i]
     assert isinstance(node, Activation)
-    ends = lines(node, inside.boxes[node.inputs[0]], lambda default: default)
+    ends = lines(node, inside.boxes[node.inputs[0]], lambda default: default, of_input(inside.where.graph.nodes, i))
     found = (ends.lower, ends.upper, ends.above, *([] if node.form == "hinge" else [ends.below]))
     return torch.stack([t.view_as(ends.upper) for t in found], 1)
 
@@ -96,13 +100,27 @@ def _hinge(node: Activation, z: Interval, choose: Callable[[Tensor], Tensor]) ->
     return Lines(lower, torch.zeros_like(lo), steeper, above)
 
 
-def _steps(node: Rounded, z: Interval) -> Lines:
-    """|rho(z) - z| <= 1/2, and as much more as ties may be off; of two neighbours the lines are level, for they are as close."""
+def of_input(nodes: Sequence[Node], i: int) -> bool:
+    """Whether each element of node i is computed from one element of the input alone.
+
+    Level lines then lose nothing: what a linear function of them has at its least is the sum of what each element has.
+    """
+    while i:
+        node = nodes[i]
+        before = node.inputs[0] if node.inputs else 0
+        if len(node.inputs) != 1 or not isinstance(node, Sum | Activation) or nodes[before].shape != node.shape:
+            return False
+        i = before
+    return True
+
+
+def _steps(node: Rounded, z: Interval, level: bool) -> Lines:
+    """|rho(z) - z| <= 1/2, and as much more as ties may be off; over few whole numbers level lines are closer, or nearly."""
     by = 0.5 + node.tie
     lo, hi = torch.ceil(z.lo - by), torch.floor(z.hi + by)
-    level = hi - lo <= 1
-    slope = torch.where(level, 0.0, torch.ones_like(lo))
-    return Lines(slope, torch.where(level, lo, -by), slope, torch.where(level, hi, by))
+    flat = torch.full_like(lo, level, dtype=torch.bool) | (hi - lo <= LEVEL)
+    slope = torch.where(flat, 0.0, torch.ones_like(lo))
+    return Lines(slope, torch.where(flat, lo, -by), slope, torch.where(flat, hi, by))
 
 
 def _partial(rho: Callable[[Tensor], Tensor], curve: Curve, z: Interval) -> Lines:

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from nonsingular.bounds.activations import lines, through_lines
+from nonsingular.bounds.activations import lines, of_input, through_lines
 from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
 from nonsingular.bounds.maxima import behind, round_before, slopes_of_round, through_larger, through_round
@@ -340,7 +340,7 @@ def through(
             known = inside.keep(charges, i) if hardly_moves(node, where) else None
             return through_product(node, where, z[0], A, known)
         case Activation():
-            part, offset = through_lines(node, lines(node, z[0], partial(choose, i)).ends, A)
+            part, offset = through_lines(node, lines(node, z[0], partial(choose, i), of_input(where.graph.nodes, i)).ends, A)
             return (part,), offset
         case Bilinear():
             return through_bilinear(node, z[0], z[1], A)

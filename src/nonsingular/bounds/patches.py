@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nonsingular.bounds.activations import lines, stacked, through_lines
+from nonsingular.bounds.activations import lines, of_input, stacked, through_lines
 from nonsingular.bounds.interval import Boxed, Region
 from nonsingular.bounds.maxima import behind, through_larger
 from nonsingular.bounds.products import charges, hardly_moves, of_constant, pull_all, through_product
@@ -262,7 +262,9 @@ def _values(
                 ends = A.kept(inside, i, stacked)
             else:
                 z = boxes[node.inputs[0]]
-                ends = lines(node, Interval(read.of(z.lo), read.of(z.hi)), partial(choose, i)).ends
+                ends = lines(
+                    node, Interval(read.of(z.lo), read.of(z.hi)), partial(choose, i), of_input(where.graph.nodes, i)
+                ).ends
             part, offset = through_lines(node, ends, values)
             return (part,), offset
         case Lead():
