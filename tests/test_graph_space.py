@@ -257,3 +257,21 @@ def test_operations_that_rules_write_too_large_for_memory_are_left_to_the_module
     with pytest.raises(UnsupportedModel, match="numbers for one example"):
         graph_space(model, x, y, ball)
     assert bool((reached(model, x, y, ball, **SHORT) < worst_margin(margins(model(x), y), y)).all())
+
+
+def test_a_scalar_moves_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor, self.last = nn.Parameter(torch.tensor(0.7)), nn.Linear(36, 3)
+
+        def forward(self, x):
+            return self.last((x.flatten(1) * self.factor - 0.2).relu())
+
+    model, (_, x, _) = Scaled().double().eval().requires_grad_(False), examples("conv", 3)
+    y, ball = model(x).argmax(1), JointBall(0.02, {"factor": 0.3, "last.weight": 0.02})
+    space = graph_space(model, x, y, ball)
+    assert space.origin.shape[1] == 36 + 1
+    (v,) = anywhere(space, 1)
+    want = margins(logits_at(model, space.realise(v).check(model, x, ball)), y).scatter(1, y[:, None], torch.inf)
+    torch.testing.assert_close(space.margins(v[None])[0], want, rtol=1e-9, atol=1e-9)

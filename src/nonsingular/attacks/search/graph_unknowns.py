@@ -267,7 +267,9 @@ class GraphSpace(Space):
 
         if away:
             self._run(point.x, moved)
-        parts = [scaled(each[name].flatten(1), box.lo.flatten(), box.hi.flatten()) for name, box in self.elements.items()]
+        parts = [
+            scaled(each[name][..., None].flatten(1), box.lo.flatten(), box.hi.flatten()) for name, box in self.elements.items()
+        ]
         return torch.cat([point.x.new_zeros(n, 0), *shifts.values(), *parts], 1)
 
     def slope(self, v: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
