@@ -64,6 +64,7 @@ ONE = {
     "QGemm to real numbers": ({}, [*X, words(6, 5), F(0.01), I8(0), B5], (6,)),
     "QLinearAdd": ({}, [*X, *OTHER, *Y], (4, 6)),
     "QLinearAdd of words first": ({}, [*OTHER, *X, *Y], (4, 6)),
+    "QLinearConcat": ({"axis": 1}, [*Y, *X, "x", F(0.013), U8(7), "x", *Y], (3, 6, 6)),
     "QLinearGlobalAveragePool": ({}, [*X, F(0.0123), U8(100)], (3, 5, 7)),
     "MatMulInteger": ({}, ["x", words(6, 5), U8(120), I8(0)], (6,)),
     "ConvInteger": ({"pads": [1, 1, 1, 1]}, ["x", words(4, 3, 3, 3), U8(120)], (3, 6, 6)),
@@ -106,6 +107,15 @@ def test_int4_blocks_channels_and_16_bits(tmp_path):
     model = ns.load_model(path)
     torch.testing.assert_close(model(x), reference(path, x), rtol=1e-6, atol=1e-6)  # a sum in float32
     assert {n: tuple(p.shape) for n, p in model.named_parameters()} == {"W": (5, 6)}
+
+
+def test_words_with_two_scales_are_two_weights(tmp_path):
+    constants = {"W": np.array([[1, 2], [3, -4]], I8), "a": F(0.5), "b": F(0.25)}
+    nodes = [N("DequantizeLinear", ["W", k], [f"W{k}"]) for k in "ab"]
+    nodes += [N("Gemm", ["x", "Wa"], ["h"], transB=1), N("Gemm", ["h", "Wb"], ["y"], transB=1)]
+    path, x = written(tmp_path / "net.onnx", nodes, constants, (2,)), torch.rand(5, 2, generator=G)
+    model = ns.load_model(path)
+    assert torch.equal(model(x), reference(path, x)) and len(list(model.parameters())) == 2
 
 
 def there_and_back(*by):

@@ -51,7 +51,8 @@ def _along(node: Node, value: Tensor | None, x: Any, axis: int) -> Tensor:
         return value.reshape([-1 if d == axis else 1 for d in range(rank)])
     if not block or value.dim() != rank:
         raise node.refuse(f"its scale has {value.dim()} dimensions")
-    return value.repeat_interleave(block, axis).narrow(axis, 0, node.scope.shape(x)[axis])
+    n = node.scope.shape(x)[axis]
+    return value.repeat_interleave(min(block, n), axis).narrow(axis, 0, n)
 
 
 def _scale(node: Node, i: int) -> Tensor:
@@ -222,6 +223,22 @@ def _qlinear_average(node: Node) -> Any:
     return _requantised(node, sums, _scale(node, 1).reshape(1) / (count * _scale(node, 3).reshape(1)), 4)
 
 
+def _qlinear_concat(node: Node) -> Any:
+    """Words with the scale and zero point of the output stay; others go through real numbers."""
+    scale, zero = _scale(node, 0).reshape(1), node.constant(1)
+    shift = torch.zeros(1) if zero is None else zero.float().reshape(1)
+    parts: list[Any] = []
+    for i in range(2, len(node.inputs), 3):
+        x, own, at = node.tensor(i), _scale(node, i + 1).reshape(1), node.constant(i + 2)
+        at = torch.zeros(1) if at is None else at.float().reshape(1)
+        x = x.float() if isinstance(x, Tensor) else x
+        if not torch.equal(own, scale) or not torch.equal(at, shift):
+            real = node.call(operator.mul, _shifted(node, operator.sub, x, at), own)
+            x = _to_words(node, node.call(operator.truediv, real, scale), shift, _kind(node, 1))
+        parts.append(x)
+    return node.call(torch.cat, parts, node.get("axis"))
+
+
 def _dynamic(node: Node) -> Any:
     raise node.refuse(
         "its scale depends on the values of the input, example by example; quantise with static ranges "
@@ -237,7 +254,7 @@ QUANTISED: dict[str, Rule] = {
 """ONNX operator -> how it is written."""
 CONTRIBUTED: dict[str, Rule] = {
     "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize, "QGemm": _qgemm, "QLinearAdd": _qlinear_add,
-    "QLinearGlobalAveragePool": _qlinear_average,
+    "QLinearGlobalAveragePool": _qlinear_average, "QLinearConcat": _qlinear_concat,
     **dict.fromkeys(("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"), _dynamic),
 }  # fmt: skip
 """The same of onnxruntime's own domain, com.microsoft, as its quantiser writes them."""
