@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,23 +41,57 @@ class Ends:
         """Those of some elements, by their place in the flattened tensor."""
         return Ends(*(t.reshape(-1)[at] for t in (self.lo, self.hi, self.home)))
 
+    def repeated(self, times: int) -> Ends:
+        """Those of so many equal tensors."""
+        return Ends(*(t.expand(times, *t.shape) for t in (self.lo, self.hi, self.home)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.home.dtype
+
     def inside(self, other: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower ends and widths of some elements."""
         lo, hi = (end.double().numpy()[other] for end in (self.lo, self.hi))
         return lo, hi - lo
 
 
-def pack(t: Tensor, ends: Ends | None) -> bytes:
-    """The numbers of a tensor on the CPU, of which `unpack` makes the same bits.  ends: None for one that lies in no box."""
+@dataclass(frozen=True)
+class OfRows:
+    """Those of a tensor that are made where they are needed: all at once they would take three times its room.
+
+    each: elements of a row.  of: the ends of some rows.
+    """
+
+    each: int
+    dtype: torch.dtype
+    of: Callable[[slice], Ends]
+
+    def part(self, at: slice) -> Ends:
+        """As that of `Ends`."""
+        first, last = at.start // max(1, self.each), -(-at.stop // max(1, self.each))
+        return self.of(slice(first, last)).part(slice(at.start - first * self.each, at.stop - first * self.each))
+
+
+def pack(t: Tensor, ends: Ends | OfRows | None) -> bytes | None:
+    """The numbers of a tensor on the CPU, of which `unpack` makes the same bits.  ends: None for one that lies in no box.
+
+    None if the bits were others; every piece is unpacked and compared.
+    """
     flat, size, stream, packed = t.detach().reshape(-1), t.element_size(), zlib.compressobj(EFFORT), list[bytes]()
-    whole = None if ends is None else ends.part(slice(None))
     for at in _pieces(len(flat)):
-        coded = _planes(_words(flat[at]), size) if whole is None else _coded(flat[at], whole.part(at))
+        some = flat[at]
+        if ends is None:
+            coded = _planes(_words(some), size)
+        else:
+            here = ends.part(at)
+            coded = _coded(some, here)
+            if not np.array_equal(_decoded(_Bytes(coded), len(some), t.dtype, here), _words(some)):
+                return None
         packed.append(stream.compress(coded))
     return b"".join(packed) + stream.flush()
 
 
-def unpack(data: bytes, shape: tuple[int, ...], dtype: torch.dtype, ends: Ends | None) -> Tensor:
+def unpack(data: bytes, shape: tuple[int, ...], dtype: torch.dtype, ends: Ends | OfRows | None) -> Tensor:
     """The tensor of which `pack` made these bytes.  Raises ValueError for others; no more is unpacked than a tensor can need."""
     n, size = math.prod(shape), dtype.itemsize
     pieces = _pieces(n)
@@ -69,16 +104,16 @@ def unpack(data: bytes, shape: tuple[int, ...], dtype: torch.dtype, ends: Ends |
     if not stream.eof or stream.unused_data:
         raise ValueError("packed numbers end too early or too late")
     kind = np.dtype(f"<i{size}")
-    words, whole = np.empty(n, dtype=kind), None if ends is None else ends.part(slice(None))
+    words = np.empty(n, dtype=kind)
     for at in pieces:
-        many = min(at.stop, n) - at.start
-        words[at] = _unplaned(took(many * size), kind) if whole is None else _decoded(took, many, dtype, whole.part(at))
+        many = at.stop - at.start
+        words[at] = _unplaned(took(many * size), kind) if ends is None else _decoded(took, many, dtype, ends.part(at))
     took.end()
     return torch.from_numpy(words).view(dtype).reshape(shape)
 
 
 def _pieces(n: int) -> list[slice]:
-    return [slice(i, i + PIECE) for i in range(0, n, PIECE)]
+    return [slice(i, min(i + PIECE, n)) for i in range(0, n, PIECE)]
 
 
 # --- one piece of a tensor ------------------------------------------------------------------------------------------------

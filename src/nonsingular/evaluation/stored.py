@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonsingular.errors import InvalidInput, UnsupportedModel
-from nonsingular.evaluation.packed import Ends, pack, unpack
+from nonsingular.evaluation.packed import Ends, OfRows, pack, unpack
 from nonsingular.evaluation.problem import Case
 from nonsingular.network.calling import logits_at
 from nonsingular.network.devices import DTYPES, device_in
@@ -106,25 +106,39 @@ class Against:
         """That of the run that asks this."""
         return cls(case.network, case.x, grid.unit)
 
-    def ends(self, name: str, radii: Radii, rows: Tensor, shape: tuple[int, ...]) -> Ends | None:
+    def ends(self, name: str, radii: Radii, rows: Tensor, shape: tuple[int, ...]) -> Ends | OfRows | None:
         """The box of a tensor of `Found.tensors` of this shape; None for one that lies in no box.
 
-        Raises KeyError for the name of no parameter, and ValueError where the shape is another.
+        Raises KeyError for the name of no parameter, IndexError for the number of no example, and ValueError for another shape.
         """
         ball = self.unit.scaled(*radii)
         if name == "x":
-            home = self.x[rows.to(self.x.device)]
-            box, own = ball.input_box(home), False
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.x):
+                raise IndexError(f"examples {int(rows.min())} to {int(rows.max())} of {len(self.x)}")
+
+            def of(at: slice) -> Ends:
+                home = self.x[rows[at].to(self.x.device)]
+                return _ends(ball.input_box(home), home)
+
+            whole = (len(rows), *self.x.shape[1:])
+            found = OfRows(self.x[:1].numel(), self.x.dtype, of)
         elif name.startswith("weights."):
-            params = dict(self.network.named_parameters())
-            name = name.removeprefix("weights.")
-            home, own = params[name].detach(), True
+            params, name = dict(self.network.named_parameters()), name.removeprefix("weights.")
+            home = params[name].detach()
             box = ball.weight_boxes({name: home} if name in ball.radii(params) else {}).get(name, Interval(home, home))
+            whole, found = tuple(home.shape), (ends := _ends(box, home))
+            if shape == (len(rows), *whole):  # each example its own
+                whole = shape
+                found = OfRows(home.numel(), home.dtype, lambda at: ends.repeated(at.stop - at.start))
         else:
             return None
-        if shape != tuple(home.shape) and not (own and shape == (len(rows), *home.shape)):
-            raise ValueError(f"{name} is stored as {shape}, and is {tuple(home.shape)}")
-        return Ends(*(t.cpu().expand(shape) for t in (box.lo, box.hi, home)))
+        if shape != whole:
+            raise ValueError(f"{name} is stored as {shape}, and is {whole}")
+        return found
+
+
+def _ends(box: Interval, home: Tensor) -> Ends:
+    return Ends(*(t.cpu() for t in (box.lo, box.hi, home)))
 
 
 def write_found(path: Path, found: Iterable[Found], against: Against | None = None) -> None:
@@ -153,10 +167,10 @@ def _packed(name: str, t: Tensor, f: Found, against: Against) -> dict[str, Any] 
     if t.dtype not in DTYPES.values():
         return None
     ends = against.ends(name, f.radii, f.rows, tuple(t.shape))
-    if ends is not None and ends.lo.dtype != t.dtype:
+    if ends is not None and ends.dtype != t.dtype:
         return None
     data = pack(t, ends)
-    if len(data) >= t.numel() * t.element_size() or _crc(unpack(data, tuple(t.shape), t.dtype, ends)) != _crc(t):
+    if data is None or len(data) >= t.numel() * t.element_size():
         return None
     kind = next(name for name, dtype in DTYPES.items() if dtype == t.dtype)
     return {"data": torch.frombuffer(bytearray(data), dtype=torch.uint8), "shape": list(t.shape), "dtype": kind, "crc": _crc(t)}
@@ -197,8 +211,8 @@ class Stored:
             raise ValueError(f"{name} is not packed as a run packs it")
         check_size(self.path, math.prod(shape) * dtype.itemsize, self.path.stat().st_size)
         ends = against.ends(name, self.radii, self.rows, shape)
-        if ends is not None and ends.lo.dtype != dtype:
-            raise ValueError(f"{name} is in {dtype}, and what it was packed against in {ends.lo.dtype}")
+        if ends is not None and ends.dtype != dtype:
+            raise ValueError(f"{name} is in {dtype}, and what it was packed against in {ends.dtype}")
         t = unpack(data.numpy().tobytes(), shape, dtype, ends)
         if _crc(t) != about["crc"]:
             raise ValueError(f"{name} has another checksum than stated")
