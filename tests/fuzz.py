@@ -486,7 +486,7 @@ def _packed(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.6:
         name = rng.choice(sorted(tensors.keys() - {"0.rows"}))
         inside = zlib.decompress(tensors[name].numpy().tobytes()) if tensors[name].dtype == torch.uint8 else b"\0" * 9
-        inside = damaged(rng, inside) if rng.random() < 0.8 else inside * rng.choice([2, 10**6])
+        inside = damaged(rng, inside) if rng.random() < 0.8 else inside * rng.choice([2, 10**4])
         tensors[name] = torch.frombuffer(bytearray(zlib.compress(inside)), dtype=torch.uint8)
     path.write_bytes(save(tensors, {"groups": json.dumps(about)}))
     with _malformed():
