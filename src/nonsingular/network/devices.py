@@ -16,14 +16,14 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.flo
 
 
 def device_of(name: str | torch.device, *, doubles: bool = False) -> torch.device:
-    """The device of this name: "cpu", "cuda", "cuda:1", "mps"; "auto" is cuda where there is one, else mps, else cpu.
+    """The device of this name: "cpu", "cuda", "cuda:1", "mps"; "auto" is cuda where there is one, else cpu.
 
+    mps is never chosen by itself: it has no float64, in which sums are taken, and no run on it was tried.
     doubles: float64 is needed, which mps has not.
     Raises InvalidInput for a name that torch does not know, and for a device that is not there or cannot do this.
     """
     if name == "auto":
-        mps = torch.backends.mps.is_available() and not doubles
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):

@@ -134,7 +134,7 @@ class Computed(Settings):
     """
 
     device: DeviceText = _said(
-        "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else mps, else cpu; with --config what the file says, "
+        "cpu, cuda, cuda:1 or mps. Default: cuda where there is one, else cpu; with --config what the file says, "
         "and cpu if it says nothing.", "cpu",
     )  # fmt: skip
     dtype: Literal["float32", "float64"] | None = _said(
