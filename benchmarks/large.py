@@ -24,17 +24,21 @@ from safetensors.torch import save_file
 from timing import machine, options, peak_memory
 from torch import Tensor, nn
 
+from nonsingular.attacks.search.graph_unknowns import graph_space
+from nonsingular.attacks.search.weight_unknowns import tensor_space
+from nonsingular.errors import UnsupportedModel
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.estimate import Plan
 from nonsingular.evaluation.preflight import looked_at, preflight
 from nonsingular.evaluation.problem import Case, Method
 from nonsingular.models.loading import load_model
+from nonsingular.network.heads import classifier
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.grid import Grid
 
 NAMES = ("resnet18", "resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 EXAMPLES: dict[Scope, int] = {"sample": 1, "batch": 8, "dataset": 8}
-PIECES = ("preflight", *EXAMPLES)
+PIECES = ("passes", "preflight", *EXAMPLES)
 EPS_X, EPS_W = 1e-7, 1e-9
 OPERATORS = (
     "nms qnms roi_align qroi_align roi_pool _roi_align_backward _roi_pool_backward ps_roi_align _ps_roi_align_backward "
@@ -72,6 +76,31 @@ def cell(name: str, scope: Scope) -> dict[str, float]:
     return {"seconds": time.process_time() - started, "peak": held, "accuracy": found[0]}
 
 
+def passes(name: str) -> dict[str, float]:
+    """CPU seconds of one pass forward and backward of one image: of the inputs alone, and of each space of scope `sample`."""
+    model, x, y = network(name, 1)
+    ball, seconds = JointBall(EPS_X, EPS_W), dict[str, float]()
+    model = classifier(model, x, ball)
+    try:
+        fine = graph_space(model, x, y, ball)
+        spaces = {"few unknowns": fine.coarse(), "elements": fine}
+    except UnsupportedModel:
+        spaces = {"elements": tensor_space(model, x, y, ball)}
+
+    def inputs() -> None:
+        at = x.clone().requires_grad_()
+        torch.autograd.grad(model(at).sum(), [at])
+
+    calls = {"inputs": inputs} | {k: lambda s=s: s.slope(s.origin[None], lambda m: m.amin(-1)) for k, s in spaces.items()}
+    for what, call in calls.items():
+        call()
+        started = time.process_time()
+        for _ in range(3):
+            call()
+        seconds[what] = (time.process_time() - started) / 3
+    return seconds
+
+
 def estimate(name: str, images: int) -> dict[str, float | str | None]:
     """What a preflight says of a grid of 2 x 2 radii in scope `sample`."""
     model, x, y = network(name, images)
@@ -90,12 +119,13 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.one:
         what, *given = json.loads(args.one)
-        print(json.dumps(estimate(*given) if what == "preflight" else cell(*given)))
+        print(json.dumps({"passes": passes, "preflight": estimate, "cell": cell}[what](*given)))
         return
     print(machine())
     for name in args.only:
         for what in args.pieces:
-            piece = ("preflight", name, args.images) if what == "preflight" else ("cell", name, what)
+            pieces = {"passes": ("passes", name), "preflight": ("preflight", name, args.images)}
+            piece = pieces.get(what, ("cell", name, what))
             call = [sys.executable, __file__, "--one", json.dumps(piece)]
             try:
                 found = json.loads(
@@ -104,7 +134,9 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 print(f"{name} {what}: more than {args.limit} s", flush=True)
                 continue
-            if what == "preflight":
+            if what == "passes":
+                print(f"{name}, seconds of a pass: " + ", ".join(f"{k} {s:.3f}" for k, s in found.items()), flush=True)
+            elif what == "preflight":
                 print(f"{name}: {found['moved']:,} weights move; {args.images} images, 4 cells: {found['says']}", flush=True)
             else:
                 print(
