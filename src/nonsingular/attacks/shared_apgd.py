@@ -47,16 +47,17 @@ def shared_apgd(
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
-    steps: of each run: from another start, then from the best known point, then twice as many of each input against the best
+    steps: of each run: from two other starts, then from the best known point, then twice as many of each input against the best
         W', on its margin.  ALONE times as many where only inputs or only weights move.
-    start: a point of the ball (default: x, W).  explore: whether the first run is made.  It begins at a corner of the weight box
-        that pushes predictions into one class: where W' may move far, which class decides more than all steps that follow.
+    start: a point of the ball (default: x, W).  explore: whether the first two runs are made.  One begins at a corner of the
+        box that pushes predictions into one class: where W' may move far, which class decides more than all steps that follow.
+        The other begins at W, with a loss that cools.
     chunk: examples per forward and backward pass, halved where memory runs out.
     generator: given, it begins at a random point where that is worse than `start`.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
     Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
-    Cost: forward and backward, 2 steps over all examples, about 80 over LOOKED of them, 2 steps over those that are still
+    Cost: forward and backward, 3 steps over all examples, about 80 over LOOKED of them, 2 steps over those that are still
     right; forward, 4 more for verdicts and starts.  Steps shrink as a half cosine from the whole radius: no worse than momentum,
     Adam or Frank-Wolfe from the same start (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
     """
@@ -171,13 +172,13 @@ def _spread(x: Tensor, most: int) -> Tensor:
 
 def _search(shared: _Shared, best: _Point, steps: int, explore: bool) -> _Point:
     if not shared.boxes:
-        if explore:
-            best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
+        best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
         return _again(shared, best, ALONE * steps)
     steps *= 1 if shared.free else ALONE
     if explore:
-        unseen = _Point(best.x, _other(shared, best.x), torch.full_like(best.margin, torch.inf))
-        best = min(best, _descend(shared, unseen, steps), key=_Point.rank)
+        for W, hot in ((_other(shared, best.x), COLD), (shared.home, HOT)):
+            unseen = _Point(best.x, W, torch.full_like(best.margin, torch.inf))
+            best = min(best, _descend(shared, unseen, steps, hot=hot), key=_Point.rank)
     if best.right.any():
         best = min(best, _descend(shared, best, steps), key=_Point.rank)
     return _again(shared, best, 2 * steps) if shared.free else best
