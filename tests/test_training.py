@@ -389,7 +389,7 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_history(tmp_path, o
         {"seed": 1}, {"eps_x": 0.2}, {"steps": 3}, {"warmup": 0.1}, {"lr": 0.1}, {"schedule": "linear"}, {"epochs": 3},
         {"optimizer": "adamw"}, {"method": ns.Adversarial(0.1, warmup=0.5), "eps_x": None}, {"domain": (0.0, 2.0)},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_the_checkpoint_of_other_settings_data_or_weights_is_refused(tmp_path, change):
     how = {"method": "at", "eps_x": 0.1, "epochs": 1}
