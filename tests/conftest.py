@@ -1,5 +1,6 @@
 """conftest.py - settings that every test shares."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no data sets in ../shared/data beside this checkout")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> None:
+    """Libraries that set up logging switch off the loggers that there are."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger("nonsingular").disabled = False
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -146,19 +147,17 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_weights(home, mo
 def test_a_disk_that_is_full_is_said_in_one_line_and_the_run_goes_on_later(home, limit, monkeypatch, tmp_path):
     """No file may grow beyond `limit` bytes, which is how a write fails on a full disk: in the middle."""
     monkeypatch.chdir(home)
-    out, err = tmp_path / "run", tmp_path / "err"
+    out = tmp_path / "run"
     argv = evaluate("dataset", out)
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(1)
-        sys.stderr = err.open("w", buffering=1)
+
+    def full():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        code = main(argv)
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    said = err.read_text().strip()
-    assert os.WEXITSTATUS(status) == 2, said
+
+    command = [sys.executable, "-B", "-m", "nonsingular.cli", *argv]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=full)
+    said = ended.stderr.strip()
+    assert ended.returncode == 2, said
     assert said.startswith("error: ")
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1

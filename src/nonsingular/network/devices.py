@@ -51,6 +51,8 @@ def placed(
     device: as `device_of`; None: where the weights are.  dtype: "float32" or "float64"; None: the weights stay as they are.
     Inputs that are no floating-point numbers stay what they are.  Raises InvalidInput for other names.
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # what a user gives: refused with it
+        return model, x, y
     if dtype is not None and dtype not in DTYPES:
         raise InvalidInput(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     held: list[Tensor] = [*model.parameters(), *model.buffers()]
