@@ -32,9 +32,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> None:
-    """Libraries that set up logging switch off the loggers that there are."""
+    """Libraries that set up logging switch off the loggers that there are, or raise the level of all."""
     logging.disable(logging.NOTSET)
-    logging.getLogger("nonsingular").disabled = False
+    ours, root = logging.getLogger("nonsingular"), logging.getLogger()
+    ours.disabled, ours.propagate = False, True
+    ours.setLevel(logging.NOTSET)
+    root.setLevel(min(root.level, logging.WARNING))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +14,7 @@ BEGIN, END = "<!-- picture -->", "<!-- end of picture -->"
 WIDTH = 140
 
 
+@cache
 def trees() -> dict[Path, ast.Module]:
     """Path within the package -> what it parses to."""
     return {p.relative_to(PACKAGE): ast.parse(p.read_text(encoding="utf-8")) for p in sorted(PACKAGE.rglob("*.py"))}
