@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import active_children
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -170,6 +171,26 @@ def test_an_error_ends_the_workers_and_what_waits():
         fail()
     assert all(f.exception(5) for f in waiting[:2])
     assert all(f.cancelled() for f in waiting[2:])
+
+
+def test_threads_that_wait_for_calls_in_the_queue_end_with_it():
+    def interrupted():
+        with engine("local", 2) as pool:
+            calls = [[pool.submit(signal.pause) for _ in range(3)] for _ in range(4)]
+            threads.extend(Thread(target=wait_for_one, args=(mine,), daemon=True) for mine in calls)
+            for thread in threads:
+                thread.start()
+            raise KeyboardInterrupt
+
+    def wait_for_one(mine):
+        next(as_completed(mine))
+
+    threads = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 # ---------------------------------------------------------------- what cannot be

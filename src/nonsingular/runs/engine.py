@@ -107,7 +107,14 @@ class Processes(ThreadPoolExecutor):
         self._children: set[BaseProcess] = set()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return super().submit(self._carry_out, fn, args, kwargs)
+        future = super().submit(self._carry_out, fn, args, kwargs)
+        future.add_done_callback(self._tell)
+        return future
+
+    def _tell(self, future: Future[Any]) -> None:
+        """Wakes who waits for a call that `stop` took out of the queue: no thread will do so."""
+        if self._stopped and future.cancelled():
+            future.set_running_or_notify_cancel()
 
     def _carry_out(self, fn: Callable[..., T], args: Any, kwargs: Any) -> T:
         for _ in range(DEATHS):
