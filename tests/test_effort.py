@@ -2,6 +2,7 @@
 
 import itertools
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from nonsingular.attacks.shared_apgd import shared_apgd
 from nonsingular.attacks.strongest import strongest
-from nonsingular.catalog import Attack
+from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
 from nonsingular.evaluation.attacked import evaluate
 from nonsingular.evaluation.effort import EFFORTS, TOGETHER
@@ -43,6 +44,15 @@ def test_in_scope_sample_thorough_breaks_all_that_standard_breaks():
     quick, standard, thorough = (evaluate(model, (x, y), **radii, effort=effort).outcomes for effort in EFFORTS)
     assert (thorough <= standard).all()
     assert quick.sum() >= standard.sum()
+
+
+def test_the_function_of_an_attack_walks_over_the_grid_as_its_name_does():
+    assert declared(strongest).budget
+    assert not declared(partial(strongest, steps=3)).budget  # its own settings stay
+    model, x, y = model_and_examples("dense")
+    radii = {"eps_x": (0.0, 0.1), "eps_w": (0.0, 0.02, 0.05), "scope": "dataset"}
+    named, given = (evaluate(model, (x, y), **radii, attack=attack) for attack in ("strongest", strongest))
+    assert (named.outcomes == given.outcomes).all()
 
 
 def test_an_unknown_effort_is_refused():

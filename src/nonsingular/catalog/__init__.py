@@ -349,6 +349,7 @@ def declared(attack: Attack | Callable[..., Any]) -> Attack:
             steps=settings.get("steps", ours.steps),
             scopes=ours.scopes,
             seeded=ours.seeded,
+            budget=ours.budget and not settings,
         )
     parameters = inspect.signature(attack).parameters
     starts, steps = "start" in parameters, parameters["steps"].default if "steps" in parameters else None
