@@ -41,7 +41,7 @@ def box_around(p: Tensor, below: Side, above: Side, outward: bool) -> Interval:
     if isinstance(below, Tensor) or isinstance(above, Tensor) or p.numel() > KEPT or torch.is_inference_mode_enabled():
         return _rounded(p, below, above, outward)
     key = below, above, outward, p.shape, p.dtype, p.device
-    for known, centre, box in reversed(_kept):
+    for known, centre, box in reversed([*_kept]):  # a copy: other threads add to it
         if known == key and torch.equal(centre, p):
             return box
     box = _rounded(p, below, above, outward)
