@@ -13,7 +13,7 @@ from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.channels import channels
 from nonsingular.network.margins import cross_entropy
 from nonsingular.training.certified import Certified
-from nonsingular.training.moved import AtMovedWeights, Easy, Mean, Relative, Sharpness, Signed, Stored
+from nonsingular.training.moved import AsStored, AtMovedWeights, Easy, Mean, Relative, Sharpness, Signed
 from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural
 from nonsingular.training.trades import Mart, Trades
 
@@ -112,10 +112,10 @@ def test_rounding_is_passed_straight_through_and_bit_errors_are_a_mean():
     model, (x, y) = network(), data()
     weights = {n: p.detach() for n, p in model.named_parameters()}
     rounded = ns.UniformRounding(3)(weights)
-    agree(AtMovedWeights(natural, Stored(ns.UniformRounding(3))), model, rounded, x, y)
+    agree(AtMovedWeights(natural, AsStored(ns.UniformRounding(3))), model, rounded, x, y)
     struck = ns.BitErrors(0.05, ns.UniformRounding(3))(weights, generator())
     faults = (ns.UniformRounding(3), ns.BitErrors(0.05, ns.UniformRounding(3)))
-    loss = Mean(tuple(AtMovedWeights(natural, Stored(fault)) for fault in faults))(model)(x, y, 1.0, generator())
+    loss = Mean(tuple(AtMovedWeights(natural, AsStored(fault)) for fault in faults))(model)(x, y, 1.0, generator())
     (a, g), (b, h) = at(model, rounded, x, y), at(model, struck, x, y)
     assert loss.item() == pytest.approx((a + b) / 2)
     for d, one, two in zip(torch.autograd.grad(loss, list(model.parameters())), g, h, strict=True):

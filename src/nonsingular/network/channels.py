@@ -57,7 +57,7 @@ def channels(model: nn.Module, ball: JointBall) -> Channels:
     Raises UnsupportedModel for a tensor that moves and is no weight of a Linear or Conv module, InvalidInput for radii that
     differ below and above.
     """
-    radii = {name: r for name, r in ball.radii(dict(model.named_parameters())).items()}
+    radii = dict(ball.radii(dict(model.named_parameters())))
     layers = {f"{name}.weight".lstrip("."): m for name, m in model.named_modules() if isinstance(m, Layer)}
     for name, radius in radii.items():
         if name not in layers:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.bounds.interval import Region, interval_bounds, interval_margins
 from nonsingular.bounds.linear import margin_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
@@ -18,7 +17,7 @@ from nonsingular.network.graph import Graph, trace_graph
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.radius import Radius, ends
-from nonsingular.training.objectives import STEPS, Domain, Loss, check_warmup, ramp
+from nonsingular.training.objectives import STEPS, Domain, Loss, check_warmup, evaluating, ramp, worst_inputs
 
 GROWTH = 0.8
 """First part of the training, over which the radii and the weight of the certified term grow: much longer than for attacks."""
@@ -71,10 +70,8 @@ class Certified:
 
         def graph_of(x: Tensor) -> Graph:
             if x.shape[1:] not in traced:
-                training = model.training
-                model.eval()
-                traced[x.shape[1:]] = trace_graph(model, x.shape[1:])
-                model.train(training)
+                with evaluating(model):
+                    traced[x.shape[1:]] = trace_graph(model, x.shape[1:])
             return replace(traced[x.shape[1:]], params=dict(model.named_parameters()))
 
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
@@ -97,11 +94,7 @@ class Certified:
 
     def _around_worst(self, model: nn.Module, x: Tensor, y: Tensor, now: JointBall, generator: Generator) -> Interval:
         """A box of `part` of the radius, in the ball, around inputs that PGD moved within the rest of it."""
-        inner, training = now.scaled(1 - self.part, 0.0), model.training
-        model.eval()
-        eps = inner.eps_x_number("training")
-        centre = joint_pgd(model, x, y, inner, steps=self.steps, step_x=2.5 * eps / self.steps, generator=generator).x
-        model.train(training)
+        centre = worst_inputs(model, x, y, now.scaled(1 - self.part, 0.0), self.steps, generator)
         return now.scaled(self.part, 0.0).input_box(centre)
 
 

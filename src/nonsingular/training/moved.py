@@ -8,8 +8,8 @@ are (straight through).  What is known by a name is a composition:
     AWP             Adversarial(eps, base=AtMovedWeights(natural, Relative(rho)))
     RWP             Adversarial(eps, base=AtMovedWeights(natural, Relative(rho, steps=10), climbs=Easy(1.7)))
     in a box        Adversarial(eps, base=AtMovedWeights(natural, Signed(eps_w)))
-    QAT             AtMovedWeights(natural, Stored(UniformRounding(bits)))
-    RandBET         Mean((QAT, AtMovedWeights(natural, Stored(BitErrors(rate)))))
+    QAT             AtMovedWeights(natural, AsStored(UniformRounding(bits)))
+    RandBET         Mean((QAT, AtMovedWeights(natural, AsStored(BitErrors(rate)))))
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from nonsingular.faults.fault import Fault
 from nonsingular.faults.uniform import UniformRounding
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.radius import Radius
-from nonsingular.training.objectives import RADII, STEPS, Adversarial, Domain, Loss, LossOf, natural, ramp
+from nonsingular.training.objectives import RADII, STEPS, Adversarial, Domain, Loss, LossOf, check_steps, natural, ramp
 
 Weights = Mapping[str, Tensor]
 Slopes = Callable[[Weights], Mapping[str, Tensor]]
 """Weights -> the gradient of the loss there, by name."""
 Move = Callable[[Weights, Slopes, float, Generator], Mapping[str, Tensor]]
 """(the weights as they are, the gradient elsewhere, progress in [0, 1], generator) -> other values of some of them, by name."""
-LARGE = 1e-12
+LEAST = 1e-12
 """Norms below this count as this."""
 
 
@@ -162,7 +162,7 @@ class Sharpness:
         g = slopes(weights)
         scale = {n: w.abs() + 0.01 if self.adaptive else torch.ones_like(w) for n, w in weights.items()}
         length = math.sqrt(sum(float((scale[n] * d).square().sum()) for n, d in g.items()))
-        factor = self.rho / max(length, LARGE)
+        factor = self.rho / max(length, LEAST)
         return {n: w + factor * scale[n].square() * g[n] for n, w in weights.items()}
 
 
@@ -178,7 +178,7 @@ class Relative:
 
     def __post_init__(self) -> None:
         _positive("rho", self.rho)
-        _whole("steps", self.steps)
+        check_steps(self.steps)
 
     def __call__(self, weights: Weights, slopes: Slopes, progress: float, generator: Generator) -> Mapping[str, Tensor]:
         moved = {n: w for n, w in weights.items() if w.dim() > 1}
@@ -187,8 +187,8 @@ class Relative:
         for _ in range(self.steps):
             g = slopes({n: w + away[n] for n, w in moved.items()})
             for n, d in away.items():
-                d.add_(g[n] * (reach[n] / self.steps / g[n].norm().clamp_min(LARGE)))
-                d.mul_((reach[n] / d.norm().clamp_min(LARGE)).clamp(max=1.0))
+                d.add_(g[n] * (reach[n] / self.steps / g[n].norm().clamp_min(LEAST)))
+                d.mul_((reach[n] / d.norm().clamp_min(LEAST)).clamp(max=1.0))
         return {n: w + away[n] for n, w in moved.items()}
 
 
@@ -205,7 +205,7 @@ class Signed:
     warmup: float = RADII
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps)
+        check_steps(self.steps)
         _ = JointBall(0.0, self.eps_w, None)
 
     def __call__(self, weights: Weights, slopes: Slopes, progress: float, generator: Generator) -> Mapping[str, Tensor]:
@@ -240,7 +240,7 @@ class Easy:
 
 
 @dataclass(frozen=True)
-class Stored:
+class AsStored:
     """The weights as a device holds them: one realisation of a fault, another one at each step where it draws."""
 
     fault: Fault
@@ -256,11 +256,6 @@ class Stored:
 def _positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise InvalidInput(f"{name} is {value!r}; give a finite number above 0")
-
-
-def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"{name} is {value!r}; give a whole number of 1 or more")
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------------
@@ -301,7 +296,7 @@ def quantised(
     *, bits: int, eps_x: float = 0.0, steps: int = STEPS, warmup: float = RADII, domain: Domain = (0.0, 1.0)
 ) -> LossOf:  # fmt: skip
     """Training at the rounded weights; with eps_x at the worst inputs of the network as it is."""
-    stored = AtMovedWeights(natural, Stored(UniformRounding(bits)))
+    stored = AtMovedWeights(natural, AsStored(UniformRounding(bits)))
     return Adversarial(eps_x, steps, warmup, domain, stored) if eps_x else stored
 
 
@@ -310,5 +305,5 @@ def randbet(
 ) -> LossOf:  # fmt: skip
     """The mean of the loss at the rounded weights and at those after random bit errors.  Stutz et al., arXiv:2006.13977."""
     storage = UniformRounding(bits)
-    both = Mean(tuple(AtMovedWeights(natural, Stored(fault)) for fault in (storage, BitErrors(rate, storage))))
+    both = Mean(tuple(AtMovedWeights(natural, AsStored(fault)) for fault in (storage, BitErrors(rate, storage))))
     return Adversarial(eps_x, steps, warmup, domain, both) if eps_x else both

@@ -15,13 +15,14 @@ derives it from `progress`.  The values here carry all their settings; any other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.attacks.neuron_pgd import neuron_ascent
@@ -34,7 +35,7 @@ from nonsingular.network.row_lemma import Shifts, shifts
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.radius import Radius
 
-Loss = Callable[[Tensor, Tensor, float, Generator], Tensor]
+Loss = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
 """(x (B, *input), y (B,), progress in [0, 1], generator) -> scalar."""
 LossOf = Callable[[nn.Module], Loss]
 """An objective: a network -> its loss."""
@@ -50,10 +51,28 @@ def ramp(progress: float, over: float) -> float:
     return 1.0 if over <= 0 else min(1.0, progress / over)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """The model in eval mode inside, in its own afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def worst_inputs(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, steps: int, generator: torch.Generator) -> Tensor:
+    """Inputs of the ball with a large cross-entropy: PGD in eval mode from a random start, steps of 2.5 eps_x / steps."""
+    step = 2.5 * ball.eps_x_number("training") / steps
+    with evaluating(model):
+        return joint_pgd(model, x, y, ball, steps=steps, step_x=step, generator=generator).x
+
+
 def natural(model: nn.Module) -> Loss:
     """Mean cross-entropy on the inputs as they are."""
 
-    def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+    def loss(x: Tensor, y: Tensor, progress: float, generator: torch.Generator) -> Tensor:
         return F.cross_entropy(model(x), y)
 
     return loss
@@ -89,14 +108,9 @@ class Adversarial:
     def __call__(self, model: nn.Module) -> Loss:
         ball, steps, warmup, inner = self.ball, self.steps, self.warmup, self.base(model)
 
-        def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+        def loss(x: Tensor, y: Tensor, progress: float, generator: torch.Generator) -> Tensor:
             now = ball.scaled(ramp(progress, warmup), 0.0)
-            step = 2.5 * now.eps_x_number("training") / steps
-            training = model.training
-            model.eval()
-            x_adv = joint_pgd(model, x, y, now, steps=steps, step_x=step, generator=generator).x
-            model.train(training)
-            return inner(x_adv, y, progress, generator)
+            return inner(worst_inputs(model, x, y, now, steps, generator), y, progress, generator)
 
         return loss
 
@@ -138,7 +152,7 @@ class TheoremRegularised:
         inner, net, ball = self.base(model), dense_chain(model), self.ball
         alpha, beta, warmup = self.alpha, self.beta, self.warmup
 
-        def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+        def loss(x: Tensor, y: Tensor, progress: float, generator: torch.Generator) -> Tensor:
             rows = torch.arange(len(y), device=y.device)
             total = inner(x, y, progress, generator)
             weight = ramp(progress, warmup)
@@ -182,13 +196,14 @@ class JointlyAdversarial:
         ball, steps, warmup = self.ball, self.steps, self.warmup
         bound = _moving(model)
 
-        def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
+        def loss(x: Tensor, y: Tensor, progress: float, generator: torch.Generator) -> Tensor:
             part = ramp(progress, warmup)
             now = ball.scaled(part, part)
-            network, training = bound(now), model.training
-            model.eval()
-            x_adv, s = neuron_ascent(network, x, y, now, steps=steps, step=2.5 / steps, loss=cross_entropy, generator=generator)
-            model.train(training)
+            network = bound(now)
+            with evaluating(model):
+                x_adv, s = neuron_ascent(
+                    network, x, y, now, steps=steps, step=2.5 / steps, loss=cross_entropy, generator=generator
+                )
             return F.cross_entropy(network(x_adv, s), y)
 
         bound(ball)  # what has no rule is refused before the first batch

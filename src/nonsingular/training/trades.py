@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,17 @@ from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
 from nonsingular.threat.ball import JointBall
-from nonsingular.training.objectives import RADII, STEPS, Domain, Loss, check_steps, check_warmup, ramp
+from nonsingular.training.objectives import (
+    RADII,
+    STEPS,
+    Domain,
+    Loss,
+    check_steps,
+    check_warmup,
+    evaluating,
+    ramp,
+    worst_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +42,14 @@ class _Held:
     def __post_init__(self) -> None:
         check_steps(self.steps)
         check_warmup(self.warmup)
-        JointBall(self.eps_x, 0.0, self.domain).eps_x_number("training")
+        self.ball.eps_x_number("training")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise InvalidInput(f"beta is {self.beta}; give a finite number that is 0 or larger")
 
-    def worst(self, model: nn.Module, x: Tensor, progress: float, loss: Callable[[Tensor], Tensor], g: Generator) -> Tensor:
-        """Inputs that raise `loss` of the logits, found in eval mode."""
-        now = JointBall(ramp(progress, self.warmup) * self.eps_x, 0.0, self.domain)
-        box, step = now.input_box(x), 2.5 * now.eps_x_number("training") / self.steps
-        training, moved = model.training, box.sample(g)
-        model.eval()
-        for _ in range(self.steps):
-            point = moved.detach().requires_grad_()
-            with torch.enable_grad():
-                (slope,) = torch.autograd.grad(loss(model(point)), point)
-            moved = box.project_(point.detach() + step * slope.sign())
-        model.train(training)
-        return moved
+    @property
+    def ball(self) -> JointBall:
+        """At its full size."""
+        return JointBall(self.eps_x, 0.0, self.domain)
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,26 @@ class Trades(_Held):
 
     def __call__(self, model: nn.Module) -> Loss:
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
-            training = model.training
-            model.eval()
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 clean = model(x).softmax(1)
-            model.train(training)
-            moved = self.worst(model, x, progress, lambda z: F.kl_div(z.log_softmax(1), clean, reduction="sum"), generator)
+            moved = self._apart(model, x, clean, progress, generator)
             natural, worst = model(x), model(moved)
             apart = F.kl_div(worst.log_softmax(1), natural.log_softmax(1), reduction="batchmean", log_target=True)
             return F.cross_entropy(natural, y) + self.beta * apart
 
         return loss
+
+    def _apart(self, model: nn.Module, x: Tensor, clean: Tensor, progress: float, generator: Generator) -> Tensor:
+        """Inputs whose predictions PGD moved away from `clean`, in eval mode."""
+        now = self.ball.scaled(ramp(progress, self.warmup), 0.0)
+        box, step = now.input_box(x), 2.5 * now.eps_x_number("training") / self.steps
+        moved = box.sample(generator)
+        with evaluating(model), torch.enable_grad():
+            for _ in range(self.steps):
+                point = moved.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(F.kl_div(model(point).log_softmax(1), clean, reduction="sum"), point)
+                moved = box.project_(point.detach() + step * slope.sign())
+        return moved
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Mart(_Held):
 
     def __call__(self, model: nn.Module) -> Loss:
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
-            moved = self.worst(model, x, progress, lambda z: F.cross_entropy(z, y, reduction="sum"), generator)
+            moved = worst_inputs(model, x, y, self.ball.scaled(ramp(progress, self.warmup), 0.0), self.steps, generator)
             natural, worst = model(x), model(moved)
             p, q = natural.softmax(1), worst.softmax(1)
             other = q.scatter(1, y[:, None], 0.0).amax(1)
