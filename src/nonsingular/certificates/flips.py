@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,23 +53,36 @@ def certify_flips(
     """
     if isinstance(flips, bool) or not isinstance(flips, int) or not 1 <= flips <= MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"flips is {flips!r}; give a whole number from 1 to {MOST}")
-    ball = JointBall(eps_x, 0.0, domain)
-    given = classifier(model, x, ball)
-    check_inputs(given, x, y, ball)
     with torch.no_grad(), products("highest"):
-        network, changes = rounded_network(precise(given, torch.float64), UniformRounding(bits, moves=moves))
-        ball = JointBall(eps_x, {n: d.abs().amax(0) for n, d in changes.items()}, domain).rounded(x.dtype)
-        labels = y.long()
-        where = replace(region(network, x.double(), labels, ball), boxes={})
-        slots = slots_of(where.graph, changes, flips)
+        stored = stored_network(model, x, y, JointBall(eps_x, 0.0, domain), UniformRounding(bits, moves=moves))
+        network, labels = stored.network, y.long()
+        where = stored.where(x.double(), labels)
+        slots = slots_of(where.graph, stored.changes, flips)
         ones = [slice(i, i + 1) for i in range(len(x))]
         found = [Search(where.part(at), labels[at], slots, flips).margins() for at in ones]
         lower = lower_outputs(network, x, torch.cat([where.x.lo.new_zeros(0, where.graph.nodes[-1].shape[0]), *found]))
     return Certificate(lower, verified(lower, labels), "flips")
 
 
-def rounded_network(exact: Network, storage: UniformRounding) -> tuple[Network, dict[str, Tensor]]:
-    """The network with rounded weights, and how much each flip changes each weight: (bits, *shape) by name."""
+@dataclass(frozen=True, eq=False)
+class StoredNetwork:
+    """A network with rounded weights, in float64, how much each flip changes each weight, (bits, *shape) by name, and a ball that
+    holds every single flip and all inputs."""
+
+    network: Network
+    changes: Mapping[str, Tensor]
+    ball: JointBall
+
+    def where(self, x: Tensor, y: Tensor) -> Region:
+        """Its graph with the box of the inputs, and weights that are fixed."""
+        return replace(region(self.network, x, y, self.ball), boxes={})
+
+
+def stored_network(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, storage: UniformRounding) -> StoredNetwork:
+    """What a device holds of `model`.  ball: of the inputs.  Raises the errors of `classifier` and `check_inputs`."""
+    given = classifier(model, x, ball)
+    check_inputs(given, x, y, ball)
+    exact = precise(given, torch.float64)
     stored = storage.words(dict(exact.named_parameters()))
     network = Network(twin(exact.inner))
     load(network, {name: words.values() for name, words in stored.items()})
@@ -77,7 +90,8 @@ def rounded_network(exact: Network, storage: UniformRounding) -> tuple[Network, 
     for name, words in stored.items():
         pattern, value = words.pattern(), words.values()
         changes[name] = torch.stack([words.holding(pattern ^ (1 << k)).values() - value for k in range(words.bits)])
-    return network, changes
+    every = JointBall(ball.eps_x, {n: d.abs().amax(0) for n, d in changes.items()}, ball.domain)
+    return StoredNetwork(network, changes, every.rounded(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +164,28 @@ class Search:
         """(K,) bounds with one flip in this group: its items in ever smaller sets of neighbours, until one is open alone."""
         known = items_of(slot, group, whole.calm[slot.node.inputs[0]])
         worst = self.where.x.lo.new_full((self.where.graph.nodes[-1].shape[0],), torch.inf)
-        if known is None:
-            return torch.full_like(worst, -torch.inf)
-        items, _ = known
-        sets = [torch.arange(len(items.lo), device=worst.device)]
+        nothing = torch.full_like(worst, -torch.inf)
+        for some, low, open_ in self._narrowed(slot, group, known[0]) if known else ():
+            if any(len(some[k]) == 1 for k in open_):
+                return nothing
+            closed = torch.ones(len(low), dtype=torch.bool, device=low.device)
+            closed[open_] = False
+            worst = torch.minimum(worst, low.masked_fill(~closed[:, None], torch.inf).amin(0))
+        return worst if known else nothing
+
+    def _narrowed(self, slot: Slot, group: int, items: Interval) -> Iterator[tuple[list[Tensor], Tensor, list[int]]]:
+        """The items of a group in ever smaller sets: (sets, (sets, K) bounds with one item of each, which of them are open).
+
+        Those open sets that have several items are split further.
+        """
+        sets = [torch.arange(len(items.lo), device=items.lo.device)] if len(items.lo) else []
         while sets:
             some = [part for now in sets for part in neighbours(items, now)]
-            lo, hi = (torch.stack([f(end[part]) for part in some]) for f, end in ((least, items.lo), (most, items.hi)))
-            low = self._added(slot.number, *(self._at(slot, group, t) for t in (lo, hi)))
-            open_ = ~(worst_margin(low, self.y.expand(len(low))) > 0)
-            if any(len(part) == 1 for part, left in zip(some, open_.tolist(), strict=True) if left):
-                return torch.full_like(worst, -torch.inf)
-            worst = torch.minimum(worst, low.masked_fill(open_[:, None], torch.inf).amin(0))
-            sets = [part for part, left in zip(some, open_.tolist(), strict=True) if left]
-        return worst
+            ends = (torch.stack([f(end[part]) for part in some]) for f, end in ((_least, items.lo), (_most, items.hi)))
+            low = self._added(slot.number, *(self._at(slot, group, t) for t in ends))
+            open_ = (~(worst_margin(low, self.y.expand(len(low))) > 0)).nonzero().flatten().tolist()
+            yield some, low, open_
+            sets = [some[k] for k in open_ if len(some[k]) > 1]
 
     def _at(self, slot: Slot, group: int, t: Tensor) -> Tensor:
         """(N, *shape) zeros, but for `t` in what the group moves."""
@@ -235,9 +257,9 @@ def neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
     return found if len(found) > 1 else list(chosen.split(1))
 
 
-def least(t: Tensor) -> Tensor:
+def _least(t: Tensor) -> Tensor:
     return t.amin(0)
 
 
-def most(t: Tensor) -> Tensor:
+def _most(t: Tensor) -> Tensor:
     return t.amax(0)
