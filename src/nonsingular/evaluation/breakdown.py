@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nonsingular.evaluation.problem import Case, Method
-from nonsingular.evaluation.stored import FOLDER, Against, Found, Stored, stored_in
+from nonsingular.evaluation.stored import FOLDER, Against, Found, Kept, stored_in
 from nonsingular.evaluation.walk import nested
 from nonsingular.network.calling import logits_at
 from nonsingular.network.margins import is_correct, margins, worst_margin
@@ -120,7 +120,7 @@ def first_to_break(case: Case, grid: Grid, folder: Path) -> list[dict[str, Any]]
     return chosen
 
 
-def _broken(case: Case, grid: Grid, group: Stored, seen: set[int]) -> list[tuple[float, int, Found]]:
+def _broken(case: Case, grid: Grid, group: Kept, seen: set[int]) -> list[tuple[float, int, Found]]:
     """(margin, number, what was found for it alone) of the examples of a group that break there and were not seen."""
     here = torch.tensor([k for k, row in enumerate(group.rows.tolist()) if row not in seen], dtype=torch.long)
     if not len(here):

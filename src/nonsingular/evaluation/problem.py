@@ -197,6 +197,15 @@ class Method:
             del about["effort"]  # the cells of logs without efforts
         return _hashed(FORMAT, about, case.hashes, case.function)
 
+    def keys(self, key: str) -> list[str]:
+        """The keys of the sweeps: that of the last one is `key`, which the result has."""
+        return [*(f"{key}-sweep-{number}" for number in range(len(self.sweeps) - 1)), key]
+
+
+def left_key(key: str) -> str:
+    """The key of what the last sweep of all left to be had."""
+    return f"{key}-left"
+
 
 def _in_memory(model: nn.Module, unit: JointBall) -> int:
     params = dict(model.named_parameters())

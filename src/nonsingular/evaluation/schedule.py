@@ -21,7 +21,7 @@ from nonsingular.certificates.certify import Prover
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Execution, Shard, Span
-from nonsingular.evaluation.problem import Case, Method
+from nonsingular.evaluation.problem import Case, Method, left_key
 from nonsingular.evaluation.shared import shared_row
 from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
 from nonsingular.evaluation.walk import Known, Reached, order, reach, walk
@@ -163,7 +163,7 @@ class Work:
         """
         if self.method.scope != "dataset" or not self.method.attack.budget:
             return []
-        key = f"{self._key}-left"
+        key = left_key(self._key)
         for entry in Log(self.execution.log) if self.execution.log else ():
             if entry.get("key") == key:
                 return [{name: float(one[name]) for name in ("eps_x", "eps_w", "points")} for one in entry["left"]]
@@ -288,7 +288,7 @@ class Work:
 
     def _key_of(self, number: int) -> str:
         """The key of a sweep in the log; that of the last is the key of the result."""
-        return self._key if number == len(self.method.sweeps) - 1 else f"{self._key}-sweep-{number}"
+        return self.method.keys(self._key)[number]
 
     def _folder_of(self, number: int) -> Path:
         """Where the perturbations of a sweep are kept."""

@@ -181,7 +181,7 @@ def _crc(t: Tensor) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class Kept:
     """One group of a file, of which only the numbers of its examples were read."""
 
     path: Path
@@ -226,9 +226,9 @@ def _opened(path: Path) -> Any:
         raise InvalidInput(f"{path} cannot be read as stored perturbations ({e}); run the evaluation again") from None
 
 
-def stored_in(path: Path) -> list[Stored]:
+def stored_in(path: Path) -> list[Kept]:
     """The groups of a file that `write_found` wrote.  Raises InvalidInput if it is missing or damaged."""
-    found: list[Stored] = []
+    found: list[Kept] = []
     with _opened(path) as f:
         try:
             for k, head in enumerate(json_of(path, f.metadata()["groups"].encode())):
@@ -236,12 +236,12 @@ def stored_in(path: Path) -> list[Stored]:
                 radii, rows = (float(head["radii"][0]), float(head["radii"][1])), f.get_tensor(f"{k}.rows")
                 if rows.dtype != torch.int64 or rows.dim() != 1 or not all(math.isfinite(r) and r >= 0 for r in radii):
                     raise ValueError("its rows or radii are not as a run writes them")
-                found.append(Stored(path, k, radii, head["scope"], rows, dict(head.get("packed", {}))))
+                found.append(Kept(path, k, radii, head["scope"], rows, dict(head.get("packed", {}))))
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise InvalidInput(f"{path} holds no stored perturbations as a run writes them ({e!r})") from None
     return found
 
 
 def read_found(path: Path, against: Against) -> list[Found]:
-    """All that `write_found` wrote, of this release or an earlier one.  Raises InvalidInput as `Stored.load`."""
+    """All that `write_found` wrote, of this release or an earlier one.  Raises InvalidInput as `Kept.load`."""
     return [stored.load(against) for stored in stored_in(path)]

@@ -60,10 +60,8 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     if not spec:
         raise InvalidInput(f"the name of the model is empty; give {FORMS}")
     library, _, name = spec.partition(":")
-    spec = os.fspath(zoo.located(spec)) if spec.startswith(zoo.PREFIX) else spec
-    if not spec.startswith(hub.PREFIX) and _exists(Path(spec) / CONFIG):
-        _alone(spec, weights)
-        return load_run(Path(spec))[0]
+    if run := run_of(spec, weights):
+        return load_run(run)[0]
     if spec.startswith(hub.PREFIX):
         return _file(hub.fetch(spec), spec, weights)
     if library in LIBRARIES and not _exists(Path(spec)):
@@ -74,6 +72,19 @@ def load_model(spec: str | os.PathLike[str], weights: str | os.PathLike[str] | N
     if weights is not None:
         _fit(model, *_tensors(weights))
     return model.eval()
+
+
+def run_of(spec: str, weights: str | os.PathLike[str] | None = None) -> Path | None:
+    """The run directory of `nonsingular train`, also of the zoo, that this names; None: it names something else.
+
+    Raises InvalidInput for weights beside it, and for a name that the zoo does not have.
+    """
+    run = zoo.located(spec) if spec.startswith(zoo.PREFIX) else Path(spec)
+    if spec.startswith(hub.PREFIX) or not _exists(run / CONFIG):
+        return None
+    if weights is not None:
+        raise InvalidInput(f"{spec} has its own weights; give either it or file.py:function with --weights {os.fspath(weights)}")
+    return run
 
 
 def is_code(spec: str) -> bool:

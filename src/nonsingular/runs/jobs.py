@@ -25,17 +25,16 @@ from nonsingular.evaluation.estimate import Plan
 from nonsingular.evaluation.execution import Execution, Parts, Shard, Span
 from nonsingular.evaluation.masking import masking
 from nonsingular.evaluation.preflight import looked_at
-from nonsingular.evaluation.problem import Case, Method, proof_key
+from nonsingular.evaluation.problem import Case, Method, left_key, proof_key
 from nonsingular.evaluation.schedule import TASKS, check_parts
-from nonsingular.models import loading, zoo
+from nonsingular.models import loading
 from nonsingular.models.architectures import Averaged
-from nonsingular.models.loading import load_run
 from nonsingular.network.devices import device_of, placed
 from nonsingular.network.heads import told_of_weights
 from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.results.files import Log
-from nonsingular.results.surface import CONFIG, Cell, Surface
+from nonsingular.results.surface import Cell, Surface
 from nonsingular.runs.presets import GRIDS
 from nonsingular.settings import (
     CertifySettings,
@@ -51,9 +50,8 @@ Report = Callable[[str, int], None]
 
 def load_model(spec: str, weights: Path | None) -> tuple[nn.Module, TrainSettings | None]:
     """The model that `spec` names, as in models/loading.py; and of a run directory of `train` the settings that made it."""
-    spec = str(zoo.located(spec)) if spec.startswith(zoo.PREFIX) else spec
-    if (Path(spec) / CONFIG).exists() and weights is None:
-        return load_run(Path(spec))
+    if run := loading.run_of(spec, weights):
+        return loading.load_run(run)
     return loading.load_model(spec, weights), None
 
 
@@ -233,8 +231,7 @@ class Attacked(Job):
     def keys(self) -> tuple[str, ...]:
         """Under which keys the log of the run holds its pieces, in the order in which one worker comes to them."""
         cells = self.method.key(self.case, self.grid.unit)
-        early = [f"{cells}-sweep-{number}" for number in range(len(self.method.sweeps) - 1)]
-        attacked = (*early, cells, f"{cells}-left") if self.method.scope == "dataset" else (cells,)
+        attacked = (*self.method.keys(cells), left_key(cells)) if self.method.scope == "dataset" else (cells,)
         if self.bound is None:
             return attacked
         proofs = proof_key(self.case, self.grid, self.bound)

@@ -48,7 +48,7 @@ def train_run(settings: TrainSettings, out: Path, on_epoch: Callable[[Epoch], No
     _ = descent_of(settings)  # as are numbers that do not go together
     with claimed(out, settings):
         started, cpu = time.perf_counter(), time.process_time()
-        val = _placed(built, data.val, settings)[1]
+        val = _placed(model, data.val, settings)[1]
         tag = train_sha256[:16] + settings.model_dump_json(exclude={"data_dir"})
         fit(
             model, objective, Examples(train, val), descent_of(settings), checkpoint=Checkpoint(out / CHECKPOINT, tag),

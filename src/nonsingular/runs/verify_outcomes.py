@@ -85,10 +85,10 @@ def _margins(one: Found, job: Attacked, chunk: int = 64) -> tuple[NDArray[np.int
     return one.rows.numpy(), joined.double().cpu().numpy()
 
 
-Stored = Mapping[Radii, Sequence[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]]
+Replayed = Mapping[Radii, Sequence[tuple[Found, NDArray[np.int64], NDArray[np.float64]]]]
 
 
-def stored_perturbations(job: Attacked, folder: Path) -> Stored:
+def stored_perturbations(job: Attacked, folder: Path) -> Replayed:
     """Radii -> what was found there, the numbers of its examples, and the margins that the model attains at it now.
 
     Raises InvalidInput for damaged files, for tensors of other shapes, and for what lies outside its ball.
@@ -102,7 +102,7 @@ def stored_perturbations(job: Attacked, folder: Path) -> Stored:
     return stored
 
 
-def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
+def lost_to(stored: Replayed, job: Attacked, log: Path) -> NDArray[np.bool_]:
     """(rows, columns, n) which examples the stored perturbations break, by the rule of the scope.
 
     sample: an example that is broken in a ball is broken in every larger one.  batch, dataset, and attacks that take no start:
@@ -132,7 +132,7 @@ def lost_to(stored: Stored, job: Attacked, log: Path) -> NDArray[np.bool_]:
     return lost
 
 
-def _weaker(job: Attacked, outcomes: NDArray[np.bool_], stored: Stored) -> list[str]:
+def _weaker(job: Attacked, outcomes: NDArray[np.bool_], stored: Replayed) -> list[str]:
     """Cells where one W' for a group, stored for a ball within, leaves fewer right than the run counts there."""
     grid, groups, wrong = job.grid, job.method.groups(job.case, job.grid.unit), set[Radii]()
     for radii, several in stored.items():
@@ -162,14 +162,14 @@ def _cells(job: Attacked, log: Path) -> Iterator[tuple[tuple[int, int], Cell]]:
         yield span, cell
 
 
-def _near(odd: NDArray[Any], stored: Stored) -> NDArray[Any]:
+def _near(odd: NDArray[Any], stored: Replayed) -> NDArray[Any]:
     """Those of these examples that a stored margin within rounding of 0 decides."""
     found = (pair for several in stored.values() for _, *pair in several)
     close = {int(k) for numbers, margins in found for k in numbers[np.abs(margins) <= TOLERANCE / 100]}
     return np.array([k for k in odd if int(k) in close], dtype=odd.dtype)
 
 
-def check_margins(job: Attacked, log: Path, stored: Stored) -> list[str]:
+def check_margins(job: Attacked, log: Path, stored: Replayed) -> list[str]:
     """Margins of the log that differ from those of the perturbations stored for the same ball."""
     wrong: list[str] = []
     for span, cell in _cells(job, log):
