@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from nonsingular.bounds.interval import Region, interval_bounds, interval_margin
 from nonsingular.bounds.linear import margin_bounds
 from nonsingular.errors import InvalidInput, UnsupportedModel
 from nonsingular.network.graph import Graph, trace_graph
+from nonsingular.network.margins import cross_entropy
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.radius import Radius, ends
@@ -94,7 +96,7 @@ class Certified:
 
     def _around_worst(self, model: nn.Module, x: Tensor, y: Tensor, now: JointBall, generator: Generator) -> Interval:
         """A box of `part` of the radius, in the ball, around inputs that PGD moved within the rest of it."""
-        centre = worst_inputs(model, x, y, now.scaled(1 - self.part, 0.0), self.steps, generator)
+        centre = worst_inputs(model, x, partial(cross_entropy, y=y), now.scaled(1 - self.part, 0.0), self.steps, generator)
         return now.scaled(self.part, 0.0).input_box(centre)
 
 

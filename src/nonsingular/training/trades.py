@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nonsingular.errors import InvalidInput
+from nonsingular.network.margins import cross_entropy
 from nonsingular.threat.ball import JointBall
 from nonsingular.training.objectives import (
     RADII,
@@ -51,6 +54,10 @@ class _Held:
         """At its full size."""
         return JointBall(self.eps_x, 0.0, self.domain)
 
+    def worst(self, model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], progress: float, g: Generator) -> Tensor:
+        """Inputs within the radius that the warmup has reached."""
+        return worst_inputs(model, x, loss, self.ball.scaled(ramp(progress, self.warmup), 0.0), self.steps, g)
+
 
 @dataclass(frozen=True)
 class Trades(_Held):
@@ -63,24 +70,12 @@ class Trades(_Held):
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             with evaluating(model), torch.no_grad():
                 clean = model(x).softmax(1)
-            moved = self._apart(model, x, clean, progress, generator)
+            moved = self.worst(model, x, lambda z: F.kl_div(z.log_softmax(1), clean, reduction="sum"), progress, generator)
             natural, worst = model(x), model(moved)
             apart = F.kl_div(worst.log_softmax(1), natural.log_softmax(1), reduction="batchmean", log_target=True)
             return F.cross_entropy(natural, y) + self.beta * apart
 
         return loss
-
-    def _apart(self, model: nn.Module, x: Tensor, clean: Tensor, progress: float, generator: Generator) -> Tensor:
-        """Inputs whose predictions PGD moved away from `clean`, in eval mode."""
-        now = self.ball.scaled(ramp(progress, self.warmup), 0.0)
-        box, step = now.input_box(x), 2.5 * now.eps_x_number("training") / self.steps
-        moved = box.sample(generator)
-        with evaluating(model), torch.enable_grad():
-            for _ in range(self.steps):
-                point = moved.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(F.kl_div(model(point).log_softmax(1), clean, reduction="sum"), point)
-                moved = box.project_(point.detach() + step * slope.sign())
-        return moved
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Mart(_Held):
 
     def __call__(self, model: nn.Module) -> Loss:
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
-            moved = worst_inputs(model, x, y, self.ball.scaled(ramp(progress, self.warmup), 0.0), self.steps, generator)
+            moved = self.worst(model, x, partial(cross_entropy, y=y), progress, generator)
             natural, worst = model(x), model(moved)
             p, q = natural.softmax(1), worst.softmax(1)
             other = q.scatter(1, y[:, None], 0.0).amax(1)
