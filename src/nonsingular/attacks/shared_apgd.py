@@ -8,19 +8,22 @@ does; a run that starts there and lowers T crosses the plateaus where all predic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nonsingular.attacks.search.starts import checked_start, restarting
+from nonsingular.attacks.search.crew import Crew, Span, folded, nodes
+from nonsingular.attacks.search.starts import restarting, usable_start
 from nonsingular.errors import InvalidInput
-from nonsingular.network.calling import gradient, outputs, products, recording
+from nonsingular.network.calling import Precision, gradient, outputs, precision, products, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
+from nonsingular.network.network import Network
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
@@ -36,6 +39,8 @@ POLISH = 0.3
 """First step of the run that starts at the best point of the others, in half widths of the boxes."""
 ALONE = 3
 """Factor on the steps where inputs or weights move alone, as in few cells of a grid."""
+SIZES = 8
+"""Sizes of batches of those examples of a chunk that are still right, filled up by repeating one: libraries keep memory for each."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
@@ -43,6 +48,7 @@ CLASSES = 10
 def shared_apgd(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 4, scope: Scope = "dataset",
     start: Perturbation | None = None, explore: bool = True, chunk: int = 512, generator: Generator | None = None,
+    crew: Crew | None = None,
 ) -> Perturbation:  # fmt: skip
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
@@ -53,6 +59,7 @@ def shared_apgd(
         box that pushes predictions into one class: where W' may move far, which class decides more than all steps that follow.
         The other begins at W, with a loss that cools.
     chunk: examples per forward and backward pass, halved where memory runs out.
+    crew: workers that do the chunks of these examples; None: they are done here.  The bits are the same.
     generator: given, it begins at a random point where that is worse than `start`.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
     Never changes `model`.
@@ -68,21 +75,25 @@ def shared_apgd(
     if steps < 1 or chunk < 1:
         raise InvalidInput(f"steps is {steps} and chunk is {chunk}; give 1 or more")
     network = classifier(model, x, ball)
-    begun = checked_start(network, x, ball, scope, start)
+    box = ball.input_box(x) if crew is None else crew.box(ball)
+    begun = usable_start(network, x, ball, scope, start, box)
 
     def run(chunk: int) -> Perturbation:
         with network.lent() as moving:
-            shared = _shared(moving, x.detach(), y.long(), ball, chunk)
-            best = shared.at(begun.x, [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)])
+            shared = replace(_shared(moving, x.detach(), y.long(), ball, box, chunk), crew=crew)
+            best = shared.at(
+                shared.seen(begun.x), [begun.weights.get(name, W) for name, W in zip(shared.names, shared.home, strict=True)]
+            )
             if generator is not None:
                 scattered = [box.sample(generator) for box in shared.boxes]
-                best = min(best, shared.at(shared.box.sample(generator), scattered), key=_Point.rank)
+                best = min(best, shared.at(shared.seen(box.sample(generator)), scattered), key=_Point.rank)
             if best.right.any() and (shared.free or shared.boxes):
                 with products("medium"):
                     found = _search(shared, best, steps, explore)
                 best = min(best, shared.at(found.x, found.W), key=_Point.rank)
             moved = dict(zip(shared.names, best.W, strict=True))
-        return Perturbation(best.x, moved, scope).check(network, x, ball)
+        own = {name: w.clone() for name, w in moved.items()}  # nothing of `start` or `model`
+        return Perturbation(best.x.clone() if best.x is begun.x else best.x, own, scope).check(network, x, ball, box)
 
     with recording():
         return restarting(run, chunk, generator)
@@ -122,37 +133,87 @@ class _Shared:
     median: float
     free: bool
     chunk: int
+    crew: Crew | None = None
 
     def part(self, at: Tensor) -> _Shared:
-        return replace(self, box=Interval(self.box.lo[at], self.box.hi[at]), y=self.y[at])
+        """That of some examples, done here."""
+        return replace(self, box=Interval(self.box.lo[at], self.box.hi[at]), y=self.y[at], crew=None)
 
     def load(self, W: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for live, w in zip(self.live, W, strict=True):
                 live.copy_(w)
 
-    def pieces(self, n: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.chunk, n)) for i in range(0, n, self.chunk))
+    def seen(self, t: Tensor) -> Tensor:
+        return t if self.crew is None else self.crew.seen(t)
+
+    def like(self, x: Tensor) -> Tensor:
+        """A tensor like these inputs of all examples, not filled."""
+        return torch.empty_like(x) if self.crew is None else self.crew.empty()
+
+    def over(self, act: _Act, x: Tensor, into: Tensor | None = None) -> _Sum:
+        """What an act returns for all chunks of x, at the weights that are loaded: margins joined, gradients summed."""
+        whole = (0, -(-len(x) // self.chunk))
+        if not len(x):
+            return x.new_zeros(0), []
+        if self.crew is None:
+            return self.of(act, x, into, whole)
+        W = {name: w.detach() for name, w in zip(self.names, self.live, strict=True)}
+        told = replace(self, network=_nowhere, live=[], home=[], boxes=[], y=self.y[:0], crew=None), W, precision()
+        todo, most = nodes(whole, self.crew.workers)
+        found = self.crew.do(_there, [(*told, act, x, into, span) for span in todo])
+        return folded(whole, most, dict(zip(todo, found, strict=True)).__getitem__, _added)
+
+    def of(self, act: _Act, x: Tensor, into: Tensor | None, span: Span) -> _Sum:
+        """The same for some chunks, done here."""
+
+        def one(node: Span) -> _Sum:
+            at = slice(node[0] * self.chunk, min(node[1] * self.chunk, len(x)))
+            return act(self, at, x[at], None if into is None else into[at])
+
+        return folded(span, 1, one, _added)
 
     def margins(self, x: Tensor) -> Tensor:
         """(B,) margins attained at x and the weights that are loaded."""
         count(forward=len(x))
-        with torch.no_grad():
-            found = [attained(self.network(x[at].clone()), self.y[at]) for at in self.pieces(len(x))]
-        return torch.cat(found) if found else x.new_zeros(0)
+        return self.over(_looked, x)[0]
 
     def at(self, x: Tensor, W: list[Tensor]) -> _Point:
         self.load(W)
         return _Point(x, W, self.margins(x))
 
 
-def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, chunk: int) -> _Shared:
+_Sum = tuple[Tensor, list[Tensor]]
+"""Margins of some examples, and the sum of a gradient over them."""
+_Act = Callable[[_Shared, slice, Tensor, Tensor | None], _Sum]
+"""What is done to a chunk: (the problem, its place, its x', where the x' that follow are written)."""
+
+
+def _added(a: _Sum, b: _Sum) -> _Sum:
+    return torch.cat([a[0], b[0]]), [t + d for t, d in zip(a[1], b[1], strict=True)]
+
+
+def _nowhere(x: Tensor) -> Tensor:
+    raise AssertionError("a worker calls its own network")
+
+
+def _there(
+    network: Network, x: Tensor, y: Tensor, told: _Shared, W: dict[str, Tensor], matmul: Precision | None,
+    act: _Act, *args: Any,
+) -> _Sum:  # fmt: skip
+    """`_Shared.of` in a worker."""
+    with recording(), products(matmul), network.lent(W) as moving:
+        params = dict(moving.named_parameters())
+        live = [params[name].requires_grad_() for name in W]
+        return replace(told, network=partial(outputs, moving), live=live, y=y).of(act, *args)
+
+
+def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, box: Interval, chunk: int) -> _Shared:
     network = partial(outputs, moving)
     params = dict(moving.named_parameters())
     boxes = ball.weight_boxes(params)
     live = [params[name].requires_grad_() for name in boxes]
     home = [W.detach().clone() for W in live]
-    box = ball.input_box(x)
     shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.moves_inputs, chunk)
     with torch.no_grad():
         check_labels(y, len(x), network(x[:1].clone()).shape[1] if len(x) else 0)
@@ -195,25 +256,32 @@ def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, s
         scale = size * (1 + math.cos(math.pi * i / steps)) / 2
         shared.load(W)
         count(forward=len(x), backward=len(x))
-        moved, seen = torch.empty_like(x) if shared.free else x, list[Tensor]()
-        total = [torch.zeros_like(w) for w in W]
-        for at in shared.pieces(len(x)):
-            point, labels = x[at].detach().requires_grad_(shared.free), shared.y[at]
-            logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
-            seen.append(attained(logits.detach(), labels))
-            g = gradient(_probability(logits, labels, T), [point, *shared.live] if shared.free else shared.live)
-            if shared.free:
-                moved[at] = _step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale)
-            for t, d in zip(total, g, strict=True):
-                t.add_(d)
-        best = min(best, _Point(x, W, torch.cat(seen)), key=_Point.rank)
+        moved = shared.like(x) if shared.free else x
+        seen, total = shared.over(partial(_moved, T=T, scale=scale), x, moved if shared.free else None)
+        best = min(best, _Point(x, W, seen), key=_Point.rank)
         W = [_step(w, b, g, scale) for w, b, g in zip(W, shared.boxes, total, strict=True)]
         x = moved
     return min(best, shared.at(x, W), key=_Point.rank)
 
 
+def _moved(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, T: float, scale: float) -> _Sum:
+    """Margins at x', the gradient of the weights, and x' after one step."""
+    point, labels = x.detach().requires_grad_(into is not None), shared.y[at]
+    logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
+    g = gradient(_probability(logits, labels, T), shared.live if into is None else [point, *shared.live])
+    if into is not None:
+        into.copy_(_step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale))
+    return attained(logits.detach(), labels), g
+
+
+def _looked(shared: _Shared, at: slice, x: Tensor, into: Tensor | None) -> _Sum:
+    """Margins at x' alone."""
+    with torch.no_grad():
+        return attained(shared.network(x.clone()), shared.y[at]), []
+
+
 def _step(w: Tensor, box: Interval, g: Tensor, scale: float) -> Tensor:
-    return torch.clamp(w - (g.sign_() * (box.hi - box.lo)).mul_(scale / 2), box.lo, box.hi)
+    return torch.clamp(w - (g.sign() * (box.hi - box.lo)).mul_(scale / 2), box.lo, box.hi)
 
 
 def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
@@ -246,32 +314,43 @@ def _corner(few: _Shared, x: Tensor, label: Tensor) -> list[Tensor]:
     """The corner of the weight box that pushes all predictions into this class: in the last layer, row shifts."""
     few.load(few.home)
     count(forward=len(x), backward=len(x))
-    total = [torch.zeros_like(w) for w in few.home]
-    for at in few.pieces(len(x)):
-        logits = few.network(x[at].clone())
-        loss = F.cross_entropy(logits, label.expand(len(logits)), reduction="sum")
-        for t, d in zip(total, gradient(loss, few.live), strict=True):
-            t.add_(d)
+    _, total = few.over(partial(_towards, label=label), x)
     return [torch.where(d > 0, b.lo, torch.where(d < 0, b.hi, w)) for d, b, w in zip(total, few.boxes, few.home, strict=True)]
+
+
+def _towards(few: _Shared, at: slice, x: Tensor, into: Tensor | None, *, label: Tensor) -> _Sum:
+    """The gradient of the cross-entropy with this label."""
+    logits = few.network(x.clone())
+    loss = F.cross_entropy(logits, label.expand(len(logits)), reduction="sum")
+    return logits.detach()[:, 0], gradient(loss, few.live)
 
 
 def _again(shared: _Shared, best: _Point, steps: int) -> _Point:
     """Attack the inputs that are still correct once more, at the final W': signed steps on the margin; the best point of each."""
     shared.load(best.W)
-    x, margin = best.x.clone(), best.margin.clone()
-    right = best.right.nonzero().flatten()
-    for part in right.split(shared.chunk) if len(right) else ():
-        lo, hi, y, now = shared.box.lo[part], shared.box.hi[part], shared.y[part], best.x[part]
-        for i in range(steps):
-            point = now.detach().requires_grad_()
-            count(forward=len(part), backward=len(part))
-            logits = shared.network(point.clone())
-            (g,) = gradient(worst_margin(margins(logits, y), y).sum(), [point])
-            _keep_lower(x, margin, part, point.detach(), attained(logits.detach(), y))
-            now = torch.clamp(point.detach() - g.sign_().mul_(hi - lo).mul_((1 - i / steps) / 2), lo, hi)
-        with torch.no_grad():
-            _keep_lower(x, margin, part, now, attained(shared.network(now.clone()), y))
+    right = int(best.right.sum())
+    count(forward=steps * right, backward=steps * right)
+    x = shared.like(best.x)
+    margin, _ = shared.over(partial(_lowered, before=shared.seen(best.margin), steps=steps), best.x, x)
     return _Point(x, best.W, margin)
+
+
+def _lowered(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, before: Tensor, steps: int) -> _Sum:
+    assert into is not None
+    found, margin, part = x.clone(), before[at].clone(), (before[at] > 0).nonzero().flatten()
+    part = torch.cat([part, part[:1].expand(-len(part) % -(-len(x) // SIZES) if len(part) else 0)])
+    lo, hi, y, now = shared.box.lo[at][part], shared.box.hi[at][part], shared.y[at][part], x[part]
+    for i in range(steps if len(part) else 0):
+        point = now.detach().requires_grad_()
+        logits = shared.network(point.clone())
+        (g,) = gradient(worst_margin(margins(logits, y), y).sum(), [point])
+        _keep_lower(found, margin, part, point.detach(), attained(logits.detach(), y))
+        now = torch.clamp(point.detach() - g.sign_().mul_(hi - lo).mul_((1 - i / steps) / 2), lo, hi)
+    if len(part):
+        with torch.no_grad():
+            _keep_lower(found, margin, part, now, attained(shared.network(now.clone()), y))
+    into.copy_(found)
+    return margin, []
 
 
 def _keep_lower(x: Tensor, margin: Tensor, part: Tensor, point: Tensor, reached: Tensor) -> None:

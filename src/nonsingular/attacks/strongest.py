@@ -46,8 +46,7 @@ def strongest(
         else partial(shared_apgd, model, scope=scope, generator=generator, **budget)
     )
     if start is None and both:
-        inputs, weights = (member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0)))
-        start = worst(model, y, inputs, weights)
+        start = worst(model, y, *(member(x, y, ball.scaled(*part)) for part in ((1.0, 0.0), (0.0, 1.0))))
     return member(x, y, ball, start=start)
 
 

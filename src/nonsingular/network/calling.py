@@ -26,20 +26,30 @@ from nonsingular.threat.perturbation import Perturbation
 # --- the module on a batch ------------------------------------------------------------------------------------------------
 
 
+Precision = Literal["medium", "high", "highest"]
+
+
+def precision() -> Precision | None:
+    """That of products of float32 matrices; None where the caller set it for one backend."""
+    try:
+        return cast(Precision, torch.get_float32_matmul_precision())
+    except RuntimeError:
+        return None
+
+
 @contextmanager
-def products(precision: Literal["medium", "highest"]) -> Generator[None]:
+def products(wanted: Precision | None) -> Generator[None]:
     """Sets the precision of products of float32 matrices: "medium" to search for points, "highest" to judge them.
 
     "medium" may round the factors to bfloat16 or TF32, where the machine has units for that; elsewhere torch picks another
     library.  It holds for the whole process inside the context.  Nothing changes where the caller set the precision of one
     backend (torch forbids both).
     """
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
+    before = precision()
+    if before is None or wanted is None:
         yield
         return
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision(wanted)
     try:
         yield
     finally:

@@ -164,6 +164,8 @@ def _radii(settings: EvaluateSettings | CertifySettings, name: str, split: Split
     columns, rows, relative = settings.eps_x or default_x, settings.eps_w, settings.relative
     if rows is None and not relative:
         rows = default_w
+    if columns is not None and rows is not None:
+        return columns, rows, relative, None
     first = first_radii(split.x)
     told: list[str] = []
     if columns is None:
@@ -172,7 +174,7 @@ def _radii(settings: EvaluateSettings | CertifySettings, name: str, split: Split
     if rows is None:
         rows, relative = first.eps_w, True
         told.append(f"--relative --eps-w {_written(rows)} ({first.why_w})")
-    return columns, rows, relative, f"not given, so chosen here: {'; '.join(told)}" if told else None
+    return columns, rows, relative, f"not given, so chosen here: {'; '.join(told)}"
 
 
 def _written(radii: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nonsingular.errors import NotInBall
 from nonsingular.threat.ball import JointBall, Scope
-from nonsingular.threat.interval import Interval
+from nonsingular.threat.interval import KEPT, Interval
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Perturbation:
         weights = {n: torch.cat([p.weights[n] for p in parts]) for n in first.weights}
         return Perturbation(torch.cat([p.x for p in parts]), weights, first.scope)
 
-    def check(self, model: nn.Module, x: Tensor, ball: JointBall) -> Perturbation:
+    def check(self, model: nn.Module, x: Tensor, ball: JointBall, box: Interval | None = None) -> Perturbation:
         """Itself, after the stored tensors are compared with the boxes of `ball` around `x` and the model's parameters.
+
+        box: that of the inputs, `ball.input_box(x)`, where it is known; otherwise it is made for some examples at a time.
 
         Values outside by rounding alone, such as x + eps_x in the dtype of x, are moved onto the box.
         Raises NotInBall if a tensor has another shape or has left its box: a fault of the attack.
@@ -56,7 +58,7 @@ class Perturbation:
             raise NotInBall(
                 f"the attack returned x' of shape {tuple(self.x.shape)}; give the shape of the inputs, {tuple(x.shape)}"
             )
-        inputs = _within(self.x, ball.input_box(x), lambda: ball.input_box(x, outward=True))
+        inputs = _inputs_within(self.x, x, ball, box)
         if inputs is None:
             raise NotInBall("the attack left the input ball; clamp x' to ball.input_box(x)")
         if fixed := sorted(set(self.weights) - set(boxes)):
@@ -78,6 +80,21 @@ class Perturbation:
 
 def _wide(ball: JointBall, params: Mapping[str, Tensor], name: str) -> Interval:
     return ball.weight_boxes(params, outward=True)[name]
+
+
+def _inputs_within(t: Tensor, x: Tensor, ball: JointBall, box: Interval | None) -> Tensor | None:
+    """As `_within`, for inputs: some examples at a time, as boxes of many would take twice their room."""
+    if box is not None:
+        return _within(t, box, lambda: ball.input_box(x, outward=True))
+    size, found = max(1, KEPT // max(1, x[:1].numel()) + 1), t
+    for at in (slice(i, i + size) for i in range(0, max(1, len(x)), size)):
+        inside = _within(part := t[at], ball.input_box(x[at]), partial(ball.input_box, x[at], outward=True))
+        if inside is None:
+            return None
+        if inside is not part:
+            found = t.clone() if found is t else found
+            found[at] = inside
+    return found
 
 
 def _within(t: Tensor, box: Interval, wide: Callable[[], Interval]) -> Tensor | None:

@@ -15,6 +15,7 @@ from nonsingular.network.margins import check_labels, is_correct, margins, worst
 from nonsingular.network.memory import halving
 from nonsingular.network.passes import count
 from nonsingular.threat.ball import JointBall, Scope, check_scope
+from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
 
 Logits = Callable[[Tensor], Tensor]
@@ -71,19 +72,27 @@ def spread(flags: Tensor, like: Tensor) -> Tensor:
 
 def checked_start(model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, start: Perturbation | None) -> Perturbation:
     """A copy of `start`, or (x, W) without one.  Raises InvalidInput if it is not a point of this ball in this scope."""
+    start = usable_start(model, x, ball, scope, start)
+    return Perturbation(start.x.clone(), {n: w.clone() for n, w in start.weights.items()}, scope)
+
+
+def usable_start(
+    model: nn.Module, x: Tensor, ball: JointBall, scope: Scope, start: Perturbation | None, box: Interval | None = None
+) -> Perturbation:  # fmt: skip
+    """The same without a copy, not to be written into.  box: as in `Perturbation.check`."""
     check_scope(scope)
     check_module(model)
     ball.check_domain(x)
     if start is None:
         ball.radii(dict(model.named_parameters()))  # an unknown name in eps_w
-        return Perturbation(x.detach().clone(), {}, scope)
+        return Perturbation(x.detach(), {}, scope)
     if start.weights and start.scope != scope:
         raise InvalidInput(f"start has weights of scope {start.scope}, the attack has scope {scope}; give both the same scope")
     try:
-        start = start.check(model, x, ball)
+        start = start.check(model, x, ball, box)
     except AssertionError as e:
         raise InvalidInput(f"start is not a point of this ball: {e}; start from a point of the same or of a smaller ball") from e
-    return Perturbation(start.x.detach().clone(), {n: w.detach().clone() for n, w in start.weights.items()}, scope)
+    return Perturbation(start.x.detach(), {n: w.detach() for n, w in start.weights.items()}, scope)
 
 
 def begin(model: nn.Module, x: Tensor, y: Tensor, given: Perturbation, *, moved: bool, chunk: int) -> tuple[Perturbation, Tensor]:
