@@ -40,7 +40,10 @@ POLISH = 0.3
 ALONE = 3
 """Factor on the steps where inputs or weights move alone, as in few cells of a grid."""
 SIZES = 8
-"""Sizes of batches of those examples of a chunk that are still right, filled up by repeating one: libraries keep memory for each."""
+"""Sizes of the batches of those examples of a chunk that are still right, filled up by repeating one.
+
+Libraries keep memory for each size that they met.
+"""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
@@ -161,7 +164,7 @@ class _Shared:
         W = {name: w.detach() for name, w in zip(self.names, self.live, strict=True)}
         told = replace(self, network=_nowhere, live=[], home=[], boxes=[], y=self.y[:0], crew=None), W, precision()
         todo, most = nodes(whole, self.crew.workers)
-        found = self.crew.do(_there, [(*told, act, x, into, span) for span in todo])
+        found = self.crew.do(_there, [(told, act, x, into, span) for span in todo])
         return folded(whole, most, dict(zip(todo, found, strict=True)).__getitem__, _added)
 
     def of(self, act: _Act, x: Tensor, into: Tensor | None, span: Span) -> _Sum:
@@ -198,14 +201,14 @@ def _nowhere(x: Tensor) -> Tensor:
 
 
 def _there(
-    network: Network, x: Tensor, y: Tensor, told: _Shared, W: dict[str, Tensor], matmul: Precision | None,
-    act: _Act, *args: Any,
+    network: Network, x: Tensor, y: Tensor, told: tuple[_Shared, dict[str, Tensor], Precision | None], act: _Act, *args: Any
 ) -> _Sum:  # fmt: skip
-    """`_Shared.of` in a worker."""
-    with recording(), products(matmul), network.lent(W) as moving:
+    """`_Shared.of` in a worker.  told: the problem without what it has there, the weights, the precision of products."""
+    shared, W, wanted = told
+    with recording(), products(wanted), network.lent(W) as moving:
         params = dict(moving.named_parameters())
         live = [params[name].requires_grad_() for name in W]
-        return replace(told, network=partial(outputs, moving), live=live, y=y).of(act, *args)
+        return replace(shared, network=partial(outputs, moving), live=live, y=y).of(act, *args)
 
 
 def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, box: Interval, chunk: int) -> _Shared:
