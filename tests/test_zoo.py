@@ -1,5 +1,6 @@
 """The networks of the package, the recommended recipe, and the leaderboard that is drawn from run directories."""
 
+import csv
 import importlib.util
 import json
 import sys
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 import nonsingular as ns
+from nonsingular.catalog import OBJECTIVES
 from nonsingular.cli.main import main
 from nonsingular.data.datasets import hash_tensors
 from nonsingular.models import zoo
-from nonsingular.models.loading import is_code, load_run
+from nonsingular.models.loading import build, is_code, load_run
 from nonsingular.runs.directory import read_surface
 from nonsingular.runs.presets import REPRODUCTIONS, training_defaults
+from nonsingular.runs.train import objective_in
+from nonsingular.settings import TrainSettings
 
 BOARD = Path(__file__).parents[1] / "docs" / "leaderboard"
 
@@ -137,6 +141,42 @@ def test_the_kept_board_is_of_networks_that_there_are():
         assert row["model"].removeprefix(zoo.PREFIX) in zoo.names()
         assert (row["certified"] or 0) <= (row["sample"] or 1) <= 1
         assert f"`{row['model']}`" in (BOARD / "README.md").read_text()
+
+
+# ---------------------------------------------------------------- the search over methods
+
+
+def test_every_draw_is_a_recipe_of_its_method_within_the_budget():
+    optuna = pytest.importorskip("optuna")
+    search, data = script("search"), ns.load("digits")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for method, (cost, numbers) in search.METHODS.items():
+        for _ in range(3):
+            recipe = search.drawn(method, 90, 64, study.ask())
+            assert recipe.epochs * cost <= 90 + cost / 2
+            assert all(low <= getattr(recipe, name) <= high for name, (low, high) in numbers.items())
+            objective_in(recipe, data)(build(TrainSettings(recipe=recipe), (1, 8, 8), 10))
+    assert set(search.METHODS) == set(OBJECTIVES) - {"quantised"}  # randbet rounds, too
+
+
+def test_the_search_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    search = script("search")
+    monkeypatch.setitem(search.GRIDS, "digits", ((0.0, 0.1, 0.2), (0.0, 0.01, 0.02)))
+
+    def run(trials):
+        budget = ["--passes", "2", "--seeds", "2", "--limit", "30", "--trials", str(trials)]
+        argv = ["search.py", "digits", "--methods", "standard", *budget, "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", argv)
+        search.main()
+        return [*csv.DictReader((tmp_path / "trials.csv").read_text().splitlines())]
+
+    first, both = run(1), run(2)
+    assert both[0] == first[0] and [row["trial"] for row in both] == ["0", "1"]
+    kept = max(both, key=lambda row: float(row["auc"]))["trial"]
+    assert (tmp_path / "best" / f"standard-{kept}-seed1" / "model.safetensors").exists()
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert len(table) == 3 and "±" in table[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,70 +1,165 @@
-"""search.py - how the recipe behind `--method recommended` was found: recipes of joint training, on validation examples alone.
+"""search.py - every training method with its hyperparameters chosen the same way, on validation examples; test examples once.
 
-    python docs/leaderboard/search.py digits                     # 5 recipes, 2 seeds each: about 2 minutes of one core
-    python docs/leaderboard/search.py mnist --data-dir DIR       # 3 recipes, 1 seed each: about 9 minutes
+    python docs/leaderboard/search.py digits --out runs/search-digits                        # about half an hour of one core
+    python docs/leaderboard/search.py mnist --data-dir DIR --passes 96 --trials 4 --methods joint at awp --out runs/search-mnist
 
-Prints clean accuracy and the AUC under the paper's attack (scope dataset) on up to 1,000 validation examples over a 6 x 6 grid
-with the corners of the reproduction, with absolute weight radii, and with radii up to 2 % of the largest |weight| of each tensor.
+Needs optuna.  Each method gets --trials draws of Optuna's TPE sampler, and each draw the same number of passes over the training
+data: a pass is one forward and backward over all examples, so that a method with 8 passes a step has an eighth of the epochs.
+What a draw is judged by: the AUC of the strongest attack at effort quick (scope dataset, every second radius of the preset's
+grid) on validation examples.  The best draw of each method is trained again with --seeds other seeds, and attacked
+on the test examples, once: whole grid, effort standard; and on a 6 x 6 grid with weight radii up to 2 % of the largest
+|weight| of each tensor; 8 bits with 1 % bit errors.
+All trials are in OUT/trials.csv, the networks in OUT/best as run directories, the table in OUT/table.md.  A method that OUT has
+trials of goes on from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 
 import nonsingular as ns
-from nonsingular.data.datasets import load
-from nonsingular.models.loading import build
+from nonsingular.data.datasets import Dataset
+from nonsingular.models.loading import build, load_run
+from nonsingular.results.statistics import student
+from nonsingular.runs.jobs import dataset
 from nonsingular.runs.presets import GRIDS, reproduction
-from nonsingular.settings import Recipe, TrainSettings
-from nonsingular.training.loop import accuracy
+from nonsingular.runs.train import descent_of, objective_in, train_run
+from nonsingular.settings import Network, Recipe, TrainSettings
+from nonsingular.training.loop import Examples, accuracy, fit
+from nonsingular.training.objectives import STEPS
 
-FIRST_SEED = 100
-RECIPES = {
-    "digits": [
-        Recipe(method="joint", eps_x=0.15, eps_w=0.004, epochs=60, batch_size=64, lr=2e-3),
-        *(
-            Recipe(method="joint", eps_x=x, eps_w=w, epochs=60, batch_size=64, lr=lr, average=0.99)
-            for x, w, lr in ((0.1, 0.008, 5e-3), (0.1, 0.012, 5e-3), (0.15, 0.008, 5e-3), (0.1, 0.008, 1e-2))
-        ),
-    ],
-    "mnist": [
-        Recipe(method="joint", eps_x=0.1, eps_w=0.004),
-        Recipe(method="joint", eps_x=0.1, eps_w=0.004, lr=3e-3),
-        Recipe(method="joint", eps_x=0.1, eps_w=0.006, lr=3e-3, epochs=30, average=0.999),
-    ],
+EPS_X, EPS_W, RHO = (0.03, 0.25), (0.002, 0.02), (1e-3, 0.1)
+METHODS: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {
+    "standard": (1, {}),
+    "weight-perturb": (2, {"eps_w": EPS_W, "beta": (1e-3, 1.0)}),
+    "jiwp": (2, {"eps_x": EPS_X, "eps_w": EPS_W, "alpha": (1e-4, 0.1), "beta": (1e-3, 1.0)}),
+    "sam": (2, {"rho": (0.01, 1.0)}),
+    "asam": (2, {"rho": (0.1, 10.0)}),
+    "at": (STEPS + 1, {"eps_x": EPS_X}),
+    "at-beta": (STEPS + 2, {"eps_x": EPS_X, "eps_w": EPS_W, "beta": (1e-3, 0.1)}),
+    "trades": (STEPS + 3, {"eps_x": EPS_X, "beta": (1.0, 10.0)}),
+    "mart": (STEPS + 2, {"eps_x": EPS_X, "beta": (1.0, 10.0)}),
+    "awp": (STEPS + 2, {"eps_x": EPS_X, "rho": RHO}),
+    "rwp": (STEPS + 11, {"eps_x": EPS_X, "rho": RHO}),
+    "randbet": (STEPS + 2, {"eps_x": EPS_X, "rate": (1e-3, 0.03)}),
+    "certified": (4, {"eps_x": EPS_X, "eps_w": (5e-4, 0.01), "alpha": (0.1, 1.0)}),
+    "joint-batch": (STEPS + 2, {"eps_x": EPS_X, "eps_w": EPS_W}),
+    "joint": (STEPS + 1, {"eps_x": EPS_X, "eps_w": EPS_W}),
 }
+"""Method -> passes of a step, and its numbers with the ends between which they are drawn, evenly in their logarithms."""
+BATCH = {"digits": 64}
+
+
+def drawn(method: str, passes: int, batch: int, trial: optuna.Trial) -> Recipe:
+    cost, numbers = METHODS[method]
+    found: dict[str, Any] = {name: trial.suggest_float(name, *ends, log=True) for name, ends in numbers.items()}
+    lr = trial.suggest_float("lr", 5e-4, 1e-2, log=True)
+    average = trial.suggest_categorical("average", (0.0, 0.99, 0.999))
+    epochs = max(1, round(passes * trial.suggest_categorical("part", (0.25, 1.0)) / cost))
+    return Recipe(method=method, **found, lr=lr, average=average or None, epochs=epochs, batch_size=batch)
+
+
+def judged(recipe: Recipe, data: Dataset, network: Network, seed: int, limit: int) -> tuple[float, float]:
+    """(AUC, clean accuracy) on validation examples.  0 for a training that ends without numbers."""
+    settings = TrainSettings(network=network, recipe=recipe, seed=seed)
+    model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
+    few, (eps_x, eps_w) = data.val.take(limit), GRIDS[data.name]
+    try:
+        fit(model, objective_in(recipe, data), Examples(data.train, None), descent_of(settings))
+    except ns.InvalidInput:
+        return 0.0, 0.0
+    found = ns.evaluate(model.eval(), (few.x, few.y), eps_x=eps_x[::2], eps_w=eps_w[::2], scope="dataset", effort="quick")
+    return found.auc, accuracy(model, data.val)
+
+
+def searched(method: str, args: argparse.Namespace, data: Dataset, network: Network) -> tuple[int, Recipe]:
+    """The best draw of a method, with its number."""
+    log = args.out / "trials.csv"
+    held = [row for row in csv.DictReader(log.read_text().splitlines()) if row["method"] == method] if log.exists() else []
+    sampler = optuna.samplers.TPESampler(seed=args.first_seed + len(held), n_startup_trials=min(6, args.trials // 2))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    best = max(((float(row["auc"]), int(row["trial"]), row["recipe"]) for row in held), default=(-1.0, 0, ""))
+    for n in range(len(held), args.trials):
+        trial = study.ask()
+        recipe = drawn(method, args.passes, BATCH.get(data.name, 128), trial)
+        started = time.process_time()
+        auc, clean = judged(recipe, data, network, args.first_seed, args.limit)
+        study.tell(trial, auc)
+        best = max(best, (auc, n, recipe.model_dump_json(exclude_defaults=True)))
+        row = {
+            "method": method, "trial": n, "auc": round(auc, 4), "clean": round(clean, 4),
+            "cpu_seconds": round(time.process_time() - started, 1), "recipe": recipe.model_dump_json(exclude_defaults=True),
+        }  # fmt: skip
+        new = not log.exists()
+        with log.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(f"{method} {n + 1}/{args.trials}: AUC {auc:.3f}, clean {100 * clean:.1f} %, best {best[0]:.3f}", flush=True)
+    return best[1], Recipe.model_validate_json(best[2])
+
+
+def tested(trial: int, recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Network) -> list[list[float]]:
+    """For each seed: clean accuracy, AUC, relative AUC, accuracy at 1 % bit errors, CPU seconds of training."""
+    rows, few, (eps_x, eps_w) = [], data.test.take(args.limit), GRIDS[data.name]
+    for seed in range(args.seeds):
+        out = args.out / "best" / f"{recipe.method}-{trial}-seed{seed}"
+        settings = TrainSettings(data=args.data, data_dir=args.data_dir, network=network, recipe=recipe, seed=seed)
+        seconds = train_run(settings, out)["cpu_seconds"]
+        model = load_run(out)[0]
+        areas = [
+            ns.evaluate(model, (few.x, few.y), eps_x=columns, eps_w=radii, relative=by_size, scope="dataset").auc
+            for columns, radii, by_size in ((eps_x, eps_w, False), (eps_x[::2], tuple(np.linspace(0, 0.02, 6)), True))
+        ]
+        chips = ns.campaign(model, (few.x, few.y), fault=ns.BitErrors(0.01, ns.UniformRounding(8)), rates=(0.01,), chips=20)
+        rows.append([100 * accuracy(model, few), *areas, 100 * float(chips.after.mean()), seconds])
+    return rows
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    """Mean and half width of the 95 % interval of Student's t."""
+    half = student(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=[*RECIPES])
+    parser.add_argument("data", choices=[*GRIDS])
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--passes", type=int, default=320)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=1000, help="validation and test examples, at most")
+    parser.add_argument("--first-seed", type=int, default=100, help="of the search; the final networks have 0, 1, ...")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    data, network = load(args.data, args.data_dir), reproduction(args.data).network
-    few, (eps_x, eps_w) = data.val.take(1000), GRIDS[args.data]
-    print("| eps_x | eps_w | lr | epochs | average | seed | clean | AUC | AUC, relative | CPU s |\n|" + "---|" * 10)
-    for recipe in RECIPES[args.data]:
-        for seed in range(FIRST_SEED, FIRST_SEED + (2 if args.data == "digits" else 1)):
-            started = time.process_time()
-            untrained = build(TrainSettings(network=network, seed=seed), tuple(few.x.shape[1:]), len(data.classes))
-            found = ns.train(
-                untrained, (data.train.x, data.train.y), method="joint", eps_x=recipe.eps_x, eps_w=recipe.eps_w,
-                epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr, average=recipe.average, seed=seed,
-            ).model  # fmt: skip
-            seconds = time.process_time() - started
-            areas = [
-                ns.evaluate(
-                    found, (few.x, few.y), eps_x=eps_x[::2], eps_w=radii, relative=relative, scope="dataset", attack="paper"
-                ).auc
-                for radii, relative in ((eps_w[::2], False), (tuple(np.linspace(0, 0.02, 6)), True))
-            ]
-            numbers = f"{recipe.eps_x:g} | {recipe.eps_w:g} | {recipe.lr:g} | {recipe.epochs} | {recipe.average or '-'} | {seed}"
-            clean = 100 * accuracy(found, data.val)
-            print(f"| {numbers} | {clean:.1f} | {areas[0]:.3f} | {areas[1]:.3f} | {seconds:.0f} |", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("nonsingular").setLevel(logging.ERROR)  # what a longer attack may still find, for each surface
+    data, network = dataset(args.data, args.data_dir), reproduction(args.data).network
+    best = {method: searched(method, args, data, network) for method in args.methods}
+    lines = ["| method | clean, % | AUC | AUC, relative | 1 % bit errors, % | CPU s | recipe |", "|---|--:|--:|--:|--:|--:|---|"]
+    for method, (trial, recipe) in best.items():
+        rows = [*zip(*tested(trial, recipe, args, data, network), strict=True)]
+        cells = [interval(values, digits) for values, digits in zip(rows[:4], (1, 3, 3, 1), strict=True)]
+        numbers = recipe.model_dump(exclude_defaults=True, exclude={"method", "batch_size"})
+        said = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in numbers.items()
+        )
+        lines.append(f"| {method} | {' | '.join(cells)} | {np.mean(rows[4]):.0f} | {said} |")
+        print(lines[-1], flush=True)
+        (args.out / "table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
