@@ -94,6 +94,7 @@ def test_recommended_stands_for_a_method_with_its_numbers(data, tmp_path, capsys
 def script(name):
     found = importlib.util.spec_from_file_location(name, BOARD / f"{name}.py")
     module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # where pydantic looks up the types of a field
     found.loader.exec_module(module)
     return module
 
@@ -134,6 +135,26 @@ def test_the_board_is_read_from_run_directories(tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert f"{surface.auc:.3f}" in text and f"{surface.auc:.3f}" in page
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_a_submission_is_one_file_and_is_verified(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(
+        "import torch\n\ndef net():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: a/net <b>\nmodel: net.py:net\ndata: digits\nby: someone\n")
+    measure, out = script("measure"), tmp_path / "out"
+    monkeypatch.setitem(measure.PARTS, "dataset", ("--eps-x", "0,0.1", "--eps-w", "0", "--limit", "9", "--workers", "1"))
+    argv = ["measure.py", str(mine), "--out", str(out), "--parts", "dataset", "flips", "--verify"]
+    monkeypatch.setattr(sys, "argv", argv)
+    measure.main()
+    row = script("board").row(out / "a-net-b-")
+    assert row["model"] == "a/net <b> (someone)" and row["auc"] is not None
+    assert row["flips"] == json.loads((out / "a-net-b-" / "flips.json").read_text())["flips"]
+    mine.write_text("name: net\nmodle: net.py:net\n")
+    with pytest.raises(SystemExit, match=r"mine.yaml: .*modle"):
+        measure.main()
 
 
 def test_the_kept_board_is_of_networks_that_there_are():

@@ -43,8 +43,9 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 
 def row(folder: Path) -> dict[str, Any]:
     """One network: None for what was not measured."""
-    model = json.loads((folder / "model.json").read_text())["model"]
-    found: dict[str, Any] = {"model": legible(str(model))} | dict.fromkeys(COLUMNS)
+    about = json.loads((folder / "model.json").read_text())
+    model, by = str(about["model"]), str(about.get("by") or "")
+    found: dict[str, Any] = {"model": legible(f"{model} ({by})" if by else model)} | dict.fromkeys(COLUMNS)
 
     def surface(part: str) -> Surface | None:
         return read_surface(folder / part) if (folder / part / RESULTS).exists() else None
@@ -61,7 +62,7 @@ def row(folder: Path) -> dict[str, Any]:
             found |= {part: means[0]} | ({"ber3": means[1], "ber2": means[2]} if part == "int8" else {})
     if (folder / "flips.json").exists():
         found["flips"] = json.loads((folder / "flips.json").read_text())["flips"]
-    if (name := str(model).removeprefix(zoo.PREFIX)) in zoo.names():
+    if (name := model.removeprefix(zoo.PREFIX)) in zoo.names() and not by:
         found["seconds"] = zoo.card(name)["cpu_seconds"]
     return found
 

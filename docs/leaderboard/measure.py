@@ -2,10 +2,11 @@
 
     python docs/leaderboard/measure.py zoo:mnist/joint zoo:mnist/at --data-dir DIR --out runs/leaderboard
 
-MODEL is anything that `nonsingular evaluate` takes.  Each of its run directories holds its settings, so that `nonsingular verify`
-confirms it and the command that is printed makes it again; what is finished is not run again.  flips.json holds the bits that
-flip_attack flips until accuracy is at most that of guessing (5 points above 1 / classes), at 8 bits, on the first 256 examples.
-A network of your own: the same command, with file.py:function, --weights and --data.
+MODEL is anything that `nonsingular evaluate` takes, or a submission: a .yaml file with `name`, `model` (file.py:function, an ONNX
+file, ...), `data` and, where they apply, `weights`, `by` (who) and `about` (how it was trained); files lie beside it.
+Each run directory holds its settings, so that `nonsingular verify` confirms it, which --verify does for all of them, and the
+command that is printed makes it again; what is finished is not run again.  flips.json holds the bits that flip_attack flips until
+accuracy is at most that of guessing (5 points above 1 / classes), at 8 bits, on the first 256 examples.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import nonsingular as ns
+from nonsingular.models.loading import is_code
 from nonsingular.runs.jobs import dataset, load_model
+from nonsingular.settings import Settings, checked
+from nonsingular.untrusted import read_config
 
 PARTS: dict[str, tuple[str, ...]] = {
     "dataset": ("--scope", "dataset", "--limit", "1000"),
@@ -31,13 +36,53 @@ PARTS: dict[str, tuple[str, ...]] = {
 FLIPS, FIRST, ABOVE = 100, 256, 0.05
 
 
-def flips_to_chance(model: str, weights: Path | None, data: str | None, data_dir: Path | None) -> dict[str, Any]:
-    network, trained = load_model(model, weights)
-    split = dataset(data or (trained.data if trained else ""), data_dir).test.take(FIRST)
-    chance = 1 / len(dataset(data or (trained.data if trained else ""), data_dir).classes) + ABOVE
-    found = ns.flip_attack(network, split.x, split.y, flips=FLIPS, goal=chance)
+class Submission(Settings):
+    """One network of the board.  Files are named from the folder of its .yaml file."""
+
+    name: str
+    model: str
+    data: str | None = None
+    weights: Path | None = None
+    by: str = ""
+    about: str = ""
+
+
+def submission(given: str, args: argparse.Namespace) -> tuple[Submission, Path]:
+    """What a MODEL stands for, and the folder of its files."""
+    if Path(given).suffix in (".yaml", ".yml"):
+        return checked(Submission, read_config(Path(given))), Path(given).parent.resolve()
+    return Submission(name=given, model=given, data=args.data, weights=args.weights), Path.cwd()
+
+
+def flips_to_chance(one: Submission, data_dir: Path | None) -> dict[str, Any]:
+    network, trained = load_model(one.model, one.weights)
+    data = dataset(one.data or (trained.data if trained else ""), data_dir)
+    few, chance = data.test.take(FIRST), 1 / len(data.classes) + ABOVE
+    found = ns.flip_attack(network, few.x, few.y, flips=FLIPS, goal=chance)
     reached = found.accuracy[-1] <= chance
     return {"flips": len(found.flips) if reached else None, "most": FLIPS, "goal": chance, "accuracy": list(found.accuracy)}
+
+
+def command(*words: object) -> None:
+    """Runs the command line, and ends with its code where it fails."""
+    said = [str(word) for word in words]
+    print("nonsingular", *said, flush=True)
+    if code := subprocess.run([sys.executable, "-m", "nonsingular.cli", *said], stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(code)
+
+
+def measure(one: Submission, out: Path, args: argparse.Namespace) -> None:
+    folder = out / re.sub(r"[^A-Za-z0-9.-]+", "-", one.name.removeprefix("zoo:"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps({"model": one.name, "by": one.by, "about": one.about}))
+    given = {"--weights": one.weights, "--data": one.data, "--data-dir": args.data_dir}
+    common = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    for part in (p for p in args.parts if p != "flips"):
+        command("evaluate", one.model, *common, *PARTS[part], "--out", folder / part)
+        if args.verify:
+            command("verify", folder / part, *(("--model", one.model) if is_code(one.model) else ()))
+    if "flips" in args.parts and not (folder / "flips.json").exists():
+        (folder / "flips.json").write_text(json.dumps(flips_to_chance(one, args.data_dir)))
 
 
 def main() -> None:
@@ -48,20 +93,16 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, "flips"], default=[*PARTS, "flips"])
+    parser.add_argument("--verify", action="store_true", help="confirm every run directory, as `nonsingular verify` does")
     args = parser.parse_args()
-    given = {"--weights": args.weights, "--data": args.data, "--data-dir": args.data_dir}
-    common = [str(v) for flag, value in given.items() if value is not None for v in (flag, value)]
-    for model in args.models:
-        folder = args.out / re.sub(r"[^A-Za-z0-9.-]+", "-", model.removeprefix("zoo:"))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.json").write_text(json.dumps({"model": model}))
-        for part in (p for p in args.parts if p != "flips"):
-            command = ["evaluate", model, *common, *PARTS[part], "--out", str(folder / part)]
-            print("nonsingular", *command, flush=True)
-            subprocess.run([sys.executable, "-m", "nonsingular.cli", *command], check=True, stdout=subprocess.DEVNULL)
-        if "flips" in args.parts and not (folder / "flips.json").exists():
-            found = flips_to_chance(model, args.weights, args.data, args.data_dir)
-            (folder / "flips.json").write_text(json.dumps(found))
+    args.data_dir, out = args.data_dir and args.data_dir.resolve(), args.out.resolve()
+    for given in args.models:
+        try:
+            one, folder = submission(given, args)
+            with chdir(folder):
+                measure(one, out, args)
+        except ns.InvalidInput as e:
+            raise SystemExit(f"error: {given}: {e}") from None
 
 
 if __name__ == "__main__":
