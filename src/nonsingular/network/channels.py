@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,12 +73,17 @@ def channels(model: nn.Module, ball: JointBall) -> Channels:
 
 def _shifted(radius: Any, s: Tensor, layer: Layer, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """The output of a layer whose channels moved: + s (E * |z|)."""
-    z, weight, groups = inputs[0].abs(), layer.weight, getattr(layer, "groups", 1)
-    shape = (groups, *weight.shape[1:])  # with one number all channels of a group see the same sum
-    spread = radius.expand_as(weight) if isinstance(radius, Tensor) else weight.new_full(shape, radius)
+    z, weight = inputs[0], layer.weight
+    z = z.abs() if z.numel() and bool(z.amin() < 0) else z  # pixels, and what comes from a ReLU, as they are
     if isinstance(layer, nn.Linear):
+        spread = radius.expand_as(weight) if isinstance(radius, Tensor) else weight.new_full((1, weight.shape[1]), radius)
         return output + s.reshape(len(s), *[1] * (z.dim() - 2), -1) * F.linear(z, spread)
-    reach = layer._conv_forward(z, spread, None)  # pyright: ignore[reportPrivateUsage]  # with its own padding
-    if groups > 1 and len(spread) < len(weight):
-        reach = reach.repeat_interleave(len(weight) // groups, 1)
-    return output + s.reshape(*s.shape, *[1] * (z.dim() - 2)) * reach
+    if isinstance(radius, Tensor):
+        reach = layer._conv_forward(z, radius.expand_as(weight), None)  # pyright: ignore[reportPrivateUsage]  # its own padding
+        return output + s.reshape(*s.shape, *[1] * (z.dim() - 2)) * reach
+    groups = layer.groups  # with one number all channels of a group see the same sum
+    z = z.unflatten(1, (groups, -1)).sum(2)
+    reach = layer._conv_forward(z, weight.new_full((groups, 1, *layer.kernel_size), radius), None)  # pyright: ignore[reportPrivateUsage]
+    # s (E * |z|) by products of matrices, also in the gradient: (B groups, channels, 1) times (B groups, 1, positions)
+    moved = output.unflatten(1, (groups, -1)).flatten(3).flatten(0, 1)
+    return torch.baddbmm(moved, s.reshape(len(moved), -1, 1), reach.reshape(len(moved), 1, -1)).view_as(output)
