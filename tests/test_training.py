@@ -345,6 +345,25 @@ class Stopped(Exception):
     pass
 
 
+def test_parts_of_a_batch_take_the_step_of_the_whole():
+    whole, parts = (ns.train(network(), (X, Y), epochs=3, batch_size=20, accumulate=k) for k in (1, 3))
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), rtol=0, atol=1e-5)
+    assert [e.loss for e in parts.history] == pytest.approx([e.loss for e in whole.history], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "awp", "rwp", "quantised", "randbet"])
+def test_mixed_precision_changes_little_of_what_moved_weights_do(name):
+    """Where weights move in place, their copies in bfloat16 must move with them."""
+    numbers = {n: v for n, v in {**NUMBERS, "rho": 0.5, "rate": 0.2}.items() if n in used(name)}
+
+    def loss(**how):
+        return ns.train(network(7), (X, Y), epochs=1, batch_size=60, lr=1e-9, **how).history[0].loss
+
+    exact, mixed = (loss(method=name, amp=amp, **numbers) for amp in (None, "bfloat16"))
+    assert exact != mixed  # it is used
+    assert abs(exact - mixed) < 0.2 * abs(exact - loss())
+
+
 def stop_after(n):
     def look(epoch, network):
         if epoch.epoch == n:
@@ -521,6 +540,8 @@ def test_a_finished_run_of_before_opens_though_its_recipe_has_a_number_that_is_n
         ({"val": (X, Y + 1)}, "val: labels span 1..3"),
         ({"val": "digits"}, "val: data is a str"),
         ({"threads": 0}, "threads is 0"),
+        ({"accumulate": 0}, "accumulate is 0; give a whole number"),
+        ({"amp": "float8"}, "amp is 'float8'; give 'bfloat16'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(how, said):

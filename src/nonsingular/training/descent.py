@@ -37,6 +37,10 @@ class Descent:
         of what was: 0.999 is about the last 1,000 steps.  None: the last weights.  Source: Polyak and Juditsky, 1992.
     clip: weight matrices and kernels are cut to [-clip, clip] after each step: a step of a stored integer is a part of its range,
         so smaller errors follow from a flipped bit.  None: not cut.  Source: Stutz et al., arXiv:2006.13977.
+    accumulate: each batch is taken in so many parts, whose gradients are summed before the step, in a part of the memory.  The
+        step is that of the whole batch but for rounding, and but for what an objective does once for each part: weights that
+        move for all examples together (joint-batch, awp, sam, ...), BatchNorm.
+    amp: "bfloat16": losses and gradients in mixed precision (torch.autocast), weights and steps in their own type.
     Raises InvalidInput for impossible values.
     """
 
@@ -50,9 +54,11 @@ class Descent:
     momentum: float | None = None
     average: float | None = None
     clip: float | None = None
+    accumulate: int = 1
+    amp: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("accumulate", self.accumulate)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidInput(f"{name} is {value!r}; give a whole number of 1 or more")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -63,6 +69,8 @@ class Descent:
             raise InvalidInput(f"average is {self.average}; give a number from 0 to below 1, such as 0.999")
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
             raise InvalidInput(f"clip is {self.clip}; give a finite number above 0")
+        if self.amp not in (None, "bfloat16"):
+            raise InvalidInput(f"amp is {self.amp!r}; give 'bfloat16', or None for the type of the weights")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

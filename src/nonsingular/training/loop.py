@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +106,21 @@ def _epoch(
             factor = descent.factor(progress)
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            loss = _checked(loss_of(data.x[rows], data.y[rows], progress, generator))
-            optimiser.zero_grad()
-            loss.backward()
+            for k, part in enumerate(rows.chunk(descent.accumulate)):
+                with _precision(descent.amp, data.x.device.type):
+                    loss = _checked(loss_of(data.x[part], data.y[part], progress, generator))
+                if not k:
+                    optimiser.zero_grad()
+                (loss * (len(part) / len(rows))).backward()
+                total += loss.item() * len(part)
             optimiser.step()
             after()
-            total += loss.item() * len(rows)
     return total / len(data)
+
+
+def _precision(amp: str | None, device: str) -> AbstractContextManager[object]:
+    """Mixed precision.  Without autocast's cache: it would keep weights as they were before an objective moved them in place."""
+    return nullcontext() if amp is None else torch.autocast(device, getattr(torch, amp), cache_enabled=False)
 
 
 def _checked(loss: Any) -> Tensor:

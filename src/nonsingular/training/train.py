@@ -46,7 +46,7 @@ def train(
     epochs: int = 12, lr: float | None = None, batch_size: int = 128,
     optimizer: str | Callable[[Parameters], Optimizer] = "adam", schedule: str | Callable[[float], float] = "cosine",
     weight_decay: float | None = None, momentum: float | None = None, average: float | None = None,
-    clip: float | None = None, seed: int = 0,
+    clip: float | None = None, accumulate: int = 1, amp: str | None = None, seed: int = 0,
     val: Any = None, domain: Domain = "own", directory: str | PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (), threads: int = 1,
 ) -> Trained:  # fmt: skip
@@ -60,6 +60,7 @@ def train(
     schedule: the factor of lr: "cosine" (to 0), "constant", "linear" (to 0), "step" (0.1 from the half, 0.01 from three
         quarters), or a function (part of the training that is done) -> factor.
     average: 0 to below 1: the trained copy is an exponential moving average of the weights.  clip: keeps weights in +-clip.
+    accumulate: parts of a batch whose gradients are summed before a step.  amp: "bfloat16" for mixed precision (see `Descent`).
     seed: of the orders and the attacks, not of the first weights: these are the model's.
     val: examples that are measured after every epoch and never learnt from, as data or as the part of data set aside for it; by
         default those of a data set of three splits, or none.
@@ -73,7 +74,7 @@ def train(
     numbers = {"eps_x": eps_x, "eps_w": eps_w, "alpha": alpha, "beta": beta, "steps": steps, "warmup": warmup}
     numbers |= {"rho": rho, "rate": rate, "bits": bits}
     rate = 1e-3 if lr is None and isinstance(optimizer, str) else lr
-    descent = Descent(epochs, seed, batch_size, rate, optimizer, schedule, weight_decay, momentum, average, clip)
+    descent = Descent(epochs, seed, batch_size, rate, optimizer, schedule, weight_decay, momentum, average, clip, accumulate, amp)
     limits = _domain(domain, data, method)
     objective, examples = objective_of(method, numbers, limits), _examples(data, val, seed)
     with use_threads(threads):
