@@ -1,7 +1,10 @@
 """scaling.py - cells of a grid per second with more and more workers, in local processes and on Ray, against linear growth.
 
+    python benchmarks/scaling.py --data-dir FOLDER --row --examples 10000 --points 6 --most 2    # cells that workers divide
+
 Each run is `evaluate_run` on the default network of MNIST, into a folder of its own.  The rate is that of the second half of the
 cells: then all workers have started.  How long that took is shown beside.  All runs must find the same accuracies.
+--row: a single row of cells, of which no two can be attacked at once, so that all workers do each of them together.
 """
 
 from __future__ import annotations
@@ -52,22 +55,27 @@ def main() -> None:
     parser = options(__doc__, examples=1000, points=9, repeat=3)
     parser.add_argument("--scope", default="dataset", help="default: %(default)s")
     parser.add_argument("--data", default="mnist", help="default: %(default)s")
+    parser.add_argument("--row", action="store_true", help="a single row of cells")
+    parser.add_argument("--most", type=int, default=4, help="workers at most; default: %(default)s")
+    parser.add_argument("--engines", default="local,ray", help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    contenders = [c for c in CONTENDERS if c[0] == "local" or find_spec("ray")]
+    contenders = [
+        c for c in CONTENDERS if c[0] in args.engines.split(",") and c[1] <= args.most and (c[0] == "local" or find_spec("ray"))
+    ]
     runs: dict[tuple[str, int], list[Run]] = {c: [] for c in contenders}
     with tempfile.TemporaryDirectory() as folder:
         net = Path(folder, "net")
         defaults = training_defaults(args.data, "standard") | {"data": args.data, "data_dir": args.data_dir}
         train_run(checked(TrainSettings, defaults | {"network": Network()}), net)
-        grid = {"eps_x": f"0:0.1:{args.points}", "eps_w": f"0:0.05:{args.points}"}
+        grid = {"eps_x": f"0:0.1:{args.points}", "eps_w": "0.05" if args.row else f"0:0.05:{args.points}"}
         settings = checked(EvaluateSettings, {"model": str(net), "limit": args.examples, "scope": args.scope, **grid})
         for i in range(args.repeat):
             for engine, workers in contenders:  # interleaved: what disturbs one disturbs all
                 runs[engine, workers].append(run(settings, Path(folder, f"{engine}-{workers}-{i}"), engine, workers))
     assert len({str(r.accuracy) for found in runs.values() for r in found}) == 1, "the engines differ"
-    cells = args.points**2
+    cells = args.points ** (1 if args.row else 2)
     print(f"\n{args.data}, {args.examples} examples, {cells} cells, scope {args.scope}, median of {args.repeat} interleaved runs")
     print("engine  workers   cells/s   of linear   first cell after, s")
     one = median(r.rate for r in runs["local", 1])

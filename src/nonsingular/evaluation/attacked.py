@@ -113,14 +113,16 @@ def surface(
         proven = proving(bound=bound)
     cells: list[Cell] = []
     left: list[dict[str, float]] = []
+    work = Work(case, grid, method, execution)
     try:
-        work = Work(case, grid, method, execution)
         cells = work.cells(None if bound is None or proven is None else (bound, proven.held))
         left = work.left(cells)
         if bound:
             proven = (proven or proving(bound=bound, attacked=cells)).under(cells)
     except SoundnessError as e:
         raise _saved(e, case, grid, method, cells, execution.log) from None
+    finally:
+        work.close()
     about = {
         **method.describe(grid.unit), **case.hashes, "clean_accuracy": case.clean_accuracy,
         "moved_at_largest_eps_w": moved_at(case.network, grid.largest),

@@ -49,7 +49,8 @@ class Shard:
 class Execution:
     """log: file to which finished pieces are appended, and from which they are taken.  keep: also the perturbations, beside it.
 
-    submit, parts: do the work elsewhere; None for this process.  on_cell, on_swept, on_part: called with each cell, with each
+    submit, parts: do the work elsewhere; None for this process.  workers: processes of this machine among which `submit` may
+    divide a cell with many examples; 1 where it may not.  on_cell, on_swept, on_part: called with each cell, with each
     cell of a sweep before the last, and with the number of examples certified.  shard: does the pieces of this part alone; None
     for all.
     """
@@ -62,6 +63,7 @@ class Execution:
     on_part: Callable[[int], None] = _nothing
     on_swept: Callable[[Cell], None] = _nothing
     shard: Shard | None = None
+    workers: int = 1
 
     def mine(self, pieces: Sequence[T]) -> Sequence[T]:
         """Those that are to be done here."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nonsingular.attacks.search.crew import Crew
 from nonsingular.attacks.strongest import ensemble
 from nonsingular.catalog import ATTACKS, Attack, Bound, declared, known
 from nonsingular.data.datasets import as_tensors, columns_of, hash_tensors, missing_radii
@@ -42,6 +43,7 @@ class Case:
     x: (N, *input).  y: (N,) int64.  name: what records call the model.
     doubts: sentences that are shown beside the numbers everywhere.
     deployed: the type that certificates take it to be computed in; None: exact arithmetic.
+    crew: workers that an attack with one W' for all examples may divide them among.
     """
 
     network: Network
@@ -50,6 +52,7 @@ class Case:
     name: str = "model"
     doubts: tuple[str, ...] = ()
     deployed: str | None = None
+    crew: Crew | None = None
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, unit: JointBall | None = None) -> Case:
@@ -62,6 +65,10 @@ class Case:
     def part(self, at: slice | Tensor) -> Case:
         """The same network on some of the examples."""
         return Case(self.network, self.x[at], self.y[at], deployed=self.deployed)
+
+    def logits(self, point: Perturbation) -> Tensor:
+        """(N, K) logits at a perturbation of all examples."""
+        return logits_at(self.network, point) if self.crew is None else self.crew.logits(point)
 
     @cached_property
     def clean(self) -> Tensor:
@@ -151,6 +158,8 @@ class Method:
         budget: arguments of an attack that takes them; no other gets them.
         """
         options: dict[str, Any] = {**(budget if self.attack.budget else {}), **({} if start is None else {"start": start})}
+        if case.crew is not None and self.attack.budget:
+            options["crew"] = case.crew
         if self.seed is not None:
             options["generator"] = torch.Generator(case.x.device).manual_seed(self.seed)
         return self.attack(case.network, case.x, case.y, ball, scope=self.scope, **options)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,9 @@ from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method, left_key
 from nonsingular.evaluation.shared import shared_row
+from nonsingular.evaluation.spread import EACH as EXAMPLES
+from nonsingular.evaluation.spread import FOLDER as X_HAT
+from nonsingular.evaluation.spread import Spread, spread_call
 from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
 from nonsingular.evaluation.walk import Known, Reached, order, reach, walk
 from nonsingular.network.calling import logits_at
@@ -100,6 +103,7 @@ def _found(case: Case, grid: Grid, reached: Reached, first: int) -> list[Found]:
 
 TASKS: Mapping[str, Callable[..., Any]] = {
     "cell_alone": cell_alone, "cell_nested": reach, "span_nested": span_nested, "shared_row": shared_row,
+    "spread_call": spread_call,
 }  # fmt: skip
 """The tasks of workers: (case, grid, method, ...)."""
 
@@ -173,6 +177,8 @@ class Work:
         own = [self.reached.get(k) or self._again(cells[k], len(self.method.sweeps) - 1) for k in chosen]
         todo = [(r.eps_x, r.eps_w, r) for r in own if r is not None]
         submit = self.execution.submit or self._now
+        if self._crew is not None and len(todo) < self.execution.workers:
+            submit = partial(self._now, case=self._together)
         running = [submit("cell_nested", (x, w), Known(r, (), len(self.method.sweeps))) for x, w, r in todo]
         found = [
             {
@@ -279,6 +285,12 @@ class Work:
         while len(now) < len(cells):
             started = {*now, *running.values()}
             ready = [(k, beside) for k, beside in cells if k not in started and all(m in now for m in beside)]
+            if not running and len(ready) < self.execution.workers and self._crew is not None:
+                for k, beside in ready:  # fewer cells than workers, who do each of them together
+                    known = Known(before.pop(k, None), [now[m] for m in beside], number)
+                    now[k] = reach(self._together, self.grid, self.method, self.grid.points[k], known)
+                    yield now[k]
+                continue
             for k, beside in ready if self.execution.submit else ready[:1]:
                 known = Known(before.pop(k, None), [now[m] for m in beside], number)
                 running[submit("cell_nested", self.grid.points[k], known)] = k
@@ -332,10 +344,29 @@ class Work:
         again = Reached(*here, correct, margins, found.rows, point, origin, cell.flags, cell.seconds, cell.passes)
         return again.to(self.case.x.device)
 
-    def _now(self, task: str, *args: Any) -> Future[Any]:
+    @cached_property
+    def _crew(self) -> Spread | None:
+        """The workers, where they may divide a cell, and its examples are many."""
+        workers, submit, log = self.execution.workers, self.execution.submit, self.execution.log
+        many = len(self.case) >= EXAMPLES * workers and self.case.x.device.type == "cpu"
+        if workers < 2 or submit is None or log is None or not many or not self.method.attack.budget:
+            return None
+        return Spread(self.case, submit, workers, log.parent / FOLDER / X_HAT)
+
+    @cached_property
+    def _together(self) -> Case:
+        """The case, whose cells are done by all workers together."""
+        return replace(self.case, crew=self._crew)
+
+    def close(self) -> None:
+        """Removes what is kept on disk while cells are attacked."""
+        if (crew := self.__dict__.get("_crew")) is not None:
+            crew.close()
+
+    def _now(self, task: str, *args: Any, case: Case | None = None) -> Future[Any]:
         """The same as `submit`, in this process."""
         future: Future[Any] = Future()
-        future.set_result(TASKS[task](self.case, self.grid, self.method, *args))
+        future.set_result(TASKS[task](case or self.case, self.grid, self.method, *args))
         return future
 
 

@@ -168,15 +168,15 @@ def _attack(
         """In scope sample examples can be attacked separately; an attack with a shared W' handles a lack of memory itself."""
         found: list[Perturbation] = []
         for at in (slice(i, i + size) for i in range(0, len(case), size)):
-            some = case.part(at)
+            some = case if size >= len(case) else case.part(at)
             part = method.at(some, ball, None if start is None else start.part(at), budget)
-            found.append(part.check(case.network, some.x, ball))
+            found.append(part.check(case.network, some.x, ball, None if some.crew is None else some.crew.box(ball)))
         return Perturbation.joined(found)
 
     point = halving(run, len(case)) if method.scope == "sample" else run(len(case))
     if point.weights and point.scope != method.scope:
         raise NotInBall(f"the attack '{method.attack.name}' returned W' of scope {point.scope}; it was asked for {method.scope}")
-    return point, logits_at(case.network, point)
+    return point, case.logits(point)
 
 
 def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known) -> Reached:
@@ -195,7 +195,7 @@ def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known
             grown, right = r.point, _right(r)
         else:
             grown = _grown(case, grid, method.scope, radii, everyone, [r])
-            right = int(is_correct(logits_at(case.network, grown), y).sum())
+            right = int(is_correct(case.logits(grown), y).sum())
         if start is None or right < before:
             start, before = grown, right
 
@@ -254,7 +254,7 @@ def _grown(
 ) -> Perturbation:  # fmt: skip
     """What was found in other balls, scaled to this one; in scope sample, for each row the one with the lower margin."""
     ball, x, params = grid.at(radii), case.x, {n: p.detach() for n, p in case.network.named_parameters()}
-    boxes, box = ball.weight_boxes(params), ball.input_box(x[rows])
+    boxes, box = ball.weight_boxes(params), ball.input_box(x[rows]) if case.crew is None else case.crew.box(ball)
     own = scope == "sample"
     x_new = x[rows].clone()
     weights = {n: params[n].expand(len(rows), *params[n].shape).clone() if own else params[n].clone() for n in boxes}

@@ -102,6 +102,7 @@ class Processes(ThreadPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
+        self.workers = workers
         self._own, self._starting, self._stopped = threading.local(), threading.Lock(), False
         self._pools: list[ProcessPoolExecutor] = []
         self._children: set[BaseProcess] = set()

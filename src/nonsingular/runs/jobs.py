@@ -35,6 +35,7 @@ from nonsingular.network.one_logit import flat_of
 from nonsingular.network.preconditions import check_inputs
 from nonsingular.results.files import Log
 from nonsingular.results.surface import Cell, Surface
+from nonsingular.runs.engine import Processes
 from nonsingular.runs.presets import GRIDS
 from nonsingular.settings import (
     CertifySettings,
@@ -130,6 +131,7 @@ class Job:
     def execution(self, log: Path | None, pool: Executor | None, report: Report, keep: bool = True) -> Execution:
         """The work spread over `pool`, and kept in `log`.  keep: also the perturbations that were found."""
         submit, parts = (None, None) if pool is None else (self._submit(pool, _task), _parts(self._submit(pool, _part)))
+        workers = pool.workers if isinstance(pool, Processes) else 1
 
         def on_cell(cell: Cell) -> None:
             report("cells", 1)
@@ -137,7 +139,7 @@ class Job:
         def on_swept(cell: Cell) -> None:
             report("cells in a first sweep", 1)
 
-        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"), on_swept, self.shard)
+        return Execution(log, keep, submit, parts, on_cell, partial(report, "examples certified"), on_swept, self.shard, workers)
 
     @property
     def shard(self) -> Shard | None:

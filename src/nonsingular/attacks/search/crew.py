@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
+from nonsingular.threat.perturbation import Perturbation
 
 T = TypeVar("T")
 Span = tuple[int, int]
@@ -33,6 +34,10 @@ class Crew(Protocol):
 
     def box(self, ball: JointBall) -> Interval:
         """`ball.input_box(x)`, seen by all."""
+        ...
+
+    def logits(self, point: Perturbation) -> Tensor:
+        """(N, K) logits at a perturbation of all examples, as they decide verdicts (network/calling.py)."""
         ...
 
     def do(self, work: Callable[..., T], todo: Sequence[tuple[Any, ...]]) -> list[T]:
