@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,3 +86,30 @@ def from_log(log: Path, shard: Shard | None = None) -> Execution:
         return ()
 
     return Execution(log, keep=False, submit=refuse, parts=parts, shard=shard)
+
+
+class Aside:
+    """Does calls in their order: each while the caller goes on, until the next one, or at once."""
+
+    def __init__(self, aside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1) if aside else None
+        self._last: Future[None] | None = None
+
+    def do(self, call: Callable[..., None], *args: Any) -> None:
+        """Raises what the call before raised."""
+        self.wait()
+        if self._thread is None:
+            call(*args)
+        else:
+            self._last = self._thread.submit(call, *args)
+
+    def wait(self) -> None:
+        """Raises what the last call raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Waits for the last call, whatever it raises."""
+        if self._thread is not None:
+            self._thread.shutdown()

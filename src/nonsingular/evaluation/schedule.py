@@ -20,7 +20,7 @@ from nonsingular.catalog import Bound
 from nonsingular.certificates.certify import Prover
 from nonsingular.errors import InvalidInput, SoundnessError
 from nonsingular.evaluation.certified import confront, margins_of, tolerance
-from nonsingular.evaluation.execution import Execution, Shard, Span
+from nonsingular.evaluation.execution import Aside, Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method, left_key
 from nonsingular.evaluation.shared import shared_row
 from nonsingular.evaluation.spread import EACH as EXAMPLES
@@ -151,12 +151,13 @@ class Work:
         else:
             pieces = self._alone(done)
         for piece in pieces:
-            self._write(piece)
+            self._keeper.do(self._write, piece)
             span, cells, _ = piece
             new = {(cell.eps_x, cell.eps_w) for cell in cells}  # also of a cell that the log holds without its perturbation
             done[span] = [*(c for c in done.get(span, ()) if (c.eps_x, c.eps_w) not in new), *cells]
             for cell in cells:
                 self.execution.on_cell(cell)
+        self._keeper.wait()
         return done
 
     def left(self, cells: Sequence[Cell]) -> list[dict[str, float]]:
@@ -268,9 +269,10 @@ class Work:
                 if number == last:
                     yield piece
                 else:
-                    self._write(piece, number)
+                    self._keeper.do(self._write, piece, number)
                     self.execution.on_swept(found.cell)
             before = now
+            self._keeper.wait()
             self._forget(number - 1)
         self._forget(last - 1)
         self.reached.update(before)
@@ -358,8 +360,13 @@ class Work:
         """The case, whose cells are done by all workers together."""
         return replace(self.case, crew=self._crew)
 
+    @cached_property
+    def _keeper(self) -> Aside:
+        return Aside(self.execution.submit is not None)
+
     def close(self) -> None:
         """Removes what is kept on disk while cells are attacked."""
+        self._keeper.close()
         if (crew := self.__dict__.get("_crew")) is not None:
             crew.close()
 
