@@ -23,9 +23,7 @@ from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Aside, Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method, left_key
 from nonsingular.evaluation.shared import shared_row
-from nonsingular.evaluation.spread import EACH as EXAMPLES
-from nonsingular.evaluation.spread import FOLDER as X_HAT
-from nonsingular.evaluation.spread import Spread, spread_call
+from nonsingular.evaluation.spread import Spread, crew_of, spread_call
 from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
 from nonsingular.evaluation.walk import Known, Reached, order, reach, walk
 from nonsingular.network.calling import logits_at
@@ -349,11 +347,7 @@ class Work:
     @cached_property
     def _crew(self) -> Spread | None:
         """The workers, where they may divide a cell, and its examples are many."""
-        workers, submit, log = self.execution.workers, self.execution.submit, self.execution.log
-        many = len(self.case) >= EXAMPLES * workers and self.case.x.device.type == "cpu"
-        if workers < 2 or submit is None or log is None or not many or not self.method.attack.budget:
-            return None
-        return Spread(self.case, submit, workers, log.parent / FOLDER / X_HAT)
+        return crew_of(self.case, self.execution) if self.method.attack.budget else None
 
     @cached_property
     def _together(self) -> Case:

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nonsingular.evaluation.execution import Submit
+from nonsingular.evaluation.execution import Execution, Submit
 from nonsingular.evaluation.problem import Case, Method
+from nonsingular.evaluation.stored import FOLDER as PERTURBATIONS
 from nonsingular.network.calling import logits_at
 from nonsingular.network.network import Network
 from nonsingular.network.passes import count as count_passes
@@ -38,7 +39,15 @@ T = TypeVar("T")
 FOLDER = "x-hat"
 """Where the files lie, in the folder of perturbations.  They are removed at the end, or where the next run begins."""
 EACH = 1024
-"""A cell is divided where every worker gets so many examples or more; multiples of so many get their logits together."""
+"""A cell is divided where every worker gets so many examples or more; logits are those of so many at a time (calling.py)."""
+
+
+def crew_of(case: Case, execution: Execution) -> Spread | None:
+    """Workers that divide a cell of this case; None where there are none, or for few examples."""
+    workers, submit, log = execution.workers, execution.submit, execution.log
+    if workers < 2 or submit is None or log is None or len(case) < EACH * workers or case.x.device.type != "cpu":
+        return None
+    return Spread(case, submit, workers, log.parent / PERTURBATIONS / FOLDER)
 
 
 class Spread:
@@ -75,16 +84,16 @@ class Spread:
         inputs = ball.scaled(1.0, 0.0)
         if self._box is None or self._box[0] != inputs:
             self._box = None  # its files can be used again
-            lo, hi = self.empty(), self.empty()
-            self.do(_boxed, [(inputs, lo, hi, at) for at in self._parts()])
-            self._box = inputs, Interval(lo, hi)
+            box = Interval(self.empty(), self.empty())
+            self.do(_boxed, [(inputs, box, at) for at in self._parts()])
+            self._box = inputs, box
         return self._box[1]
 
     def logits(self, point: Perturbation) -> Tensor:
         """`logits_at` the network, where all share W'."""
         count_passes(forward=len(point.x))
-        x, weights = self.seen(point.x), dict(point.weights)
-        return torch.cat(self.do(_logits, [(x, weights, point.scope, at) for at in self._parts()]))
+        point = Perturbation(self.seen(point.x), dict(point.weights), point.scope)
+        return torch.cat(self.do(_logits, [(point, at) for at in self._parts()]))
 
     def do(self, work: Callable[..., T], todo: Sequence[tuple[Any, ...]]) -> list[T]:
         running = [self._submit("spread_call", _dumped((work, args), self._files)) for args in todo]
@@ -140,13 +149,13 @@ def spread_call(case: Case, grid: Grid, method: Method, call: bytes) -> bytes:
     return _dumped(work(case.network, case.x, case.y, *args), {})
 
 
-def _boxed(network: Network, x: Tensor, y: Tensor, ball: JointBall, lo: Tensor, hi: Tensor, at: slice) -> None:
+def _boxed(network: Network, x: Tensor, y: Tensor, ball: JointBall, into: Interval, at: slice) -> None:
     box = ball.input_box(x[at])
-    lo[at], hi[at] = box.lo, box.hi
+    into.lo[at], into.hi[at] = box.lo, box.hi
 
 
-def _logits(network: Network, x: Tensor, y: Tensor, x_hat: Tensor, weights: dict[str, Tensor], scope: Any, at: slice) -> Tensor:
-    return logits_at(network, Perturbation(x_hat[at], weights, scope), EACH)
+def _logits(network: Network, x: Tensor, y: Tensor, point: Perturbation, at: slice) -> Tensor:
+    return logits_at(network, point.part(at), EACH)
 
 
 class _Pickler(pickle.Pickler):
