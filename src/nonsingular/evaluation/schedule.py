@@ -212,8 +212,9 @@ class Work:
         """What the log holds of this grid."""
         found: dict[Span, dict[Radii, Cell]] = {}
         wanted, spans = set(self.grid.points), set(self._spans_of_pieces)
+        key = self._key  # also where the log is empty: it runs the network, which nothing may do aside
         for entry in Log(self.execution.log) if self.execution.log else ():
-            if entry.get("key") == self._key and "cells" in entry and tuple(entry["span"]) in spans:
+            if entry.get("key") == key and "cells" in entry and tuple(entry["span"]) in spans:
                 cells = map(Cell.from_dict, entry["cells"])
                 found.setdefault(tuple(entry["span"]), {}).update({(c.eps_x, c.eps_w): c for c in cells})
         held = {span: [c for r, c in cells.items() if r in wanted] for span, cells in found.items()}
