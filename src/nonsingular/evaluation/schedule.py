@@ -23,7 +23,7 @@ from nonsingular.evaluation.certified import confront, margins_of, tolerance
 from nonsingular.evaluation.execution import Aside, Execution, Shard, Span
 from nonsingular.evaluation.problem import Case, Method, left_key
 from nonsingular.evaluation.shared import shared_row
-from nonsingular.evaluation.spread import Spread, crew_of, spread_call
+from nonsingular.evaluation.spread import Spread, crew_of, divides, spread_call
 from nonsingular.evaluation.stored import FOLDER, Against, Found, read_found, write_found
 from nonsingular.evaluation.walk import Known, Reached, order, reach, walk
 from nonsingular.network.calling import logits_at
@@ -176,7 +176,7 @@ class Work:
         own = [self.reached.get(k) or self._again(cells[k], len(self.method.sweeps) - 1) for k in chosen]
         todo = [(r.eps_x, r.eps_w, r) for r in own if r is not None]
         submit = self.execution.submit or self._now
-        if self._crew is not None and len(todo) < self.execution.workers:
+        if self._crew is not None and divides(len(self.case), len(todo), self.execution.workers):
             submit = partial(self._now, case=self._together)
         running = [submit("cell_nested", (x, w), Known(r, (), len(self.method.sweeps))) for x, w, r in todo]
         found = [
@@ -286,8 +286,8 @@ class Work:
         while len(now) < len(cells):
             started = {*now, *running.values()}
             ready = [(k, beside) for k, beside in cells if k not in started and all(m in now for m in beside)]
-            if not running and len(ready) < self.execution.workers and self._crew is not None:
-                for k, beside in ready:  # fewer cells than workers, who do each of them together
+            if not running and self._crew is not None and divides(len(self.case), len(ready), self.execution.workers):
+                for k, beside in ready:  # one after the other, each by all workers
                     known = Known(before.pop(k, None), [now[m] for m in beside], number)
                     now[k] = reach(self._together, self.grid, self.method, self.grid.points[k], known)
                     yield now[k]

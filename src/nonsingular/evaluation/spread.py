@@ -41,6 +41,14 @@ FOLDER = "x-hat"
 EACH = 1024
 """A cell is divided where every worker gets so many examples or more; logits are those of so many at a time (calling.py)."""
 
+MANY = 8192
+"""With so many examples a worker every cell is divided: whole ones would need memory for as many x̂ as there are workers."""
+
+
+def divides(examples: int, ready: int, workers: int) -> bool:
+    """Whether workers do each of the cells that are ready together, while none is attacked."""
+    return ready < workers or examples >= MANY * workers
+
 
 def crew_of(case: Case, execution: Execution) -> Spread | None:
     """Workers that divide a cell of this case; None where there are none, or for few examples."""

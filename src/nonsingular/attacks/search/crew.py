@@ -59,5 +59,5 @@ def folded(span: Span, most: int, of: Callable[[Span], T], add: Callable[[T, T],
 
 def nodes(span: Span, parts: int) -> tuple[list[Span], int]:
     """The nodes of that tree which `parts` workers do, about two each, and their largest size."""
-    most = max(1, (span[1] - span[0]) // (2 * parts))
+    most = max(1, -(-(span[1] - span[0]) // (2 * parts)))
     return folded(span, most, lambda node: [node], lambda a, b: a + b), most
