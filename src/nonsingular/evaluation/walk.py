@@ -254,18 +254,22 @@ def _grown(
 ) -> Perturbation:  # fmt: skip
     """What was found in other balls, scaled to this one; in scope sample, for each row the one with the lower margin."""
     ball, x, params = grid.at(radii), case.x, {n: p.detach() for n, p in case.network.named_parameters()}
-    boxes, box = ball.weight_boxes(params), ball.input_box(x[rows]) if case.crew is None else case.crew.box(ball)
     own = scope == "sample"
-    x_new = x[rows].clone()
+    home = x[rows] if own else x  # all share one W': all examples, in their order
+    boxes, box = ball.weight_boxes(params), ball.input_box(home) if case.crew is None else case.crew.box(ball)
+    x_new = home.clone()
     weights = {n: params[n].expand(len(rows), *params[n].shape).clone() if own else params[n].clone() for n in boxes}
     margin = x.new_full((len(rows),), torch.inf)
     for s in smaller:
-        place = torch.full((len(x),), -1, device=x.device)
-        place[s.rows] = torch.arange(len(s.rows), device=x.device)
-        into = ((place[rows] >= 0) & (s.margins[rows] < margin)).nonzero().flatten()
-        at, margin[into] = place[rows[into]], s.margins[rows[into]]
+        at: Tensor | slice = slice(None)
+        into: Tensor | slice = slice(None)
+        if own:
+            place = torch.full((len(x),), -1, device=x.device)
+            place[s.rows] = torch.arange(len(s.rows), device=x.device)
+            into = ((place[rows] >= 0) & (s.margins[rows] < margin)).nonzero().flatten()
+            at, margin[into] = place[rows[into]], s.margins[rows[into]]
         further_x, further_w = (new / old if old else 1.0 for new, old in zip(radii, s.origin, strict=True))
-        x_new[into] = x[rows[into]] + (s.point.x[at] - x[rows[into]]) * further_x
+        x_new[into] = home[into] + (s.point.x[at] - home[into]) * further_x
         for name in s.point.weights.keys() & weights.keys():
             moved = s.point.weights[name]
             grown = params[name] + ((moved[at] if own else moved) - params[name]) * further_w
