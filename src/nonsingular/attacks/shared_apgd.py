@@ -33,10 +33,12 @@ COLD, HOT = 0.08, 0.5
 """Temperatures of a run's loss, in medians of the clean margins: close to the accuracy, and influenced by every example."""
 MEASURED = 512
 """Examples whose clean margins give the unit of temperatures."""
-LOOKED, LOOKS, FINALISTS = 128, 2, 4
-"""Examples and steps of the runs that choose another start for W', and how many starts get a second, longer run."""
-POLISH = 0.3
-"""First step of the run that starts at the best point of the others, in half widths of the boxes."""
+RACES = ((128, 8, 3), (256, 10, 1))
+"""Runs that choose another start for W': their examples, their steps, and how many of them go on."""
+NEAR = 0.5
+"""First step of the run that starts at the best point that is known, in half widths of the boxes; from elsewhere it is 1."""
+LONGER = 3
+"""Factor on the steps of the run from another start."""
 ALONE = 3
 """Factor on the steps where inputs or weights move alone, as in few cells of a grid."""
 SIZES = 8
@@ -56,20 +58,21 @@ def shared_apgd(
     """Signed descent on the smoothed accuracy over all inputs and one W', then every input once more against the final W'.
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
-    steps: of each run: from two other starts, then from the best known point, then twice as many of each input against the best
-        W', on its margin.  ALONE times as many where only inputs or only weights move.
-    start: a point of the ball (default: x, W).  explore: whether the first two runs are made.  One begins at a corner of the
-        box that pushes predictions into one class: where W' may move far, which class decides more than all steps that follow.
-        The other begins at W, with a loss that cools.
+    steps: of the run from the best known point, then twice as many of each input against the best W', on its margin.  ALONE times
+        as many where only inputs or only weights move.
+    start: a point of the ball (default: x, W).  explore: whether another start is sought, instead of that run.  Short runs on a
+        few examples begin at `start`, at W with a loss that cools, and at corners of the box that push predictions into one
+        class: where W' may move far, which class decides more than all steps that follow.  The best goes on over all examples,
+        for LONGER times the steps.
     chunk: examples per forward and backward pass, halved where memory runs out.
     crew: workers that do the chunks of these examples; None: they are done here.  The bits are the same.
     generator: given, it begins at a random point where that is worse than `start`.
     Returns the best point seen by accuracy, one W' for all of `x`: never worse than that from which it began.
     Never changes `model`.
     Raises InvalidInput for scope "sample", if x leaves the domain, or if the model gives no gradient.
-    Cost: forward and backward, 3 steps over all examples, about 80 over LOOKED of them, 2 steps over those that are still
-    right; forward, 4 more for verdicts and starts.  Steps shrink as a half cosine from the whole radius: no worse than momentum,
-    Adam or Frank-Wolfe from the same start (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
+    Cost: forward and backward, `steps` over all examples (with explore LONGER times as many, after those of RACES), then twice as
+    many over those that are still right; forward, 4 more.  Steps shrink as a half cosine: no worse than momentum, Adam or
+    Frank-Wolfe from the same start (benchmarks).  Source: signed steps, arXiv:2102.11935, section 4.1.
     """
     if scope == "sample":
         raise InvalidInput(
@@ -240,23 +243,22 @@ def _search(shared: _Shared, best: _Point, steps: int, explore: bool) -> _Point:
         return _again(shared, best, ALONE * steps)
     steps *= 1 if shared.free else ALONE
     if explore:
-        for W, hot in ((_other(shared, best.x), COLD), (shared.home, HOT)):
-            unseen = _Point(best.x, W, torch.full_like(best.margin, torch.inf))
-            best = min(best, _descend(shared, unseen, steps, hot=hot), key=_Point.rank)
-    if best.right.any():
-        best = min(best, _descend(shared, best, steps), key=_Point.rank)
+        other = _Point(best.x, _other(shared, best), torch.full_like(best.margin, torch.inf))
+        best = min(best, _descend(shared, other, LONGER * steps), key=_Point.rank)
+    else:
+        best = min(best, _descend(shared, best, steps, first=NEAR), key=_Point.rank)
     return _again(shared, best, 2 * steps) if shared.free else best
 
 
-def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, size: float = 1.0) -> _Point:
+def _descend(shared: _Shared, start: _Point, steps: int, *, hot: float = COLD, first: float = 1.0) -> _Point:
     """The best of the points on the way from `start`: signed steps on softmax(logits / T)_y, T from `hot` down to COLD.
 
-    size: of the first step, in half widths of the boxes; they shrink as half a cosine.
+    first: the first step, in half widths of the boxes; they shrink as half a cosine.
     """
     x, W, best = start.x, start.W, start
     for i in range(steps):
         T = shared.median * hot * (COLD / hot) ** (i / max(1, steps - 1))
-        scale = size * (1 + math.cos(math.pi * i / steps)) / 2
+        scale = first * (1 + math.cos(math.pi * i / steps)) / 2
         shared.load(W)
         count(forward=len(x), backward=len(x))
         moved = shared.like(x) if shared.free else x
@@ -294,23 +296,22 @@ def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
     return torch.where(behind > 0, torch.sigmoid(-behind), -torch.sigmoid(behind)).sum()
 
 
-def _other(shared: _Shared, x: Tensor) -> list[Tensor]:
-    """Another start for W': its home, or a corner of its box that pushes all predictions into one class.
+def _other(shared: _Shared, best: _Point) -> list[Tensor]:
+    """Another start for W': where the run on some of the examples ends that leaves the fewest of them right.
 
-    That whose run on a few examples leaves the fewest right, for the CLASSES with the fewest examples; of the FINALISTS, runs
-    twice as long on twice as many decide.
+    Runs begin at the best known W', at its home with a loss that cools, and at corners of its box, each of which pushes
+    predictions into one class: for the CLASSES with the fewest examples.  The best go on, on more examples.
     """
-    classes = torch.bincount(shared.y, minlength=int(shared.network(x[:1].clone()).shape[1])).argsort()[:CLASSES]
-    left: list[Tensor | None] = [None, *classes]
-    best = list[_Point]()
-    for examples, steps, kept in ((LOOKED, LOOKS, FINALISTS), (2 * LOOKED, 2 * LOOKS, 1)):
-        some = _spread(x, examples)
-        few, x_few = shared.part(some), x[some]
-        starts = [few.home if label is None else _corner(few, x_few, label) for label in left]
-        found = [_descend(few, few.at(x_few, W), steps) for W in starts]
-        order = sorted(range(len(found)), key=lambda k: found[k].rank())[:kept]
-        left, best = [left[k] for k in order], [found[k] for k in order]
-    return best[0].W
+    classes = torch.bincount(shared.y, minlength=int(shared.network(best.x[:1].clone()).shape[1])).argsort()[:CLASSES]
+    some = _spread(best.x, RACES[0][0])
+    corners = [_corner(shared.part(some), best.x[some], label) for label in classes]
+    starts = [(best.W, COLD), (shared.home, HOT), *((W, COLD) for W in corners)]
+    for examples, steps, kept in RACES:
+        some = _spread(best.x, examples)
+        few, x = shared.part(some), best.x[some]
+        ends = [_descend(few, few.at(x, W), steps, hot=hot) for W, hot in starts]
+        starts = [(end.W, COLD) for end in sorted(ends, key=_Point.rank)[:kept]]
+    return starts[0][0]
 
 
 def _corner(few: _Shared, x: Tensor, label: Tensor) -> list[Tensor]:

@@ -43,8 +43,8 @@ class Sweep:
         return all(k % self.explores == 0 for k in divmod(len(grid.points) - 1 - grid.points.index(radii), grid.shape[1]))
 
 
-_DOWN, _TAKE_OVER = Sweep(down=True, explores=2), Sweep(attacks=False)
-_UP = Sweep(explores=0, rounds=4)
+_DOWN, _TAKE_OVER = Sweep(down=True, explores=2, budget={"steps": 3}), Sweep(attacks=False)
+_UP = Sweep(explores=0, rounds=4, budget={"steps": 3})
 _AGAIN = (Sweep(down=True, budget={"steps": 16}), Sweep(explores=0, rounds=4, budget={"steps": 16}))
 
 TOGETHER: Mapping[str, tuple[Sweep, ...]] = {

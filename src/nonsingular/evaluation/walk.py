@@ -189,16 +189,8 @@ def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known
         nearest = replace(nearest, flags=tuple(f for f in nearest.flags if f != "moving" and nearest is known.own))
         if not _right(nearest) or not sweep.attacks:
             return nearest
-    start, before = None, n
-    for r in known.reached:
-        if r.origin == radii:
-            grown, right = r.point, _right(r)
-        else:
-            grown = _grown(case, grid, method.scope, radii, everyone, [r])
-            right = int(is_correct(case.logits(grown), y).sum())
-        if start is None or right < before:
-            start, before = grown, right
-
+    points = [r.point if r.origin == radii else _grown(case, grid, method.scope, radii, everyone, [r]) for r in known.reached]
+    start, before = _best(case, points) if points else (None, n)
     budget = {**sweep.budget, **({} if sweep.explores_at(radii, grid) else {"explore": False})}
 
     def attempt(start: Perturbation | None) -> Reached:
@@ -214,6 +206,20 @@ def _together(case: Case, grid: Grid, method: Method, radii: Radii, known: Known
     if method.nested and _moves(before, _right(best), n):
         best = replace(best, flags=(*best.flags, "moving"))
     return best if nearest is None else min(nearest, best, key=_right)
+
+
+def _best(case: Case, points: Sequence[Perturbation]) -> tuple[Perturbation, int]:
+    """The W' of the point that leaves the fewest right, each input the best of all points' against it; how many these leave."""
+    logits = [case.logits(point) for point in points]
+    k = min(range(len(points)), key=lambda k: int(is_correct(logits[k], case.y).sum()))
+    best = points[k]
+    x, margin = best.x.clone(), attained(logits[k], case.y)
+    for point in points:
+        if not torch.equal(point.x, best.x):
+            reached = attained(case.logits(replace(best, x=point.x)), case.y)
+            lower = reached < margin
+            x[lower], margin[lower] = point.x[lower], reached[lower]
+    return replace(best, x=x), int((margin > 0).sum())
 
 
 def _each(case: Case, grid: Grid, method: Method, radii: Radii, known: Known) -> Reached:
