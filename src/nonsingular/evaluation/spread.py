@@ -186,7 +186,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         name, data, shape, dtype = pid
         if 0 in shape:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")  # a crew works on the CPU alone (crew_of)
         whole = torch.from_numpy(data.copy()) if name is None else _mapped(name)
         return whole.view(dtype).view(shape)
 
