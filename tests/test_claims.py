@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from nonsingular.results.claims import _half_width, _verdict, judge
+from nonsingular.results.claims import _verdict, judge
+from nonsingular.results.statistics import half_width
 from nonsingular.runs.presets import TITLES
 
 # Numbers for which C1-C6 hold.  corner: accuracy at (clean, largest eps_x alone, largest eps_w alone).
@@ -122,7 +123,7 @@ def test_the_half_width_is_students(n):
     stats = pytest.importorskip("scipy.stats")
     values = [math.sin(i) for i in range(n)]
     low, high = stats.t.interval(0.95, n - 1, loc=sum(values) / n, scale=stats.sem(values))
-    assert _half_width(values) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

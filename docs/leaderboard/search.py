@@ -29,7 +29,7 @@ import optuna
 import nonsingular as ns
 from nonsingular.data.datasets import Dataset
 from nonsingular.models.loading import build, load_run
-from nonsingular.results.statistics import student
+from nonsingular.results.statistics import half_width
 from nonsingular.runs.jobs import dataset
 from nonsingular.runs.presets import GRIDS, reproduction
 from nonsingular.runs.train import descent_of, objective_in, train_run
@@ -128,8 +128,7 @@ def tested(trial: int, recipe: Recipe, args: argparse.Namespace, data: Dataset, 
 
 def interval(values: Sequence[float], digits: int) -> str:
     """Mean and half width of the 95 % interval of Student's t."""
-    half = student(len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
 
 
 def main() -> None:

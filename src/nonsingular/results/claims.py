@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from nonsingular.results.statistics import student
+from nonsingular.results.statistics import half_width
 
 SLIGHTLY = 0.25
 """C2: `slightly` is less than this fraction of what adversarial training gains on the same axis."""
@@ -108,7 +108,7 @@ def _claim(statement: str, values: Sequence[float], interval: tuple[float, float
         return {"statement": statement, "verdict": "undecided", "evidence": evidence, "numbers": numbers}
     lo, hi = interval
     wanted = f"above {lo:g}" if math.isinf(hi) else f"below {hi:g}" if math.isinf(lo) else f"between {lo:.4g} and {hi:.4g}"
-    half = _half_width(values)
+    half = half_width(values)
     spread = f" ± {half:.3f} (95 %, {len(values)} seeds)" if len(values) > 1 else " (one seed)"
     return {
         "statement": statement,
@@ -122,19 +122,10 @@ def _claim(statement: str, values: Sequence[float], interval: tuple[float, float
 
 
 def _verdict(values: Sequence[float], interval: tuple[float, float]) -> str:
-    low, high = _mean(values) - _half_width(values), _mean(values) + _half_width(values)
+    low, high = _mean(values) - half_width(values), _mean(values) + half_width(values)
     if interval[0] < low and high < interval[1]:
         return "reproduced"
     return "not reproduced" if high <= interval[0] or low >= interval[1] else "undecided"
-
-
-def _half_width(values: Sequence[float]) -> float:
-    """Half the 95 % t-interval of the mean; infinite for one value."""
-    n = len(values)
-    if n < 2:
-        return math.inf
-    sd = math.sqrt(sum((v - _mean(values)) ** 2 for v in values) / (n - 1))
-    return student(n - 1) * sd / math.sqrt(n)
 
 
 def _mean(values: Sequence[float]) -> float:

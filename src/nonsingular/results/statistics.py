@@ -69,6 +69,16 @@ FLIPS = 10_000
 """Random sign flips in the permutation test of two areas."""
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half the two-sided 95 % t-interval of the mean; infinite for one value."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    mean = sum(values) / n
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return student(n - 1) * sd / math.sqrt(n)
+
+
 def permutation(d: NDArray[np.float64], seed: int) -> float:
     """Two-sided p-value of a mean difference of 0: the share of random sign flips of `d` whose mean is as far from 0."""
     draw, seen, extreme = np.random.default_rng(seed), abs(d.sum()) * (1 - 1e-12), 0

@@ -84,5 +84,5 @@ def descent_of(settings: TrainSettings) -> Descent:
     recipe = settings.recipe
     return Descent(
         recipe.epochs, settings.seed, recipe.batch_size, recipe.lr, recipe.optimizer, recipe.schedule, recipe.weight_decay,
-        recipe.momentum, recipe.average, recipe.clip, recipe.accumulate or 1, recipe.amp,
+        recipe.momentum, recipe.average, recipe.clip, recipe.accumulate, recipe.amp,
     )  # fmt: skip

@@ -111,7 +111,7 @@ class Recipe(Settings):
     )
     clip: float | None = _said("Keep weights within +-clip. Default: no limit.", None, gt=0, allow_inf_nan=False)
 
-    accumulate: int | None = _said("Parts of a batch whose gradients are summed before a step. Default: 1.", None, ge=1)
+    accumulate: int = _said("Parts of a batch whose gradients are summed before a step. Default: 1.", 1, ge=1)
     amp: Literal["bfloat16"] | None = _said("bfloat16: mixed precision (torch.autocast). Default: the type of the weights.", None)
 
     NUMBERS: ClassVar = ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup", "rho", "rate", "bits")

@@ -107,7 +107,7 @@ def _epoch(
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             for k, part in enumerate(rows.chunk(descent.accumulate)):
-                with _precision(descent.amp, data.x.device.type):
+                with _autocast(descent.amp, data.x.device.type):
                     loss = _checked(loss_of(data.x[part], data.y[part], progress, generator))
                 if not k:
                     optimiser.zero_grad()
@@ -118,7 +118,7 @@ def _epoch(
     return total / len(data)
 
 
-def _precision(amp: str | None, device: str) -> AbstractContextManager[object]:
+def _autocast(amp: str | None, device: str) -> AbstractContextManager[object]:
     """Mixed precision.  Without autocast's cache: it would keep weights as they were before an objective moved them in place."""
     return nullcontext() if amp is None else torch.autocast(device, getattr(torch, amp), cache_enabled=False)
 
