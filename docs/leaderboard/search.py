@@ -1,6 +1,6 @@
 """search.py - every training method with its hyperparameters chosen the same way, on validation examples; test examples once.
 
-    python docs/leaderboard/search.py digits --out runs/search-digits                        # about half an hour of one core
+    python docs/leaderboard/search.py digits --out runs/search-digits                        # 26 minutes of one core
     python docs/leaderboard/search.py mnist --data-dir DIR --passes 96 --trials 4 --methods joint at awp --out runs/search-mnist
 
 Needs optuna.  Each method gets --trials draws of Optuna's TPE sampler, and each draw the same number of passes over the training
