@@ -22,7 +22,7 @@ from nonsingular.runs.campaigns import CAMPAIGN, read_campaign
 from nonsingular.runs.directory import read_surface
 
 COLUMNS = {
-    "clean": ("Clean", "accuracy on 1,000 test examples, %"),
+    "clean": ("Clean", "accuracy on up to 1,000 test examples, %"),
     "auc": ("AUC", "attacked, one Ŵ for all examples, over the grid of the data set"),
     "relative": (
         "AUC, relative",
