@@ -23,9 +23,9 @@ help:
 demo: $(RUN)
 	@$(BIN)/nonsingular demo $(ARGS)
 
-# A later -n or -m in ARGS wins.
+# A file is tested by one worker, so that what its tests share is made once.  A later -n, -m or --dist in ARGS wins.
 test: $(DEV)
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 check: lint types floors
 
