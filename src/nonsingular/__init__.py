@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nonsingular.catalog import Attack, Objective
     from nonsingular.certificates.bits import BitsNeeded, bits_needed
     from nonsingular.certificates.certify import Certificate, certify, decide
+    from nonsingular.certificates.flip_verdicts import FlipVerdicts, decide_flips
     from nonsingular.certificates.flips import certify_flips
     from nonsingular.certificates.radii import Front, certified_front, certified_radius
     from nonsingular.certificates.rates import RateCertificate, certify_rate
@@ -71,6 +72,7 @@ _HOME = {
     **dict.fromkeys(("Front", "certified_front", "certified_radius"), "certificates.radii"),
     **dict.fromkeys(("BitsNeeded", "bits_needed"), "certificates.bits"),
     "certify_flips": "certificates.flips",
+    **dict.fromkeys(("FlipVerdicts", "decide_flips"), "certificates.flip_verdicts"),
     **dict.fromkeys(("Vulnerability", "vulnerability"), "certificates.vulnerability"),
     **dict.fromkeys(("RateCertificate", "certify_rate"), "certificates.rates"),
     **dict.fromkeys(("SharedCertificate", "certify_shared"), "certificates.shared"),
@@ -100,6 +102,7 @@ __all__ = [
     "Comparison",
     "Fault",
     "FixedPoint",
+    "FlipVerdicts",
     "Flipped",
     "FloatFormat",
     "Front",
@@ -139,6 +142,7 @@ __all__ = [
     "compare",
     "contours",
     "decide",
+    "decide_flips",
     "ensemble",
     "evaluate",
     "flip_attack",

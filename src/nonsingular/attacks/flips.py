@@ -25,6 +25,7 @@ from nonsingular.network.heads import classifier
 from nonsingular.network.margins import check_labels, is_correct
 from nonsingular.network.network import Network, load, twin
 from nonsingular.threat.ball import JointBall
+from nonsingular.threat.radius import Radius
 
 MOST = 10_000
 """Flips, at most."""
@@ -59,7 +60,7 @@ class _State:
 def flip_attack(
     model: nn.Module, x: Tensor, y: Tensor, *, flips: int = 10, storage: Storage | None = None, goal: float = 0.0,
     target: int | None = None, candidates: int = 8, beam: int = 2, exchange: bool = True, by_loss: bool = False,
-    eps_x: float = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10, spared: Collection[Flip] = (),
+    eps_x: Radius = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10, spared: Collection[Flip] = (),
 ) -> Flipped:  # fmt: skip
     """Up to `flips` flipped bits of the stored weights that make one device fail on the examples, all with the same flips.
 
@@ -70,8 +71,9 @@ def flip_attack(
     exchange: at the end each flip is given up in turn if another one does better.  by_loss: sets are compared by the loss alone,
         as in the progressive search, not by accuracy first.
     candidates=1, beam=1, exchange=False, by_loss=True is the progressive search of arXiv:1903.12269 with one bit a step.
-    eps_x: above 0, the inputs move too, within this radius: by `steps` of joint_pgd after each flip.  The flips that are best
-        with the inputs as they are then count, too, with inputs moved against them, unless sets are compared by the loss.
+    eps_x: above 0, the inputs move too, within this radius (a number, or for each element): by `steps` of joint_pgd after each
+        flip.  The flips that are best with the inputs as they are then count, too, with inputs moved against them, unless sets
+        are compared by the loss.
     spared: bits that cannot flip, such as the `flips` of an earlier attack, after which these are protected.
     Returns a Flipped: an upper bound of the accuracy that so many flips leave.  Never changes `model`.
     Raises InvalidInput for invalid settings.  Cost: a step takes a pass forward and backward and beam x candidates x tensors

@@ -362,7 +362,10 @@ def items_of(slot: Slot, group: int, z: Interval) -> tuple[Interval, Tensor] | N
     """
     changes = slot.changes[:, group] if slot.changes.dim() > 1 else slot.changes
     if slot.is_bias:
-        return None
+        if changes.dim() > 1 or slot.groups != slot.node.shape[0] or not (slot.node.dense or slot.node.kernel):
+            return None
+        d = changes[changes != 0][:, None].expand(-1, math.prod(slot.node.shape[1:]))
+        return Interval(d, d), changes.nonzero().flatten()
     if slot.node.dense:
         seen = z
     elif (k := slot.node.kernel) is not None:

@@ -1,4 +1,4 @@
-"""spliced.py - a network with a second input at one node, and the network behind a node: what a change of one output needs."""
+"""spliced.py - a network with further inputs at some nodes, and the network behind a node: what a change of one output needs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,22 @@ from nonsingular.network.graph import Graph
 from nonsingular.network.nodes import Input, Map, Node, Sum
 
 
-def beside(graph: Graph, number: int) -> Graph:
-    """The same network with a second input t that is added to the output of node `number`; its input is (x, t), flat."""
-    shape, own = graph.nodes[0].shape, graph.nodes[number].shape
-    d, n = math.prod(shape), math.prod(own)
-    nodes: list[Node] = [Input("x", (), (d + n,)), _slice(0, d, d + n, shape)]
+def beside(graph: Graph, *numbers: int) -> Graph:
+    """The same network with further inputs t that are added to the outputs of these nodes; its input is (x, t, ...), flat."""
+    shape = graph.nodes[0].shape
+    sizes = [math.prod(s) for s in (shape, *(graph.nodes[i].shape for i in numbers))]
+    total, first = sum(sizes), dict(zip(numbers, accumulate(sizes), strict=False))
+    nodes: list[Node] = [Input("x", (), (total,)), _slice(0, sizes[0], total, shape)]
     at = {0: 1}
     for i, node in enumerate(graph.nodes[1:], 1):
         nodes.append(replace(node, inputs=tuple(at[k] for k in node.inputs)))
         at[i] = len(nodes) - 1
-        if i == number:
-            nodes += [_slice(d, d + n, d + n, own), Sum(node.name, (at[i], len(nodes)), own, (1.0, 1.0))]
+        if i in first:
+            own = node.shape
+            nodes += [
+                _slice(first[i], first[i] + math.prod(own), total, own),
+                Sum(node.name, (at[i], len(nodes)), own, (1.0, 1.0)),
+            ]
             at[i] = len(nodes) - 1
     return Graph(tuple(nodes), graph.params)
 

@@ -15,6 +15,7 @@ from nonsingular.bounds.spliced import beside, tail
 from nonsingular.certificates.certify import Certificate, verified
 from nonsingular.errors import InvalidInput
 from nonsingular.faults.uniform import UniformRounding
+from nonsingular.faults.words import Flip, Words
 from nonsingular.network.calling import products
 from nonsingular.network.graph import Graph, lower_outputs, precise
 from nonsingular.network.heads import classifier
@@ -51,8 +52,7 @@ def certify_flips(
     eps_x = 0 and one flip then a pass of the rest of the network for each bit of that row.
     Source: one scalar for a flip of a dense network, docs/faults.md; peers: BFAVerifier, arXiv:2502.16286.
     """
-    if isinstance(flips, bool) or not isinstance(flips, int) or not 1 <= flips <= MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidInput(f"flips is {flips!r}; give a whole number from 1 to {MOST}")
+    check_flips(flips)
     with torch.no_grad(), products("highest"):
         stored = stored_network(model, x, y, JointBall(eps_x, 0.0, domain), UniformRounding(bits, moves=moves))
         network, labels = stored.network, y.long()
@@ -64,18 +64,32 @@ def certify_flips(
     return Certificate(lower, verified(lower, labels), "flips")
 
 
+def check_flips(flips: int) -> None:
+    """Raises InvalidInput for a number of flips that is not allowed."""
+    if isinstance(flips, bool) or not isinstance(flips, int) or not 1 <= flips <= MOST:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"flips is {flips!r}; give a whole number from 1 to {MOST}")
+
+
 @dataclass(frozen=True, eq=False)
 class StoredNetwork:
     """A network with rounded weights, in float64, how much each flip changes each weight, (bits, *shape) by name, and a ball that
-    holds every single flip and all inputs."""
+    holds every single flip and all inputs.  words: what is stored."""
 
     network: Network
+    words: Mapping[str, Words]
     changes: Mapping[str, Tensor]
     ball: JointBall
 
     def where(self, x: Tensor, y: Tensor) -> Region:
         """Its graph with the box of the inputs, and weights that are fixed."""
         return replace(region(self.network, x, y, self.ball), boxes={})
+
+    def flipped(self, flips: Sequence[Flip], also: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The values of the tensors in which these flips are, and of those in `also`, with their words flipped bit by bit."""
+        patterns = {name: self.words[name].pattern() for name in (*also, *(flip.name for flip in flips))}
+        for flip in flips:
+            patterns[flip.name].view(-1)[flip.index] ^= 1 << flip.bit
+        return {name: self.words[name].holding(pattern).values() for name, pattern in patterns.items()}
 
 
 def stored_network(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, storage: UniformRounding) -> StoredNetwork:
@@ -91,7 +105,7 @@ def stored_network(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, stor
         pattern, value = words.pattern(), words.values()
         changes[name] = torch.stack([words.holding(pattern ^ (1 << k)).values() - value for k in range(words.bits)])
     every = JointBall(ball.eps_x, {n: d.abs().amax(0) for n, d in changes.items()}, ball.domain)
-    return StoredNetwork(network, changes, every.rounded(x.dtype))
+    return StoredNetwork(network, stored, changes, every.rounded(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,10 +261,9 @@ class Search:
 
 
 def neighbours(items: Interval, chosen: Tensor) -> list[Tensor]:
-    """The chosen items in up to PARTS sets: by the middle of their boxes where these are numbers, else each alone."""
-    if items.lo.shape[1] > 1:
-        return list(chosen.split(1))
-    middle = (items.lo[chosen] + items.hi[chosen])[:, 0]
+    """The chosen items in up to PARTS sets: by the middle of their boxes, of several numbers by that of the largest one."""
+    middle = (items.lo[chosen] + items.hi[chosen]).flatten(1)
+    middle = middle.gather(1, middle.abs().argmax(1, keepdim=True))[:, 0]
     first, last = middle.aminmax()
     at = ((middle - first) / (last - first).clamp(min=1e-300) * PARTS).long().clamp(max=PARTS - 1)
     found = [chosen[at == k] for k in at.unique().tolist()]
