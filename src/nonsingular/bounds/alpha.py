@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nonsingular.bounds.interval import Boxed, Region, propagate, region
 from nonsingular.bounds.linear import hidden_bounds, lowest, margins_over, met, pieces, refined
+from nonsingular.bounds.maxima import least_slope
 from nonsingular.bounds.patches import Choose, Patches
 from nonsingular.network.calling import recording
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Product
+from nonsingular.network.nodes import Product
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -84,7 +85,7 @@ class Alphas:
     def clamp_(self) -> None:
         with torch.no_grad():
             for at, alpha in self.of.items():
-                alpha.clamp_(cast(Activation, self.where.graph.nodes[at]).slope, 1.0)
+                alpha.clamp_(least_slope(self.where.graph.nodes, at), 1.0)
 
 
 def raised_bounds(where: Region, steps: int, rate: float = 0.5) -> list[Interval]:

@@ -20,12 +20,21 @@ from torch import Tensor, nn
 from nonsingular.bounds.activations import lines, of_input, through_lines
 from nonsingular.bounds.bilinear import through_bilinear
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate, region
-from nonsingular.bounds.maxima import behind, round_before, slopes_of_round, through_larger, through_round
+from nonsingular.bounds.maxima import (
+    behind,
+    contested,
+    hinge_of,
+    hinges_first,
+    round_before,
+    slopes_of_round,
+    through_larger,
+    through_round,
+)
 from nonsingular.bounds.patches import Choose, Patches, covering, numbers_in_windows, through_patches, unit
 from nonsingular.bounds.products import charges, dot, hardly_moves, of_constant, pull_all, through_product, through_sum
 from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Rounded, Sum
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Rounded, Sum, Windows
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -87,9 +96,11 @@ def margins_over(
     """(S, B) lower bounds of logit_y - logit_j for these classes j (S,)."""
     last = len(where.graph.nodes) - 1
     A = differences(y, classes[:, None], where.x.lo.new_zeros(where.graph.nodes[last].shape))
-    low = lowest(Boxed(where, boxes), last, A, choose)
-    if any(isinstance(node, Larger) for node in where.graph.nodes):  # two ways over each maximum, the better counts
-        low = torch.fmax(low, lowest(Boxed(where, boxes, flat=True), last, A, choose))
+    inside = Boxed(where, boxes)
+    low = lowest(inside, last, A, choose)
+    if any(isinstance(node, Larger) for node in where.graph.nodes):  # several ways over each maximum, the best counts
+        for way in (Boxed(where, boxes, flat=True), hinges_first(inside)):
+            low = low if way is None else torch.fmax(low, lowest(way, last, A, choose))
     return low
 
 
@@ -107,8 +118,24 @@ def refined(where: Region) -> set[int]:
     """
     nodes = where.graph.nodes
     found = {i for node in nodes if isinstance(node, Activation) and not isinstance(node, Rounded) for i in node.inputs}
-    factors = {i for node in nodes if isinstance(node, Bilinear) for i in node.inputs}
-    return found | {i for i in factors if not isinstance(nodes[i], Activation)}
+    others = {i for node in nodes if isinstance(node, Bilinear | Windows) for i in node.inputs}
+    return found | {i for i in others if not isinstance(nodes[i], Activation)}
+
+
+def _to_refine(nodes: Sequence[Node], i: int, box: Interval) -> Tensor:
+    """(B, *shape) where what follows node i depends on its box."""
+    mixed = (box.lo < 0) & (box.hi > 0)
+    found = torch.zeros_like(mixed)
+    for k, node in enumerate(nodes):
+        if i not in node.inputs:
+            continue
+        if (isinstance(node, Activation) and node.form == "hinge") or hinge_of(nodes, k) is not None:
+            found |= mixed
+        elif isinstance(node, Windows):
+            found |= contested(node, box)
+        else:
+            return box.lo < box.hi
+    return found
 
 
 def hidden_bounds(where: Region, lower: Lower | None = None) -> list[Interval]:
@@ -125,8 +152,7 @@ def hidden_bounds(where: Region, lower: Lower | None = None) -> list[Interval]:
         tight.append(_tightness(node, tight[node.inputs[0]], where, boxes))
         boxes.append(box)
         if i in nonlinear and tight[i] is Tight.NO:
-            hinges = all(isinstance(n, Activation) and n.form == "hinge" for n in nodes if i in n.inputs)
-            boxes[i] = met(inside, i, (box.lo < 0) & (box.hi > 0) if hinges else box.lo < box.hi, lower or lowest)
+            boxes[i] = met(inside, i, _to_refine(nodes, i, box), lower or lowest)
     return boxes
 
 
