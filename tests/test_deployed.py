@@ -176,6 +176,18 @@ NETWORKS = {
         lambda m, x: m[1](F.scaled_dot_product_attention(*m[0](x.view(-1, 1, 3, 4)).chunk(3, -1), is_causal=True).flatten(1)),
         nn.Linear(4, 12), nn.Linear(12, 3),
     ),
+    "layer norm": lambda: nn.Sequential(nn.Linear(12, 6), nn.LayerNorm(6, 1e-3), nn.Linear(6, 3)),
+    "group and instance norm": lambda: nn.Sequential(
+        nn.Linear(12, 24), nn.Unflatten(1, (4, 6)), nn.GroupNorm(2, 4, 1e-2), nn.InstanceNorm1d(4, 0.1, affine=True),
+        nn.Flatten(), nn.Linear(24, 3),
+    ),
+    "lstm": lambda: Forward(
+        lambda m, x: m[1](m[0](x.view(-1, 3, 4))[0][:, -1]), nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
+    ),
+    "gru and rnn": lambda: Forward(
+        lambda m, x: m[2](m[1](m[0](x.view(-1, 3, 4))[0])[0][:, -1]),
+        nn.GRU(4, 3, batch_first=True), nn.RNN(3, 2, batch_first=True), nn.Linear(2, 3),
+    ),
     "rms norm": lambda: nn.Sequential(nn.Linear(12, 6), nn.RMSNorm(6, 1e-3), nn.Linear(6, 3)),
     "products": lambda: Forward(
         lambda m, x: m[2](torch.bmm((h := m[0](x).view(-1, 3, 2)).mT, m[1](x).view(-1, 3, 2)).flatten(1) * h.flatten(1)[:, :1]),
@@ -241,7 +253,7 @@ def test_certified_margins_lie_below_those_computed_in_the_type(name, kind):
                 assert (lower.nan_to_num(nan=-torch.inf) <= reached).all(), (bound, i)
     if kind == "float32":
         plain = ns.certify(model, x, y, ball, bound="crown").margins
-        assert ((plain - low["crown"]) <= 2e-4 * (1 + plain.abs())).all()  # little is lost
+        assert ((plain - low["crown"]) <= (6e-4 if "norm" in name else 2e-4) * (1 + plain.abs())).all()  # little is lost
 
 
 @pytest.mark.parametrize("kind", ["bfloat16+float32", "float16+float32", "float16"])
@@ -270,6 +282,87 @@ def test_what_is_rounded_on_its_way_in_costs_more():
     inside = ns.certify(model, x, y, ball, bound="crown", deployed=kind).margins
     rounded = ns.certify(copy.deepcopy(model).float(), x.float(), y, ball, bound="crown", deployed=kind).margins
     assert (rounded < inside - 2**-8 * 0.05)[F.one_hot(y, 3) == 0].all()
+
+
+def _moments(z: torch.Tensor, how: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over the last dimension, every operation rounded to the type."""
+    n = z.shape[-1]
+    if how == "running":
+        mean = square = torch.zeros_like(z[..., :1])
+        for k in range(n):
+            away = z[..., k : k + 1] - mean
+            mean = mean + away / (k + 1)
+            square = square + away * (z[..., k : k + 1] - mean)
+        return mean, square / n
+    mean = added(z, "forwards")[..., None] / n
+    if how == "squares":
+        return mean, (added(z * z, "forwards")[..., None] / n - mean * mean).clamp(min=0)
+    return mean, added((z - mean) ** 2, "pairs")[..., None] / n
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_a_variance_may_be_computed_by_any_formula(offset):
+    """Where the mean is far from 0 they differ: margins beyond those of exact arithmetic, and none beyond what is certified."""
+    beyond, certified, seen = 0, 0, []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+        with torch.no_grad():
+            model[0].bias.add_(offset)
+        x = torch.rand(6, 4)
+        y, ball = model(x).argmax(1), ns.JointBall(0.0, 0.0)
+        plain, low = (ns.certify(model, x, y, ball, bound="crown", deployed=d).margins for d in (None, "float32"))
+        certified += int((low > 0).sum())
+        with torch.no_grad():
+            z = model[0](x)
+            for how, after in itertools.product(("running", "squares", "two passes"), (False, True)):
+                mean, var = _moments(z, how)
+                root = torch.rsqrt(var + 1e-5)
+                h = z * root - mean * root if after else (z - mean) * root
+                reached = margins(linear(h, model[2].weight, model[2].bias, "forwards").double(), y)
+                assert (low <= reached).all(), (seed, how, after)
+                beyond += int((reached < plain - 1e-9).sum())
+                seen.append((plain - reached).max())
+    assert certified > 100
+    assert beyond > 20
+    assert offset == 0 or max(seen) > 1e-5
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_gates_of_recurrent_layers_may_be_added_up_as_one_sum(kind):
+    """Terms of inputs, states and both biases in any order, every addition rounded to bfloat16; GRU: (1 - z) n + z h."""
+    certified, close = 0, torch.inf
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layer, last = kind(3, 2, batch_first=True).bfloat16(), nn.Linear(2, 2).bfloat16()
+        model = Forward(lambda m, x: m[1](m[0](x.view(-1, 2, 3))[0][:, -1]), layer, last).eval()
+        x = torch.rand(8, 6).bfloat16()
+        with torch.no_grad():
+            last.bias[0].add_(4)
+            y, ball = model(x).argmax(1), ns.JointBall(0.0, 0.0)
+        low = ns.certify(model, x, y, ball, bound="crown", deployed="bfloat16").margins
+        certified += int((low > 0).sum())
+        W, V, b, c = (p.detach() for p in layer.parameters())
+        size = len(W) if kind is not nn.GRU else 4
+        for order in ORDERS:
+            h = s = torch.zeros(8, 2).bfloat16()
+            for part in x.split(3, 1):
+                gates = linear(torch.cat([part, h], 1), torch.cat([W, V], 1)[:size], (b + c)[:size], order)
+                if kind is nn.RNN:
+                    h = gates.tanh()
+                elif kind is nn.LSTM:
+                    i, f, g, o = gates.chunk(4, 1)
+                    s = f.sigmoid() * s + i.sigmoid() * g.tanh()
+                    h = o.sigmoid() * s.tanh()
+                else:
+                    r, z = gates.sigmoid().chunk(2, 1)
+                    n = (linear(part, W[4:], b[4:], order) + r * linear(h, V[4:], c[4:], order)).tanh()
+                    h = (1 - z) * n + z * h
+            reached = margins(linear(h, last.weight.detach(), last.bias.detach(), order).double(), y)
+            assert (low <= reached).all(), (seed, order)
+            close = min(close, (reached - low).masked_fill(F.one_hot(y, 2).bool(), torch.inf).min().item())
+    assert certified > 30
+    assert close < 1
 
 
 def test_a_sum_that_stands_still_is_not_certified():
@@ -440,11 +533,6 @@ REFUSED = {
     "bilinear": (
         lambda: Forward(lambda m, x: m[0](F.interpolate(x[:, None, None], (1, 6), mode="bilinear").flatten(1)), nn.Linear(6, 2)),
         "crown", "interpolate",
-    ),
-    "layer norm": (lambda: nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), "crown", "'layer_norm' in bfloat16: its error"),
-    "lstm": (
-        lambda: Forward(lambda m, x: m[1](m[0](x[:, None])[0][:, 0]), nn.LSTM(3, 2, batch_first=True), nn.Linear(2, 2)),
-        "crown", "rounding of LSTM 'inside.0'",
     ),
     "mask in the products": (
         lambda: Forward(

@@ -21,7 +21,20 @@ import torch
 from torch import Tensor
 
 from nonsingular.network.curves import Curve
-from nonsingular.network.nodes import Activation, Bilinear, Input, Larger, Lead, Map, NegativePart, Node, Product, Rounded, Sum
+from nonsingular.network.nodes import (
+    Activation,
+    Bilinear,
+    Input,
+    Larger,
+    Lead,
+    Map,
+    Moment,
+    NegativePart,
+    Node,
+    Product,
+    Rounded,
+    Sum,
+)
 from nonsingular.network.precision import CLOSE, Precision
 from nonsingular.threat.interval import Interval
 
@@ -59,7 +72,7 @@ def _exact(node: Node) -> bool:
     """Whether its interval is exact in floating point, and so is what is computed, of numbers that are there already."""
     if isinstance(node, Activation):
         return node.curve is None and node.slope == 0
-    return isinstance(node, NegativePart) or (isinstance(node, Map) and node.terms == 1)
+    return isinstance(node, NegativePart) or (isinstance(node, Map) and node.terms == 1 and not isinstance(node, Moment))
 
 
 def lost(node: Node, where: Region, z: Sequence[Interval], y: Interval, A: Tensor) -> Tensor:
@@ -90,9 +103,10 @@ def _found(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own
     by = _own(node, where, z, y, size) if own else torch.zeros_like(size)
     if where.floats is None or (kind := where.floats.deployed) is None:
         return by
-    error, most = _deployed(node, where, kind, z, y, size)
+    error, most = _deployed(node, where, kind.inside if node.inner else kind, z, y, size)
     error = error * SAFE  # it is computed in floating point, too
-    return torch.where(most * SAFE + error <= kind.largest, by + error, torch.inf)
+    largest = kind.inside.largest if node.inner else kind.largest
+    return torch.where(most * SAFE + error <= largest, by + error, torch.inf)
 
 
 def _largest(z: Interval) -> Tensor:
@@ -104,6 +118,8 @@ def _keeps_sign(node: Node, z: Sequence[Interval]) -> Tensor | bool:
     match node:
         case Activation():
             return True if node.curve is not None and node.curve.positive else z[0].lo >= 0
+        case Moment():  # a variance is not negative by any formula, or is cut off there
+            return node.power == 2 and bool((z[0].lo >= 0).all())
         case Map():
             return all(bool((t.lo >= 0).all()) for t in z)
         case Lead() | Larger():
@@ -236,16 +252,19 @@ def _deployed(
             _, _, terms, top = _weights(node, where)
             fixed = sum(CLOSE for p in (node.weight, node.bias) if isinstance(p, Tensor))
             most = 4.0 if top is None else 4 + top + _each(_most(_largest(z[0])), size)
+            terms += node.among
             by = kind.of_sum(terms, 1 + narrowed + fixed) * size + 4 * (terms + 1) * kind.least * most
             return by, size if top is None else torch.maximum(size, top)
         case Bilinear():  # a factor before or after, and two constants in it
             terms = node.terms(*(t.lo for t in z))
             most = 4 + sum(_each(_most(_largest(t)), size) for t in z)
             return kind.of_sum(terms, 4) * size + 4 * (terms + 1) * kind.least * most, size
+        case Moment():
+            return _of_moment(node, kind, _largest(z[1]), size)
         case NegativePart() | Lead() | Larger() | Map(terms=1) | Activation(curve=None, slope=0.0):  # a maximum is exact
             return 0.0, size
         case Sum():
-            roundings = _roundings(node)
+            roundings = _roundings(node) + node.among
             by = kind.gamma(roundings) * size + 4 * roundings * kind.least * (4 + size + _factor(node))
             return by, _before_scaling(node, z, size).clamp(min=_factor(node))
         case Map():
@@ -268,6 +287,19 @@ def _deployed(
             return by, torch.maximum(_largest(z[0]), _largest(y))
         case _:
             raise AssertionError(f"no rule of rounding for {type(node).__name__}")
+
+
+def _of_moment(node: Moment, kind: Precision, z: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """z - mean(z) and its variance v, of n numbers up to M, by whatever formula:  γ_(4n+32) (size + 2 M^power).
+
+    Means in any order, or as they run: (n + 5) u M.  Squares of z - mean:  γ_(n+4) v and twice the error of the mean, squared.
+    Running sums of (z_k - mean before) (z_k - mean after):  γ_(n+2) v + 2 (n + 16) u M^2.  mean(z^2) - mean(z)^2:
+    2 γ_(2n+8) M^2.  Merged parts: those of their means.  z a - mean a, with any a: up to 5 roundings of |z| and |mean|.
+    """
+    n = z.shape[-1]
+    most = z.amax(-1, keepdim=True) ** node.power
+    by = kind.gamma(4 * n + 32) * (size + 2 * most) + 8 * n * kind.least * (1 + z.amax(-1, keepdim=True))
+    return by, torch.maximum(size, 2 * n * most)
 
 
 def _most(t: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from nonsingular.bounds.patches import Choose, Patches, covering, numbers_in_win
 from nonsingular.bounds.products import charges, dot, hardly_moves, of_constant, pull_all, through_product, through_sum
 from nonsingular.network.derivatives import fitted
 from nonsingular.network.memory import room
-from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Node, Product, Rounded, Sum, Windows
+from nonsingular.network.nodes import Activation, Bilinear, Larger, Lead, Map, Moment, Node, Product, Rounded, Sum, Windows
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 
@@ -114,12 +114,12 @@ def differences(y: Tensor, other: Tensor, zeros: Tensor) -> Tensor:
 def refined(where: Region) -> set[int]:
     """Nodes whose boxes a relaxation starts from.  The box of an activation is its range over such a box, and as good.
 
-    So is that of what is rounded to whole numbers, which is clipped before.
+    So is that of what is rounded to whole numbers, which is clipped before, and that of a moment.
     """
     nodes = where.graph.nodes
     found = {i for node in nodes if isinstance(node, Activation) and not isinstance(node, Rounded) for i in node.inputs}
     others = {i for node in nodes if isinstance(node, Bilinear | Windows) for i in node.inputs}
-    return found | {i for i in others if not isinstance(nodes[i], Activation)}
+    return found | {i for i in others if not isinstance(nodes[i], Activation | Moment)}
 
 
 def _to_refine(nodes: Sequence[Node], i: int, box: Interval) -> Tensor:

@@ -27,11 +27,6 @@ def _check(network: Network, graph: Graph, kind: Precision, shape: tuple[int, ..
         raise UnsupportedModel(
             f"no rule for the rounding of {graph.head} in {kind.name}, which can make classes equal; certify the logits under it"
         )
-    for name, module in network.named_modules():
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            raise UnsupportedModel(
-                f"no rule for the rounding of {type(module).__name__} '{name}' in {kind.name}: libraries compute it in one piece"
-            )
     for node in graph.nodes:
         if isinstance(node, Map) and node.terms is None:
             raise UnsupportedModel(f"no rule for the rounding of node '{node.name}' in {kind.name}: it computes its coefficients")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,11 +19,17 @@ Parameter = str | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation on the signal.  inputs: numbers of earlier nodes.  shape: of its output, without the batch."""
+    """One operation on the signal.  inputs: numbers of earlier nodes.  shape: of its output, without the batch.
+
+    How it is computed in floating point, where that differs from an operation of its own: `among`: how many more roundings its
+    terms may meet, as it is computed together with others.  `inner`: its result stays in the type in which sums are added up.
+    """
 
     name: str
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
+    among: int = field(default=0, kw_only=True)
+    inner: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,14 @@ class Map(Node):
     back: Callable[[Tensor], Tensor] | None = None
     kernel: Kernel | None = None
     terms: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Moment(Map):
+    """Its first input, which is what is left of the second, z, without its mean over the last dimension (`power` 1), or the
+    variance of that (2): computed by any of the usual formulas, which lose more than their operations in order would."""
+
+    power: int = 1
 
 
 @dataclass(frozen=True, eq=False)

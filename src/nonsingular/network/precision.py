@@ -29,6 +29,11 @@ class Precision:
     largest: float
     sums: float | None = None
 
+    @property
+    def inside(self) -> Precision:
+        """The type in which sums are added up."""
+        return self if self.sums is None else PRECISIONS["float32"]
+
     def gamma(self, roundings: int) -> float:
         """|prod (1 + d_i)^(+-1) - 1| for that many roundings; infinite where there is no bound."""
         return _gamma(roundings, self.unit)

@@ -60,6 +60,18 @@ def integer_product(z: Tensor, weight: Tensor, words: Tensor, step: Tensor, bias
 
 
 @one_call
+def linear_among(input: Tensor, weight: Tensor, bias: Tensor | None, others: int) -> Tensor:
+    """F.linear, whose terms are added up together with `others` more: a gate of a recurrent layer."""
+    return F.linear(input, weight, bias)
+
+
+@one_call
+def toward(n: Tensor, z: Tensor, h: Tensor | None) -> Tensor:
+    """n + z (h - n), in that form or as (1 - z) n + z h.  h: None for 0."""
+    return n - z * n if h is None else n + z * (h - n)
+
+
+@one_call
 def fused(z: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """factor * z + offset, rounded once: a fused multiply-add."""
     return (z.double() * factor.double() + offset.double()).to(z.dtype)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonsingular.network.rounded import one_call
+from nonsingular.network.rounded import linear_among, one_call, toward
 
 State = tuple[Tensor, *tuple[Tensor, ...]]
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -94,9 +94,9 @@ def _heads(m: Any, t: Tensor) -> Tensor:
 def _sum(w: Weights, x: Tensor, h: Tensor | None) -> Tensor:
     """W x + b + V h + c."""
     of_x, of_h, b, c, _ = w
-    y = F.linear(x, of_x, b)
+    y = linear_among(x, of_x, b, of_h.shape[1] + 2)
     if h is not None:
-        return y + F.linear(h, of_h, c)
+        return y + linear_among(h, of_h, c, of_x.shape[1] + 2)
     return y if c is None else y + c
 
 
@@ -120,13 +120,13 @@ def _gru(w: Weights, x: Tensor, state: State | None) -> State:
     first, rest = slice(2 * size), slice(2 * size, None)
     gates = (of_x[first], of_h[first], None if b is None else b[first], None if c is None else c[first], None)
     r, z = _sum(gates, x, _out(state)).sigmoid().chunk(2, 1)
-    n, c = F.linear(x, of_x[rest], None if b is None else b[rest]), None if c is None else c[rest]
+    n, c = linear_among(x, of_x[rest], None if b is None else b[rest], 2), None if c is None else c[rest]
     if state:
         n = n + r * F.linear(state[0], of_h[rest], c)
     elif c is not None:
         n = n + r * c
     n = n.tanh()
-    return ((n + z * (state[0] - n)) if state else n - z * n,)
+    return (toward(n, z, _out(state)),)
 
 
 def _rnn(rho: Callable[[Tensor], Tensor], w: Weights, x: Tensor, state: State | None) -> State:

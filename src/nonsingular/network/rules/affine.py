@@ -21,12 +21,31 @@ from nonsingular.network.calls import (
 )
 from nonsingular.network.derivatives import Kernel, of_convolution, of_linear, of_scale
 from nonsingular.network.nodes import Node, Parameter, Product, Sum
+from nonsingular.network.rounded import linear_among, toward
+from nonsingular.network.rules.steps import Steps
 
 
 def _linear(call: Call) -> list[Node]:
     z, w, b = call.bound("input", "weight", "bias")
     z, (weight, see), (bias, spread) = as_signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
     return [linear(call, z, weight, see, bias, spread)]
+
+
+def _linear_among(call: Call) -> list[Node]:
+    """F.linear, added up together with `others` more terms."""
+    z, w, b, others = call.bound("input", "weight", "bias", "others")
+    z, (weight, see), (bias, spread) = as_signal(call, z), parameter(call, w, "weight"), parameter(call, b, "bias")
+    return [replace(linear(call, z, weight, see, bias, spread), among=others)]
+
+
+def _toward(call: Call) -> list[Node]:
+    """n + z (h - n), or (1 - z) n + z h: a product and two sums round each term up to 3 times, and |z h| <= |n| + |z (h - n)|."""
+    n, z, h = (None if t is None else as_signal(call, t) for t in call.bound("n", "z", "h"))
+    assert n is not None and z is not None
+    steps = Steps(call)
+    away = n if h is None else steps.put(Sum, (h, n), n.shape, (1.0, -1.0))
+    steps.put(Sum, (n, steps.times(z, away)), n.shape, (1.0, -1.0 if h is None else 1.0), among=8)
+    return steps.nodes
 
 
 def linear(
@@ -107,6 +126,8 @@ _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 RULES: Rules = {
     "linear": _linear,
+    linear_among: _linear_among,
+    toward: _toward,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), lambda call: _convolution(call, *_CONV)),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), lambda call: _convolution(call, *_TRANSPOSED)),
     "batch_norm": _batch_norm,

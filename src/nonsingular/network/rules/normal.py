@@ -20,7 +20,7 @@ from torch import Tensor
 from nonsingular.network import curves
 from nonsingular.network.calls import Call, Rules, Signal, View, as_constant, as_signal, entire, parameter
 from nonsingular.network.derivatives import of_linear
-from nonsingular.network.nodes import Node, Product, Sum
+from nonsingular.network.nodes import Moment, Node, Product, Sum
 from nonsingular.network.rules.affine import per_channel, scaling
 from nonsingular.network.rules.steps import Steps
 
@@ -88,18 +88,27 @@ def normalised(steps: Steps, z: Signal, eps: float, centred: bool = True) -> Sig
     call, n = steps.call, z.shape[-1]
     if not eps >= 0:
         raise call.refuse(f"eps is {eps}")
-    one = (*z.shape[:-1], 1)
+    one, given = (*z.shape[:-1], 1), z
+    first = len(steps.nodes)
     if centred and n <= WIDE:
         matrix = torch.eye(n, dtype=call.dtype, device=call.device) - 1 / n
         z = steps.put(Product, (z,), z.shape, F.linear, matrix, None, entire, len(z.shape) == 1, derivatives=of_linear)
     elif centred:
         z = steps.put(Sum, (z, steps.map(z, one, lambda t: t.mean(-1, keepdim=True), terms=n)), z.shape, (1.0, -1.0))
     mean = steps.map(steps.square(z), one, lambda t: t.mean(-1, keepdim=True), terms=n)
-    # how far a variance is off depends on how it is computed: mean(z^2) - mean(z)^2 loses more than any bound of z - mean(z) says
-    root = replace(curves.RSQRT, rounds=None) if centred else curves.RSQRT
-    y = steps.times(z, steps.curve(steps.affine(mean, 1.0, eps), torch.rsqrt, root))
+    if centred:  # mean(z^2) - mean(z)^2, or z a - mean(z) a with a the root, lose more than any bound of z - mean(z) says
+        mean = steps.put(Moment, (mean, given), one, _first, terms=1, power=2)
+    root = steps.curve(steps.affine(mean, 1.0, eps), torch.rsqrt, curves.RSQRT)
+    if centred:
+        z = steps.put(Moment, (z, given), z.shape, _first, terms=1, power=1)
+        steps.nodes[first:] = [replace(node, inner=True) for node in steps.nodes[first:]]
+    y = steps.times(z, root)
     most = math.sqrt(n - 1 if centred else n)
     return steps.within(y, -most, most) if eps > 0 else y  # defined everywhere
+
+
+def _first(v: Tensor, z: Tensor) -> Tensor:
+    return v
 
 
 def _scaled(steps: Steps, spread: Sequence[View], scale: Any, shift: Any) -> list[Node]:
