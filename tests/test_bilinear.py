@@ -175,7 +175,8 @@ NODES = {
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name):
+@pytest.mark.parametrize("shares", [None, 1, 3], ids=["half", "shared", "own"])
+def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name, shares):
     f, *shapes = NODES[name]
     node, generator = node_of(f, *shapes), torch.Generator().manual_seed(0)
 
@@ -185,9 +186,14 @@ def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name)
     for _ in range(20):
         a, b = (Interval(c - r, c + r) for s in shapes for c, r in [(random(2, *s), random(2, *s).abs())])
         found, A = bilinear_range(node, a, b), random(3, 2, *node.shape)
-        (of_a, of_b), offset = through_bilinear(node, a, b, A)
+        share = shares and random(shares, 2, *node.shape).mul(2).clamp(0, 1)
+        (of_a, of_b), offset = through_bilinear(node, a, b, A, share)
+        if share is not None:
+            half = through_bilinear(node, a, b, A, torch.full_like(share, 0.5))
+            for t, u in zip((*half[0], half[1]), (*(o := through_bilinear(node, a, b, A))[0], o[1]), strict=True):
+                torch.testing.assert_close(t, u)
         reached = found.hi.new_full((2, *node.shape), INF), found.hi.new_full((2, *node.shape), -INF)
-        for k in range(300):
+        for k in range(150):
             p, q = (torch.rand(t.lo.shape, generator=generator, dtype=torch.float64) for t in (a, b))
             p, q = (p.round(), q.round()) if k % 2 else (p, q)
             z, w = torch.lerp(a.lo, a.hi, p), torch.lerp(b.lo, b.hi, q)
@@ -476,7 +482,7 @@ def test_bounds_lie_below_a_fine_grid(name):
     """Three inputs."""
     torch.manual_seed(1)
     model, x, y = of(name), torch.randn(1, 3).double(), torch.tensor([0])
-    at = torch.tensor(list(itertools.product(torch.linspace(-0.3, 0.3, 25).tolist(), repeat=3))).double()
+    at = torch.cartesian_prod(*[torch.linspace(-0.3, 0.3, 25, dtype=torch.float64)] * 3)
     worst = margins(model(x + at), y.expand(len(at))).detach().amin(0)
     for bound in BOUNDS.values():
         low = bound(model, x, y, JointBall(0.3, 0.0, None))[0]

@@ -6,7 +6,8 @@ With a in [l, u] and b in [l', u'], of middles m, m' and half-widths r, r' >= 0:
     a b  >=  l b + l' a - l l'     and     a b  >=  u b + u' a - u u'          ((a - l)(b - l') >= 0 and (u - a)(u' - b) >= 0)
     a b  <=  u b + l' a - u l'     and     a b  <=  l b + u' a - l u'
 
-The two planes on a side are as far from a b on average, so half of each is taken; that is the tangent plane in the middle:
+Any mixture of the two planes on a side may be taken, t of the first.  They are as far from a b on average, so by default half of
+each is; that is the tangent plane in the middle:
 
     m b + m' a - m m' - r r'   <=   a b   <=   m b + m' a - m m' + r r'        (|(a - m)(b - m')| <= r r')
 
@@ -49,8 +50,15 @@ def _corners(node: Bilinear, a_lo: Tensor, a_hi: Tensor, b_lo: Tensor, b_hi: Ten
     return Interval(lo.sum(-1), hi.sum(-1))
 
 
-def through_bilinear(node: Bilinear, a: Interval, b: Interval, A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """(coefficients (S, B, *shape) of a and of b, constant (S, B)): a linear lower bound of A y for A (S, B or 1, *shape)."""
+def through_bilinear(
+    node: Bilinear, a: Interval, b: Interval, A: Tensor, share: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:  # fmt: skip
+    """(coefficients (S, B, *shape) of a and of b, constant (S, B)): a linear lower bound of A y for A (S, B or 1, *shape).
+
+    share: (S or 1, B, *shape) in [0, 1], of the planes at l on either side; None: half.
+    """
+    if share is not None:
+        return _mixed(node, a, b, A, share)
     S, B = len(A), len(a.lo)
     middles = [(t.lo + t.hi) / 2 for t in (a, b)]
     radii = [(t.hi - t.lo) / 2 for t in (a, b)]
@@ -59,3 +67,25 @@ def through_bilinear(node: Bilinear, a: Interval, b: Interval, A: Tensor) -> tup
     parts = vjp(node.apply, *points)[1](A.flatten(0, 1))
     offset = A * node.apply(*middles) + A.abs() * node.apply(*radii)
     return tuple(p.view(S, B, *p.shape[1:]) for p in parts), -offset.reshape(S, B, math.prod(node.shape)).sum(2)
+
+
+def _mixed(node: Bilinear, a: Interval, b: Interval, A: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """As above, with a share of the planes at l, the rest of those at u."""
+    S, B = len(A), len(a.lo)
+    A = A.expand(S, B, *node.shape)
+    low, high = A * share, A * (1 - share)
+    up = low.clamp(min=0) + high.clamp(max=0)  # what meets l' where a b is bounded, the rest meets u'
+    down = A - up
+    of_a = [_adjoint(node, a.lo, end, part)[0] for end, part in ((b.lo, up), (b.hi, down))]
+    of_b = [_adjoint(node, end, b.lo, part)[1] for end, part in ((a.lo, low), (a.hi, high))]
+    corners = ((a.lo, b.lo, low, 0), (a.hi, b.hi, high, 0), (a.lo, b.hi, low, 1), (a.hi, b.lo, high, 1))
+    offset = sum((part.clamp(max=0) if below else part.clamp(min=0)) * node.apply(p, q) for p, q, part, below in corners)
+    assert isinstance(offset, Tensor)
+    return (of_a[0] + of_a[1], of_b[0] + of_b[1]), -offset.reshape(S, B, math.prod(node.shape)).sum(2)
+
+
+def _adjoint(node: Bilinear, a: Tensor, b: Tensor, A: Tensor) -> list[Tensor]:
+    """The derivatives of A apply(a, b) by a and by b, A (S, B, *shape)."""
+    points = [t.expand(len(A), *t.shape).flatten(0, 1) for t in (a, b)]
+    parts = vjp(node.apply, *points)[1](A.flatten(0, 1))
+    return [p.view(*A.shape[:2], *p.shape[1:]) for p in parts]

@@ -85,13 +85,11 @@ class Region:
 class Boxed:
     """A region, and a box for every node's output there: of intervals, met with linear bounds or cut to some signs.
 
-    flat: an open maximum is bounded above by its largest value, and by no line.
     kept: what was found from boxes that do not change any more.
     """
 
     where: Region
     boxes: Sequence[Interval]
-    flat: bool = False
     kept: dict[Any, Any] = field(default_factory=dict)
 
     def keep(self, found: Callable[[Boxed, int], T], i: int) -> T:
@@ -102,7 +100,7 @@ class Boxed:
 
     def part(self, at: slice) -> Boxed:
         """The same for some of the examples."""
-        return Boxed(self.where.part(at), [Interval(z.lo[at], z.hi[at]) for z in self.boxes], self.flat)
+        return Boxed(self.where.part(at), [Interval(z.lo[at], z.hi[at]) for z in self.boxes])
 
 
 def region(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Region:

@@ -50,6 +50,11 @@ def default_slopes(at: int, default: Tensor) -> Tensor:
     return default
 
 
+def _at_ends(share: float, where: Region, at: int, default: Tensor) -> Tensor:
+    """The default slopes, and one of the two planes on either side of a product."""
+    return torch.full_like(default, share) if isinstance(where.graph.nodes[at], Bilinear) else default
+
+
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
     """(B, K) lower bounds of logit_y - logit_j over the joint ball: one pass back, hidden layers by intervals; column y is 0.
 
@@ -98,9 +103,11 @@ def margins_over(
     A = differences(y, classes[:, None], where.x.lo.new_zeros(where.graph.nodes[last].shape))
     inside = Boxed(where, boxes)
     low = lowest(inside, last, A, choose)
-    if any(isinstance(node, Larger) for node in where.graph.nodes):  # several ways over each maximum, the best counts
-        for way in (Boxed(where, boxes, flat=True), hinges_first(inside)):
-            low = low if way is None else torch.fmax(low, lowest(way, last, A, choose))
+    if (other := hinges_first(inside)) is not None:  # the better of two ways
+        low = torch.fmax(low, lowest(other, last, A, choose))
+    if choose is default_slopes and any(isinstance(node, Bilinear) for node in where.graph.nodes):
+        for share in (0.0, 1.0):
+            low = torch.fmax(low, lowest(inside, last, A, partial(_at_ends, share, where)))
     return low
 
 
@@ -369,11 +376,12 @@ def through(
             part, offset = through_lines(node, lines(node, z[0], partial(choose, i), of_input(where.graph.nodes, i)).ends, A)
             return (part,), offset
         case Bilinear():
-            return through_bilinear(node, z[0], z[1], A)
+            half = None if choose is default_slopes else A.new_full((1, len(z[0].lo), *node.shape), 0.5)
+            return through_bilinear(node, z[0], z[1], A, None if half is None else choose(i, half))
         case Lead():
             return (behind(A, z[0].lo.shape[1]),), 0.0
         case Larger():
-            return through_larger(z, A, inside.flat)
+            return through_larger(z, A)
         case Map(back=back, kernel=kernel) if back is not None and kernel is not None:
             return (fitted(back(A), z[0].lo.shape[1:], kernel),), 0.0
         case Map(back=back) if back is not None:

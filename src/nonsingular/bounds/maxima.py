@@ -26,12 +26,9 @@ def behind(A: Tensor, count: int) -> Tensor:
     return torch.cat([-A, A, A.new_zeros(*A.shape[:2], count - 2 * n, *A.shape[3:])], 2)
 
 
-def through_larger(z: Sequence[Interval], A: Tensor, flat: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-    """relu(b - a) + a, or its largest value where that lies below the line above it in the middle of the box.
-
-    flat: the largest value wherever it is open which of both is larger.
-    """
-    top, still = _level(z, flat)
+def through_larger(z: Sequence[Interval], A: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """relu(b - a) + a, or its largest value where that lies below the line above it in the middle of the box."""
+    top, still = _level(z)
     n = top.shape[1]
     A = A.expand(-1, len(top), *A.shape[2:])
     first, waits = A[:, :, :n], A[:, :, n:]
@@ -40,7 +37,7 @@ def through_larger(z: Sequence[Interval], A: Tensor, flat: bool) -> tuple[tuple[
     return (kept, torch.cat([kept, torch.zeros_like(kept), waits], 2)), dot(level, top)
 
 
-def _level(z: Sequence[Interval], flat: bool) -> tuple[Tensor, Tensor]:
+def _level(z: Sequence[Interval]) -> tuple[Tensor, Tensor]:
     """(the largest value of both, 1 where it is taken for their upper bound and 0 elsewhere).  z: boxes of relu(b - a), rows.
 
     The line above relu(d) runs from 0, or the least relu(d), to the largest: in the middle it is half way between these.
@@ -49,7 +46,7 @@ def _level(z: Sequence[Interval], flat: bool) -> tuple[Tensor, Tensor]:
     n = lead.lo.shape[1]
     top = torch.maximum(rows.hi[:, :n], rows.hi[:, n : 2 * n])
     middle = (rows.lo[:, :n] + rows.hi[:, :n] + lead.lo + lead.hi) / 2
-    return top, ((middle >= top) | (flat & (lead.lo <= 0) & (lead.hi > 0))).to(top.dtype)
+    return top, (middle >= top).to(top.dtype)
 
 
 def round_before(nodes: Sequence[Node], i: int) -> int | None:
@@ -65,7 +62,7 @@ def slopes_of_round(inside: Boxed, i: int) -> Tensor:
     """(B, 4, n, ...): p; q, or 0 where the largest value is taken; r, or that value; and 1 where it is.  inside: of all nodes."""
     node, boxes = inside.where.graph.nodes[i - 1], inside.boxes
     assert isinstance(node, Activation)
-    top, still = _level([boxes[k] for k in inside.where.graph.nodes[i].inputs], inside.flat)
+    top, still = _level([boxes[k] for k in inside.where.graph.nodes[i].inputs])
     ends = lines(node, boxes[i - 2], lambda default: default)
     taken = still > 0
     return torch.stack(
@@ -130,7 +127,7 @@ def hinges_first(inside: Boxed) -> Boxed | None:
     where = replace(inside.where, graph=replace(inside.where.graph, nodes=tuple(nodes)))
     for first, last in spans:
         boxes[first : last + 1] = _boxes_turned(where, boxes, first, last)
-    return Boxed(where, boxes, inside.flat) if spans else None
+    return Boxed(where, boxes) if spans else None
 
 
 def _turned(nodes: Sequence[Node], first: int, last: int) -> list[Node]:

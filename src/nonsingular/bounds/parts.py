@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -277,7 +276,9 @@ class Search:
         penalties = dict(zip(self.split, self._unflatten(-multiplier * parts.sign), strict=True))
 
         def choose(at: int, default: Tensor) -> Tensor:
-            node = cast(Activation, where.graph.nodes[at])
+            node = where.graph.nodes[at]
+            if not isinstance(node, Activation):
+                return default
             return slopes[node.inputs[0]].clamp(min=node.slope)[None]
 
         return pull_back(relaxed, last, A, choose, {i: p[None] for i, p in penalties.items()}, heard)

@@ -29,7 +29,9 @@ POINT = Kernel((1, 1), (1, 1), (0, 0), (1, 1), 1)
 """The walk of what does the same at every place."""
 Pair = tuple[int, int]
 Choose = Callable[[int, Tensor], Tensor]
-"""(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape)."""
+"""(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape).
+
+Of a product of signals: the share of its planes at lower ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +273,7 @@ def _values(
             return (behind(values, boxes[node.inputs[0]].lo.shape[1]),), 0.0
         case Larger():
             z = [Interval(read.of(boxes[k].lo), read.of(boxes[k].hi)) for k in node.inputs]
-            return through_larger(z, values, inside.flat)
+            return through_larger(z, values)
         case Sum(factors=factors, offset=offset):
             moved = isinstance(offset, Tensor) or offset != 0.0
             constant = of_constant(values, offset) if moved else 0.0
