@@ -186,7 +186,7 @@ def test_products_lie_between_their_planes_and_reach_the_ends_of_their_box(name,
     for _ in range(20):
         a, b = (Interval(c - r, c + r) for s in shapes for c, r in [(random(2, *s), random(2, *s).abs())])
         found, A = bilinear_range(node, a, b), random(3, 2, *node.shape)
-        share = shares and random(shares, 2, *node.shape).mul(2).clamp(0, 1)
+        share = shares and random(shares, 2, 2, *node.shape).mul(2).clamp(0, 1)
         (of_a, of_b), offset = through_bilinear(node, a, b, A, share)
         if share is not None:
             half = through_bilinear(node, a, b, A, torch.full_like(share, 0.5))

@@ -32,11 +32,11 @@ AT_ONCE = 64
 def alpha_crown(
     model: nn.Module, x: Tensor, y: Tensor, ball: JointBall, *, steps: int = 20, hidden: int | None = None, rate: float = 0.5
 ) -> Tensor:  # fmt: skip
-    """(B, K) as `crown`, with the lower slopes of every bounded function moved by gradient ascent.
+    """(B, K) as `crown`, with the lower slopes of every bounded function, and its planes of products, moved by gradient ascent.
 
     Any slope is sound; each element is the best of all steps, so it is never below `crown`.
-    steps: for the margins.  hidden: for each end of each hidden neuron; by default half of `steps`, and none on networks with so
-        many neurons that the gradients of all these would not fit into the memory budget at once (network/memory.py).
+    steps: for the margins.  hidden: for each end of each hidden neuron; by default half of `steps`, but 3 at most where the
+        gradients of all these would take more than twice the memory budget (network/memory.py) at once, and none where 64 times.
     Cost: about 3 `hidden` times crown, and 3 `steps` times crown-ibp.  Source: arXiv:2011.13824.
     """
     with recording():
@@ -47,9 +47,10 @@ def alpha_crown(
 
 
 def affordable(where: Region, steps: int) -> int:
-    """Steps for hidden ends: half of `steps`, or none on large networks."""
+    """Steps for hidden ends: half of `steps`, 3 or none on larger networks."""
     numbers = sum(2 * torch.Size(where.graph.nodes[i].shape).numel() * _kept(where, i) for i in refined(where))
-    return -(-steps // 2) if numbers <= 2 * room(where.x.lo) else 0
+    rooms, half = numbers / room(where.x.lo), -(-steps // 2)
+    return half if rooms <= 2 else min(half, 3) if rooms <= 64 else 0
 
 
 def together(where: Region, batch: int) -> int:

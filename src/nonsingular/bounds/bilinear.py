@@ -55,7 +55,7 @@ def through_bilinear(
 ) -> tuple[tuple[Tensor, ...], Tensor]:  # fmt: skip
     """(coefficients (S, B, *shape) of a and of b, constant (S, B)): a linear lower bound of A y for A (S, B or 1, *shape).
 
-    share: (S or 1, B, *shape) in [0, 1], of the planes at l on either side; None: half.
+    share: (S or 1, B, 2, *shape) in [0, 1], of the plane whose slope for b is l: of those below, and of those above.  None: half.
     """
     if share is not None:
         return _mixed(node, a, b, A, share)
@@ -70,17 +70,14 @@ def through_bilinear(
 
 
 def _mixed(node: Bilinear, a: Interval, b: Interval, A: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """As above, with a share of the planes at l, the rest of those at u."""
+    """As above.  What is bounded below meets (l, l') and (u, u'), what is bounded above (l, u') and (u, l')."""
     S, B = len(A), len(a.lo)
-    A = A.expand(S, B, *node.shape)
-    low, high = A * share, A * (1 - share)
-    up = low.clamp(min=0) + high.clamp(max=0)  # what meets l' where a b is bounded, the rest meets u'
+    up = A.expand(S, B, *node.shape).clamp(min=0)
     down = A - up
-    of_a = [_adjoint(node, a.lo, end, part)[0] for end, part in ((b.lo, up), (b.hi, down))]
-    of_b = [_adjoint(node, end, b.lo, part)[1] for end, part in ((a.lo, low), (a.hi, high))]
-    corners = ((a.lo, b.lo, low, 0), (a.hi, b.hi, high, 0), (a.lo, b.hi, low, 1), (a.hi, b.lo, high, 1))
-    offset = sum((part.clamp(max=0) if below else part.clamp(min=0)) * node.apply(p, q) for p, q, part, below in corners)
-    assert isinstance(offset, Tensor)
+    (ll, lu), (uu, ul) = ((up * s, down * t) for s, t in (share.unbind(2), (1 - share).unbind(2)))
+    of_a = [_adjoint(node, a.lo, end, part)[0] for end, part in ((b.lo, ll + ul), (b.hi, uu + lu))]
+    of_b = [_adjoint(node, end, b.lo, part)[1] for end, part in ((a.lo, ll + lu), (a.hi, uu + ul))]
+    offset = ll * node.apply(a.lo, b.lo) + uu * node.apply(a.hi, b.hi) + lu * node.apply(a.lo, b.hi) + ul * node.apply(a.hi, b.lo)
     return (of_a[0] + of_a[1], of_b[0] + of_b[1]), -offset.reshape(S, B, math.prod(node.shape)).sum(2)
 
 

@@ -8,6 +8,7 @@ Coefficients have shape (S, B, *shape): S linear functions, B examples (1 while 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -50,9 +51,11 @@ def default_slopes(at: int, default: Tensor) -> Tensor:
     return default
 
 
-def _at_ends(share: float, where: Region, at: int, default: Tensor) -> Tensor:
-    """The default slopes, and one of the two planes on either side of a product."""
-    return torch.full_like(default, share) if isinstance(where.graph.nodes[at], Bilinear) else default
+def _one_plane(below: float, above: float, where: Region, at: int, default: Tensor) -> Tensor:
+    """The default slopes, and these shares of the planes of a product."""
+    if not isinstance(where.graph.nodes[at], Bilinear):
+        return default
+    return torch.stack([torch.full_like(default[:, :, 0], share) for share in (below, above)], 2)
 
 
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, ball: JointBall) -> Tensor:
@@ -106,8 +109,8 @@ def margins_over(
     if (other := hinges_first(inside)) is not None:  # the better of two ways
         low = torch.fmax(low, lowest(other, last, A, choose))
     if choose is default_slopes and any(isinstance(node, Bilinear) for node in where.graph.nodes):
-        for share in (0.0, 1.0):
-            low = torch.fmax(low, lowest(inside, last, A, partial(_at_ends, share, where)))
+        for below, above in itertools.product((0.0, 1.0), repeat=2):
+            low = torch.fmax(low, lowest(inside, last, A, partial(_one_plane, below, above, where)))
     return low
 
 
@@ -376,7 +379,7 @@ def through(
             part, offset = through_lines(node, lines(node, z[0], partial(choose, i), of_input(where.graph.nodes, i)).ends, A)
             return (part,), offset
         case Bilinear():
-            half = None if choose is default_slopes else A.new_full((1, len(z[0].lo), *node.shape), 0.5)
+            half = None if choose is default_slopes else A.new_full((1, len(z[0].lo), 2, *node.shape), 0.5)
             return through_bilinear(node, z[0], z[1], A, None if half is None else choose(i, half))
         case Lead():
             return (behind(A, z[0].lo.shape[1]),), 0.0

@@ -31,7 +31,7 @@ Pair = tuple[int, int]
 Choose = Callable[[int, Tensor], Tensor]
 """(number of a hinge, its default slopes (1, B, *shape)) -> the lower slopes to use, (S or 1, B, *shape).
 
-Of a product of signals: the share of its planes at lower ends."""
+Of a product of signals: the shares of its planes, as `through_bilinear` takes them."""
 
 
 @dataclass(frozen=True, eq=False)
