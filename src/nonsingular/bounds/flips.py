@@ -23,6 +23,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate
 from nonsingular.bounds.linear import alive, differences, hidden_bounds, lowest_over, pull_back, refined
+from nonsingular.bounds.shifts import away, near, shift_of
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.derivatives import by_differentiation
 from nonsingular.network.graph import Graph
@@ -114,6 +115,9 @@ def rows(slot: Slot, z: Interval, most: int) -> tuple[Tensor, Tensor]:
     The sum of the first k bounds what any k items do, for k = 1..m.
     """
     node, up, down = slot.node, slot.up, slot.down
+    if len(z.lo) > 1 and all(bool((t == t[:1]).all()) for t in (z.lo, z.hi)):  # one input for all examples
+        fall, rise = rows(slot, Interval(z.lo[:1], z.hi[:1]), most)
+        return tuple(t.expand(-1, len(z.lo), *t.shape[2:]) for t in (fall, rise))  # type: ignore[return-value]
     if slot.is_bias:
         zeros = z.lo.new_zeros(len(up), len(z.lo), *node.shape)
         return tuple(torch.stack([slot.spread(d)[0] for d in side])[:, None] + zeros for side in (down, up))  # type: ignore[return-value]
@@ -130,6 +134,8 @@ def rows(slot: Slot, z: Interval, most: int) -> tuple[Tensor, Tensor]:
 
 def _largest(pieces: Sequence[Tensor], most: int) -> Tensor:
     """(most, ...) the largest along the last dimension of all pieces, in falling order."""
+    if most == 1:
+        return torch.stack([t.amax(-1) for t in pieces]).amax(0, keepdim=True)
     best = torch.cat([t.topk(min(most, t.shape[-1]), -1).values for t in pieces], -1)
     best = best.topk(min(most, best.shape[-1]), -1).values
     return F.pad(best, (0, most - best.shape[-1])).movedim(-1, 0)
@@ -140,7 +146,8 @@ def _dense_rows(up: Tensor, down: Tensor, low: Tensor, high: Tensor, most: int) 
     size = max(1, room(low) // max(1, 8 * low.numel()))
     found: list[Tensor] = []
     for a, b in zip(up.split(size, 1), down.split(size, 1), strict=True):
-        found.append(_largest([side * z[:, None] for d, z in ((a, low), (b, high)) for side in d], most))
+        signed = [(d, z) for d, z in ((b, high), (a, low)) if d is b or bool((z > 0).any())]
+        found.append(_largest([side * z[:, None] for d, z in signed for side in d], most))
     return torch.cat(found, 2)
 
 
@@ -214,14 +221,16 @@ class Bounded:
     of: Sequence[Tensor]
 
 
-def flip_margins(where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, linear: bool = True) -> Bounded:
+def flip_margins(
+    where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, linear: bool = True, still: Sequence[Interval] | None = None
+) -> Bounded:
     """Lower margins over the region and every set of at most `most` items.
 
-    linear: boxes of hidden nodes by linear bounds, too; else by intervals.
+    linear: boxes of hidden nodes by linear bounds, too; else by intervals.  still: boxes of every node without an item, if known.
     Cost: that of CROWN, with the m largest of a few numbers for each neuron, and for each weight of a kernel.
     """
     with torch.no_grad():
-        levels = flip_boxes(where, slots, most, linear)
+        levels = flip_boxes(where, slots, most, linear, still)
         boxes, calm = levels[-1], levels[max(0, most - 1)]
         zeros = where.x.lo.new_zeros(where.graph.nodes[-1].shape)
         A = differences(y, torch.arange(len(zeros), device=y.device)[:, None], zeros)
@@ -229,11 +238,13 @@ def flip_margins(where: Region, slots: Sequence[Slot], y: Tensor, most: int, *, 
         total = torch.cat(tops).topk(min(most, sum(map(len, tops))), 0).values if tops else base.new_zeros(0, *base.shape)
         rest = base - total[: most - 1].sum(0)
 
-        def settled(t: Tensor) -> Tensor:  # (K, B, ...) -> (B, K, ...), column y 0, no number: no bound
-            t = torch.where(torch.isfinite(t), t, -torch.inf).transpose(0, 1)
-            return t.scatter(1, y.view(-1, *[1] * (t.dim() - 1)).expand(-1, 1, *t.shape[2:]), 0.0)
+        return Bounded(settled(base - total.sum(0), y), calm, [settled(rest[..., None] - g, y) for g in groups])
 
-        return Bounded(settled(base - total.sum(0)), calm, [settled(rest[..., None] - g) for g in groups])
+
+def settled(t: Tensor, y: Tensor) -> Tensor:
+    """(K, B, ...) -> (B, K, ...), column y 0; what is no number is no bound."""
+    t = torch.where(torch.isfinite(t), t, -torch.inf).transpose(0, 1)
+    return t.scatter(1, y.view(-1, *[1] * (t.dim() - 1)).expand(-1, 1, *t.shape[2:]), 0.0)
 
 
 def _lowered(
@@ -261,24 +272,27 @@ def _lowered(
     return low, tops, groups
 
 
-def flip_boxes(where: Region, slots: Sequence[Slot], most: int, linear: bool) -> list[list[Interval]]:
-    """The boxes of every node's output under at most 0, 1, ..., `most` items."""
-    levels = [hidden_bounds(where) if linear else interval_bounds(where)]
+def flip_boxes(
+    where: Region, slots: Sequence[Slot], most: int, linear: bool, still: Sequence[Interval] | None = None
+) -> list[list[Interval]]:
+    """The boxes of every node's output under at most 0, 1, ..., `most` items.  still: the first of these, if known."""
+    levels = [list(still) if still is not None else hidden_bounds(where) if linear else interval_bounds(where)]
     for m in range(1, most + 1):
-        levels.append(_next(where, slots, (m, levels[-1]), linear))
+        levels.append(_next(where, slots, m, levels, linear))
     return levels
 
 
-def _next(where: Region, slots: Sequence[Slot], level: tuple[int, Sequence[Interval]], linear: bool) -> list[Interval]:
-    """The boxes under at most m items.  level: m, and the boxes under one less."""
-    most, calm = level
+def _next(where: Region, slots: Sequence[Slot], most: int, levels: Sequence[Sequence[Interval]], linear: bool) -> list[Interval]:
+    """The boxes under at most m items.  levels: under 0, ..., m - 1 items."""
+    still, calm = levels[0], levels[-1]
     nodes, wanted = where.graph.nodes, refined(where)
     by_number: dict[int, list[Slot]] = {}
     for slot in slots:
         by_number.setdefault(slot.number, []).append(slot)
     boxes, moved = [where.enters()], [False]
+    shifts = [Interval(torch.zeros_like(boxes[0].lo), torch.zeros_like(boxes[0].lo))]  # from the network without items
     for i, node in enumerate(nodes[1:], 1):
-        box = propagate(node, where, boxes)
+        box, shift = propagate(node, where, boxes), shift_of(node, where, shifts)
         here = by_number.get(i, [])
         if here:
             sides = [rows(slot, calm[node.inputs[0]], most) for slot in here]
@@ -286,7 +300,9 @@ def _next(where: Region, slots: Sequence[Slot], level: tuple[int, Sequence[Inter
                 torch.cat(side).topk(min(most, sum(map(len, side))), 0).values.sum(0) for side in zip(*sides, strict=True)
             )
             box = Interval(box.lo - fall, box.hi + rise)
-        boxes.append(box)
+            shift = shift and Interval(shift.lo - fall, shift.hi + rise)
+        shifts.append(shift or away(box, still[i]))
+        boxes.append(near(box, still[i], shifts[i]))
         moved.append(bool(here) or any(moved[k] for k in node.inputs))
         if linear and i in wanted and any(moved[k] for k in node.inputs):
             boxes[i] = _met(where, (boxes, calm), slots, i, most)

@@ -55,17 +55,19 @@ def part_of(point: Perturbation, at: slice) -> Perturbation:
 
 
 class Search:
-    """The open parts of some examples, and what is known so far."""
+    """The open parts of some examples, and what is known so far.  where: a region, with boxes of its nodes if these are known."""
 
     def __init__(
         self,
-        where: Region,
+        where: Region | Boxed,
         y: Tensor,
         model: nn.Module,
         x: Tensor,
         known: Perturbation | None = None,
         lower: Tensor | None = None,
     ) -> None:
+        known_boxes = where.boxes if isinstance(where, Boxed) else None
+        where = where.where if isinstance(where, Boxed) else where
         self.where, self.y, self.logits = where, y, logits_of_each(model)
         nodes = where.graph.nodes
         self.hinges = {i: n for i, n in enumerate(nodes) if isinstance(n, Activation) and n.form == "hinge"}
@@ -74,7 +76,7 @@ class Search:
         self.size = max(1, min(512, room(where.x.lo) // (4 * alive(where.part(slice(1)), len(nodes) - 1))))
         """Parts treated at a time."""
         with torch.no_grad():
-            self.boxes = [Interval(b.lo.clone(), b.hi.clone()) for b in hidden_bounds(where)]
+            self.boxes = [Interval(b.lo.clone(), b.hi.clone()) for b in known_boxes or hidden_bounds(where)]
             root = margin_bounds(where, self.boxes, y)
             self.lower = root if lower is None else torch.maximum(root, lower.to(root))
             self.point = known or Perturbation(x.clone(), {n: self._own(where.graph.params[n]) for n in where.boxes}, "sample")

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from nonsingular.bounds.flips import flip_margins, items_of, rows, slots_of
+from nonsingular.bounds.flip_layers import layer_margins
+from nonsingular.bounds.flips import Slot, flip_margins, items_of, rows, slots_of
 from nonsingular.bounds.interval import Region
+from nonsingular.bounds.linear import hidden_bounds
+from nonsingular.bounds.shifts import shifted
 from nonsingular.bounds.spliced import beside
 from nonsingular.certificates.flips import Search, StoredNetwork
 from nonsingular.faults.words import Flip
@@ -63,6 +66,8 @@ class PartSearch(Search):
     stored: StoredNetwork
     calm: list[Interval] = field(default_factory=list[Interval], kw_only=True)
     """Boxes of all nodes under one flip less than there are."""
+    calm_spliced: list[Interval] = field(default_factory=list[Interval], kw_only=True)
+    others: dict[int, list[Slot]] = field(default_factory=lambda: {}, kw_only=True)
     lists: dict[tuple[int, int], Listed] = field(default_factory=lambda: {}, kw_only=True)
 
     def listed(self, k: int, group: int) -> Listed:
@@ -140,17 +145,30 @@ class PartSearch(Search):
         parts: with as many free flips.  settle: told the margins (N, K) of parts that are closed.
         """
         left, where = parts[0].left, self.region(parts)
-        y, others = self.y.expand(len(parts)), slots_of(where.graph, self._changes(), left) if left else []
-        rough = flip_margins(where, others, y, left, linear=False).low
-        open_ = ~(worst_margin(rough, y) > 0)
-        settle(rough[~open_])
-        kept = open_.nonzero().flatten()
-        made: list[tuple[Part, float, list[Tensor]]] = []
-        for some in kept.split(self._size(where.graph)) if len(kept) else ():
-            region = replace(where, x=Interval(where.x.lo[some], where.x.hi[some]))
-            whole = flip_margins(region, others, y[some], left)
-            worst = worst_margin(whole.low, y[some])
-            settle(whole.low[worst > 0])
-            for n in (~(worst > 0)).nonzero().flatten().tolist():
-                made += [(parts[int(some[n])], worst[n].item(), [of[n] for of in whole.of])]
-        return made
+        y = self.y.expand(len(parts))
+        if left not in self.others:
+            self.others[left] = slots_of(where.graph, self._changes(), left) if left else []
+        others = self.others[left]
+        still = shifted(where, self.still())
+        if left == 1:
+            rough = layer_margins(where, others, y, still)
+        else:
+            rough = flip_margins(where, others, y, left, linear=False, still=still)
+        of, low = rough.of, rough.low
+        open_ = (~(worst_margin(low, y) > 0)).nonzero().flatten()
+        if len(open_) and not left and self._known:
+            for some in open_.split(self._size(where.graph)):
+                part = replace(where, x=Interval(where.x.lo[some], where.x.hi[some]))
+                better = flip_margins(part, others, y[some], left, still=hidden_bounds(part))
+                low[some] = torch.maximum(low[some], better.low)
+                for mine, new in zip(of, better.of, strict=True):
+                    mine[some] = torch.maximum(mine[some], new)
+        worst = worst_margin(low, y)
+        settle(low[worst > 0])
+        return [(parts[n], worst[n].item(), [t[n] for t in of]) for n in (~(worst > 0)).nonzero().flatten().tolist()]
+
+    def still(self) -> list[Interval]:
+        """Boxes of the network with further inputs, where these are 0."""
+        if not self.calm_spliced:
+            self.calm_spliced.extend(hidden_bounds(self.region([Part((), 0, 0.0)])))
+        return self.calm_spliced

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from nonsingular.attacks.flips import flip_attack
+from nonsingular.bounds.flip_layers import layer_boxes, layer_margins
 from nonsingular.bounds.flips import Bounded, flip_margins, slots_of
-from nonsingular.bounds.interval import Region
+from nonsingular.bounds.interval import Boxed, Region
+from nonsingular.bounds.linear import hidden_bounds
 from nonsingular.bounds.parts import Search as Tree
+from nonsingular.bounds.shifts import shifted
 from nonsingular.bounds.verdicts import Status, Verdicts
 from nonsingular.certificates.flip_parts import Part, PartSearch
 from nonsingular.certificates.flips import StoredNetwork, check_flips, neighbours, stored_network
@@ -154,7 +157,7 @@ class _Decision(PartSearch):
 
     def run(self, end: float) -> _Found:
         """end: on the clock of time.monotonic."""
-        whole = flip_margins(self.where, self.slots, self.y, self.flips)
+        whole = self._whole()
         found = _Found(self.x, attained(self.stored.network(self.x.clone()), self.y), whole.low)
         if self._closed(whole.low) and not found.wrong:
             found.status = "verified"
@@ -166,6 +169,14 @@ class _Decision(PartSearch):
             found.lower = torch.maximum(found.lower, found.least)
             found.status = "verified" if self._closed(found.lower) else "timeout"
         return found
+
+    def _whole(self) -> Bounded:
+        """Bounds under all flips, and boxes under one less."""
+        still = hidden_bounds(self.where)
+        if self.flips == 1:
+            return layer_margins(self.where, self.slots, self.y, still)
+        found = flip_margins(self.where, self.slots, self.y, self.flips, linear=False, still=still)
+        return replace(found, calm=layer_boxes(self.where, self.slots, still)) if self.flips == 2 else found
 
     def _search(self, found: _Found, whole: Bounded, end: float) -> None:
         if found.wrong or not self._still(found, end):
@@ -272,7 +283,8 @@ class _Decision(PartSearch):
         """Those that stay open when signs of neurons are fixed."""
         if not parts:
             return []
-        tree = self._tree(self.region(parts), CUTS, end)
+        where = self.region(parts)
+        tree = self._tree(Boxed(where, shifted(where, self.still())), CUTS, end)
         found.parts += int(tree.parts.sum())
         closed = worst_margin(tree.lower, self.y.expand(len(parts))) > 0
         found.settle(tree.lower[closed])
@@ -308,9 +320,10 @@ class _Decision(PartSearch):
         if not bool(worst[least] > 0):
             self._offer(found, self.x, [*flips, self.place(last, least)])
 
-    def _tree(self, where: Region, cuts: int, end: float) -> Verdicts:
+    def _tree(self, where: Region | Boxed, cuts: int, end: float) -> Verdicts:
+        region = where.where if isinstance(where, Boxed) else where
         with recording():
-            y = self.y.expand(len(where.x.lo)).clone()
-            tree = Tree(where, y, _module(where.graph), (where.x.lo + where.x.hi) / 2)
+            y = self.y.expand(len(region.x.lo)).clone()
+            tree = Tree(where, y, _module(region.graph), (region.x.lo + region.x.hi) / 2)
             tree.run(cuts, max(0.0, end - time.monotonic()))
             return tree.verdicts()

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nonsingular.bounds.flip_layers import layer_margins
 from nonsingular.bounds.flips import Bounded, Slot, flip_margins, items_of, over_items, rows, slots_of
 from nonsingular.bounds.interval import Region, region
+from nonsingular.bounds.linear import hidden_bounds
 from nonsingular.bounds.spliced import beside, tail
 from nonsingular.certificates.certify import Certificate, verified
 from nonsingular.errors import InvalidInput
@@ -128,6 +130,10 @@ class Search:
 
     def margins(self) -> Tensor:
         """(1, K) lower margins; of one flip at one input by trying each flip of an open group."""
+        if self.flips == 1:
+            found = layer_margins(self.where, self.slots, self.y, hidden_bounds(self.where)).low
+            if self._closed(found):
+                return found
         whole = flip_margins(self.where, self.slots, self.y, self.flips)
         if self._closed(whole.low) or not self.slots:
             return whole.low
