@@ -1,13 +1,19 @@
 """Verdicts over flipped bits: against every set by brute force, random inputs, and the words flipped one by one."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.network.margins import worst_margin
+from nonsingular.bounds.flip_layers import layer_boxes, layer_margins
+from nonsingular.bounds.flips import slots_of
+from nonsingular.bounds.linear import hidden_bounds
+from nonsingular.certificates.flips import stored_network
+from nonsingular.faults.words import Flip
+from nonsingular.network.margins import margins, worst_margin
 from test_flips import least, net, sampled
 
 
@@ -73,6 +79,34 @@ def test_with_inputs_in_a_box(name, flips, eps_x):
     check(model, x, y, found, truth.detach(), bits=3, flips=flips, eps_x=eps_x)
     proven = ns.certify_flips(model, x, y, bits=3, flips=flips, eps_x=eps_x).verified
     assert all(status == "verified" for status, one in zip(found.status, proven.tolist(), strict=True) if one)
+
+
+@pytest.mark.parametrize("name", ["dense", "smooth", "conv", "residual", "parts"])
+def test_bounds_layer_by_layer(name):
+    model, shape = net(name, 2)
+    x, eps_x = torch.rand(2, *shape), 0.125
+    y = ns.quantize(model, 3)(x).argmax(1)
+    stored = stored_network(model, x, y, ns.JointBall(eps_x, 0.0, (0, 1)), ns.UniformRounding(3))
+    where = stored.where(x.double(), y)
+    slots = slots_of(where.graph, stored.changes, 1)
+    with torch.no_grad():
+        still = hidden_bounds(where)
+        found, wider = layer_margins(where, slots, y, still), layer_boxes(where, slots, still)
+        corners = (x.double() + eps_x * torch.randn(3, *x.shape).sign()).clamp(0, 1)
+        truth = torch.stack([least(model, at, y, 3, 1, "weights") for at in (x, *corners)]).amin(0)
+        assert bool((found.low <= truth + 1e-9).all())
+        changes = [(n, k, t) for n, d in stored.changes.items() for k in range(3) for t in range(d[0].numel())]
+        for n, k, t in changes[:: max(1, len(changes) // 20)]:
+            bit = stored.flipped([Flip(n, t, k)])
+            graph = replace(where.graph, params={**where.graph.params, **bit})
+            group = t // (stored.changes[n][0, 0].numel() if stored.changes[n].dim() > 2 else 1)
+            at = next(i for i, slot in enumerate(slots) if slot.name == n)
+            for points in (x.double(), *corners):
+                values = graph.values(points)
+                assert bool((found.of[at][..., group] <= margins(values[-1], y) + 1e-9).all())
+                for slot in slots:
+                    z, box = values[slot.node.inputs[0]], wider[slot.node.inputs[0]]
+                    assert bool(((z >= box.lo - 1e-9) & (z <= box.hi + 1e-9)).all())
 
 
 def test_biases_and_scales_may_flip():
