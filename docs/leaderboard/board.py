@@ -28,7 +28,7 @@ COLUMNS = {
         "AUC, relative",
         "the same with ε_w to 2 % of the largest |weight| of each tensor: no matter of scale",
     ),
-    "sample": ("AUC, own Ŵ", "attacked, each of 200 examples with its own Ŵ"),
+    "sample": ("AUC, own Ŵ", "attacked, each of 100 examples with its own Ŵ, at every second radius"),
     "certified": ("Certified", "AUC of what CROWN proves of these"),
     "int8": ("int8", "accuracy with weights stored in 8 bits, %"),
     "int4": ("int4", "the same in 4 bits"),

@@ -23,13 +23,14 @@ from typing import Any
 import nonsingular as ns
 from nonsingular.models.loading import is_code
 from nonsingular.runs.jobs import dataset, load_model
+from nonsingular.runs.presets import GRIDS
 from nonsingular.settings import Settings, checked
 from nonsingular.untrusted import read_config
 
 PARTS: dict[str, tuple[str, ...]] = {
     "dataset": ("--scope", "dataset", "--limit", "1000"),
     "relative": ("--scope", "dataset", "--limit", "1000", "--relative", "--eps-w", "0:0.02:11"),
-    "sample": ("--scope", "sample", "--certify", "crown", "--limit", "200"),
+    "sample": ("--scope", "sample", "--certify", "crown", "--limit", "100"),
     "int8": ("--fault", "bit-error", "--stored", "int8", "--rates", "0,0.001,0.01", "--chips", "20", "--limit", "1000"),
     "int4": ("--fault", "bit-error", "--stored", "int4", "--rates", "0,0.001,0.01", "--chips", "20", "--limit", "1000"),
 }
@@ -54,9 +55,15 @@ def submission(given: str, args: argparse.Namespace) -> tuple[Submission, Path]:
     return Submission(name=given, model=given, data=args.data, weights=args.weights), Path.cwd()
 
 
+def data_of(one: Submission) -> str:
+    """The name of its data set: as the submission says, or as it was trained."""
+    trained = load_model(one.model, one.weights)[1]
+    return one.data or (trained.data if trained else "")
+
+
 def flips_to_chance(one: Submission, data_dir: Path | None) -> dict[str, Any]:
-    network, trained = load_model(one.model, one.weights)
-    data = dataset(one.data or (trained.data if trained else ""), data_dir)
+    network, _ = load_model(one.model, one.weights)
+    data = dataset(data_of(one), data_dir)
     few, chance = data.test.take(FIRST), 1 / len(data.classes) + ABOVE
     found = ns.flip_attack(network, few.x, few.y, flips=FLIPS, goal=chance)
     reached = found.accuracy[-1] <= chance
@@ -78,11 +85,17 @@ def measure(one: Submission, out: Path, args: argparse.Namespace) -> None:
     given = {"--weights": one.weights, "--data": one.data, "--data-dir": args.data_dir}
     common = [word for flag, value in given.items() if value is not None for word in (flag, value)]
     for part in (p for p in args.parts if p != "flips"):
-        command("evaluate", one.model, *common, *PARTS[part], "--out", folder / part)
+        command("evaluate", one.model, *common, *PARTS[part], *_coarse(one, part), "--out", folder / part)
         if args.verify:
             command("verify", folder / part, *(("--model", one.model) if is_code(one.model) else ()))
     if "flips" in args.parts and not (folder / "flips.json").exists():
         (folder / "flips.json").write_text(json.dumps(flips_to_chance(one, args.data_dir)))
+
+
+def _coarse(one: Submission, part: str) -> list[str]:
+    """Every second radius of the grid of the data set, where each example is attacked by itself."""
+    axes = zip(("--eps-x", "--eps-w"), GRIDS.get(data_of(one), ()), strict=False) if part == "sample" else ()
+    return [word for flag, axis in axes for word in (flag, ",".join(f"{r:g}" for r in axis[::2]))]
 
 
 def main() -> None:

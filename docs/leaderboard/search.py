@@ -5,10 +5,11 @@
 
 Needs optuna.  Each method gets --trials draws of Optuna's TPE sampler, and each draw the same number of passes over the training
 data: a pass is one forward and backward over all examples, so that a method with 8 passes a step has an eighth of the epochs.
-What a draw is judged by: the AUC of the strongest attack at effort quick (scope dataset, every second radius of the preset's
-grid) on validation examples.  The best draw of each method is trained again with --seeds other seeds, and attacked
-on the test examples, once: whole grid, effort standard; and on a 6 x 6 grid with weight radii up to 2 % of the largest
-|weight| of each tensor; 8 bits with 1 % bit errors.
+What a draw is judged by: the mean of two AUCs of the strongest attack at effort quick (scope dataset, 6 x 6 grids) on validation
+examples: every second radius of the preset's grid, and weight radii up to 2 % of the largest |weight| of each tensor, so that
+neither large weights nor small ones win by their scale.  Each draw also chooses whether weights are kept within +-clip.
+The best draw of each method is trained again with --seeds other seeds, and attacked on the test examples, once: whole grid, effort
+standard; the grid of relative radii; 8 bits with 1 % bit errors.
 All trials are in OUT/trials.csv, the networks in OUT/best as run directories, the table in OUT/table.md.  A method that OUT has
 trials of goes on from them.
 """
@@ -25,9 +26,11 @@ from typing import Any
 
 import numpy as np
 import optuna
+from torch import nn
 
 import nonsingular as ns
-from nonsingular.data.datasets import Dataset
+from nonsingular.data.datasets import Dataset, Split
+from nonsingular.evaluation.effort import Effort
 from nonsingular.models.loading import build, load_run
 from nonsingular.results.statistics import half_width
 from nonsingular.runs.jobs import dataset
@@ -57,6 +60,8 @@ METHODS: dict[str, tuple[int, dict[str, tuple[float, float]]]] = {
 }
 """Method -> passes of a step, and its numbers with the ends between which they are drawn, evenly in their logarithms."""
 BATCH = {"digits": 64}
+RELATIVE = tuple(0.004 * k for k in range(6))
+Radii = tuple[float, ...]
 
 
 def drawn(method: str, passes: int, batch: int, trial: optuna.Trial) -> Recipe:
@@ -64,21 +69,28 @@ def drawn(method: str, passes: int, batch: int, trial: optuna.Trial) -> Recipe:
     found: dict[str, Any] = {name: trial.suggest_float(name, *ends, log=True) for name, ends in numbers.items()}
     lr = trial.suggest_float("lr", 5e-4, 1e-2, log=True)
     average = trial.suggest_categorical("average", (0.0, 0.99, 0.999))
+    clip = trial.suggest_categorical("clip", (0.0, 0.25, 0.5, 1.0))
     epochs = max(1, round(passes * trial.suggest_categorical("part", (0.25, 1.0)) / cost))
-    return Recipe(method=method, **found, lr=lr, average=average or None, epochs=epochs, batch_size=batch)
+    return Recipe(method=method, **found, lr=lr, average=average or None, clip=clip or None, epochs=epochs, batch_size=batch)
 
 
 def judged(recipe: Recipe, data: Dataset, network: Network, seed: int, limit: int) -> tuple[float, float]:
-    """(AUC, clean accuracy) on validation examples.  0 for a training that ends without numbers."""
+    """(mean of the two AUCs, clean accuracy) on validation examples.  0 for a training that ends without numbers."""
     settings = TrainSettings(network=network, recipe=recipe, seed=seed)
     model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
-    few, (eps_x, eps_w) = data.val.take(limit), GRIDS[data.name]
+    few = data.val.take(limit)
     try:
         fit(model, objective_in(recipe, data), Examples(data.train, None), descent_of(settings))
     except ns.InvalidInput:
         return 0.0, 0.0
-    found = ns.evaluate(model.eval(), (few.x, few.y), eps_x=eps_x[::2], eps_w=eps_w[::2], scope="dataset", effort="quick")
-    return found.auc, accuracy(model, data.val)
+    eps_x, eps_w = (axis[::2] for axis in GRIDS[data.name])
+    areas = [area(model.eval(), few, eps_x, radii, by_size, "quick") for radii, by_size in ((eps_w, False), (RELATIVE, True))]
+    return float(np.mean(areas)), accuracy(model, data.val)
+
+
+def area(model: nn.Module, few: Split, eps_x: Radii, eps_w: Radii, relative: bool, effort: Effort = "standard") -> float:
+    """The AUC of the strongest attack with one W' for all examples."""
+    return ns.evaluate(model, (few.x, few.y), eps_x=eps_x, eps_w=eps_w, relative=relative, scope="dataset", effort=effort).auc
 
 
 def searched(method: str, args: argparse.Namespace, data: Dataset, network: Network) -> tuple[int, Recipe]:
@@ -105,7 +117,7 @@ def searched(method: str, args: argparse.Namespace, data: Dataset, network: Netw
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(f"{method} {n + 1}/{args.trials}: AUC {auc:.3f}, clean {100 * clean:.1f} %, best {best[0]:.3f}", flush=True)
+        print(f"{method} {n + 1}/{args.trials}: mean AUC {auc:.3f}, clean {100 * clean:.1f} %, best {best[0]:.3f}", flush=True)
     return best[1], Recipe.model_validate_json(best[2])
 
 
@@ -117,10 +129,7 @@ def tested(trial: int, recipe: Recipe, args: argparse.Namespace, data: Dataset, 
         settings = TrainSettings(data=args.data, data_dir=args.data_dir, network=network, recipe=recipe, seed=seed)
         seconds = train_run(settings, out)["cpu_seconds"]
         model = load_run(out)[0]
-        areas = [
-            ns.evaluate(model, (few.x, few.y), eps_x=columns, eps_w=radii, relative=by_size, scope="dataset").auc
-            for columns, radii, by_size in ((eps_x, eps_w, False), (eps_x[::2], tuple(np.linspace(0, 0.02, 6)), True))
-        ]
+        areas = [area(model, few, eps_x, eps_w, False), area(model, few, eps_x[::2], RELATIVE, True)]
         chips = ns.campaign(model, (few.x, few.y), fault=ns.BitErrors(0.01, ns.UniformRounding(8)), rates=(0.01,), chips=20)
         rows.append([100 * accuracy(model, few), *areas, 100 * float(chips.after.mean()), seconds])
     return rows
