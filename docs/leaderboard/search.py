@@ -5,13 +5,13 @@
 
 Needs optuna.  Each method gets --trials draws of Optuna's TPE sampler, and each draw the same number of passes over the training
 data: a pass is one forward and backward over all examples, so that a method with 8 passes a step has an eighth of the epochs.
-What a draw is judged by: the mean of two AUCs of the strongest attack at effort quick (scope dataset, 6 x 6 grids) on validation
-examples: every second radius of the preset's grid, and weight radii up to 2 % of the largest |weight| of each tensor, so that
-neither large weights nor small ones win by their scale.  Each draw also chooses whether weights are kept within +-clip.
-The best draw of each method is trained again with --seeds other seeds, and attacked on the test examples, once: whole grid, effort
-standard; the grid of relative radii; 8 bits with 1 % bit errors.
-All trials are in OUT/trials.csv, the networks in OUT/best as run directories, the table in OUT/table.md.  A method that OUT has
-trials of goes on from them.
+What a draw is judged by: the AUC of the strongest attack at effort quick (scope dataset, every second radius of the preset's
+grid) on validation examples.  The best draw of each method is trained once more with its weights kept within each of --clips;
+these are judged by the mean of that AUC and the relative one (weight radii up to 2 % of the largest |weight| of each tensor), so
+that neither large weights nor small ones win by their scale.  The best is trained again with --seeds other seeds, and attacked on
+the test examples, once: whole grid, effort standard; relative radii, 6 x 6; 8 bits with 1 % bit errors.
+All draws are in OUT/trials.csv, those with clipped weights in OUT/clips.csv, the networks in OUT/best as run directories, the
+table in OUT/table.md.  A method that OUT has trials of goes on from them.
 """
 
 from __future__ import annotations
@@ -69,13 +69,17 @@ def drawn(method: str, passes: int, batch: int, trial: optuna.Trial) -> Recipe:
     found: dict[str, Any] = {name: trial.suggest_float(name, *ends, log=True) for name, ends in numbers.items()}
     lr = trial.suggest_float("lr", 5e-4, 1e-2, log=True)
     average = trial.suggest_categorical("average", (0.0, 0.99, 0.999))
-    clip = trial.suggest_categorical("clip", (0.0, 0.25, 0.5, 1.0))
     epochs = max(1, round(passes * trial.suggest_categorical("part", (0.25, 1.0)) / cost))
-    return Recipe(method=method, **found, lr=lr, average=average or None, clip=clip or None, epochs=epochs, batch_size=batch)
+    return Recipe(method=method, **found, lr=lr, average=average or None, epochs=epochs, batch_size=batch)
 
 
-def judged(recipe: Recipe, data: Dataset, network: Network, seed: int, limit: int) -> tuple[float, float]:
-    """(mean of the two AUCs, clean accuracy) on validation examples.  0 for a training that ends without numbers."""
+def judged(
+    recipe: Recipe, data: Dataset, network: Network, seed: int, limit: int, *, relative: bool = False
+) -> tuple[float, float]:  # fmt: skip
+    """(AUC, clean accuracy) on validation examples.  relative: the mean with the AUC in relative radii.
+
+    0 for a training that ends without numbers.
+    """
     settings = TrainSettings(network=network, recipe=recipe, seed=seed)
     model = build(settings, tuple(data.train.x.shape[1:]), len(data.classes))
     few = data.val.take(limit)
@@ -84,7 +88,8 @@ def judged(recipe: Recipe, data: Dataset, network: Network, seed: int, limit: in
     except ns.InvalidInput:
         return 0.0, 0.0
     eps_x, eps_w = (axis[::2] for axis in GRIDS[data.name])
-    areas = [area(model.eval(), few, eps_x, radii, by_size, "quick") for radii, by_size in ((eps_w, False), (RELATIVE, True))]
+    areas = [area(model.eval(), few, eps_x, eps_w, False, "quick")]
+    areas += [area(model, few, eps_x, RELATIVE, True, "quick")] if relative else []
     return float(np.mean(areas)), accuracy(model, data.val)
 
 
@@ -117,15 +122,29 @@ def searched(method: str, args: argparse.Namespace, data: Dataset, network: Netw
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(f"{method} {n + 1}/{args.trials}: mean AUC {auc:.3f}, clean {100 * clean:.1f} %, best {best[0]:.3f}", flush=True)
+        print(f"{method} {n + 1}/{args.trials}: AUC {auc:.3f}, clean {100 * clean:.1f} %, best {best[0]:.3f}", flush=True)
     return best[1], Recipe.model_validate_json(best[2])
+
+
+def clipped(recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Network) -> Recipe:
+    """The recipe with the clip that is best, or without one."""
+    found = list[tuple[float, float, float]]()
+    for clip in (0.0, *args.clips):
+        mean, clean = judged(
+            recipe.model_copy(update={"clip": clip or None}), data, network, args.first_seed, args.limit, relative=True
+        )
+        found.append((mean, clean, clip))
+        with (args.out / "clips.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([recipe.method, clip, round(mean, 4), round(clean, 4)])
+        print(f"{recipe.method}, clip {clip:g}: mean of AUCs {mean:.3f}, clean {100 * clean:.1f} %", flush=True)
+    return recipe.model_copy(update={"clip": max(found)[2] or None})
 
 
 def tested(trial: int, recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Network) -> list[list[float]]:
     """For each seed: clean accuracy, AUC, relative AUC, accuracy at 1 % bit errors, CPU seconds of training."""
     rows, few, (eps_x, eps_w) = [], data.test.take(args.limit), GRIDS[data.name]
     for seed in range(args.seeds):
-        out = args.out / "best" / f"{recipe.method}-{trial}-seed{seed}"
+        out = args.out / "best" / f"{recipe.method}-{trial}-clip{recipe.clip or 0:g}-seed{seed}"
         settings = TrainSettings(data=args.data, data_dir=args.data_dir, network=network, recipe=recipe, seed=seed)
         seconds = train_run(settings, out)["cpu_seconds"]
         model = load_run(out)[0]
@@ -147,6 +166,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--passes", type=int, default=320)
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--clips", nargs="*", type=float, default=[0.25, 0.5, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1000, help="validation and test examples, at most")
     parser.add_argument("--first-seed", type=int, default=100, help="of the search; the final networks have 0, 1, ...")
@@ -157,6 +177,7 @@ def main() -> None:
     logging.getLogger("nonsingular").setLevel(logging.ERROR)  # what a longer attack may still find, for each surface
     data, network = dataset(args.data, args.data_dir), reproduction(args.data).network
     best = {method: searched(method, args, data, network) for method in args.methods}
+    best = {method: (trial, clipped(recipe, args, data, network)) for method, (trial, recipe) in best.items()}
     lines = ["| method | clean, % | AUC | AUC, relative | 1 % bit errors, % | CPU s | recipe |", "|---|--:|--:|--:|--:|--:|---|"]
     for method, (trial, recipe) in best.items():
         rows = [*zip(*tested(trial, recipe, args, data, network), strict=True)]
