@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import nonsingular as ns
 from nonsingular.catalog import OBJECTIVES
@@ -186,7 +187,7 @@ def test_the_search_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(search.GRIDS, "digits", ((0.0, 0.1, 0.2), (0.0, 0.01, 0.02)))
 
     def run(trials):
-        budget = ["--passes", "2", "--seeds", "2", "--limit", "30", "--trials", str(trials)]
+        budget = ["--passes", "2", "--seeds", "2", "--limit", "30", "--trials", str(trials), "--clips", "0.01"]
         argv = ["search.py", "digits", "--methods", "standard", *budget, "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", argv)
         search.main()
@@ -195,7 +196,11 @@ def test_the_search_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     first, both = run(1), run(2)
     assert both[0] == first[0] and [row["trial"] for row in both] == ["0", "1"]
     kept = max(both, key=lambda row: float(row["auc"]))["trial"]
-    assert (tmp_path / "best" / f"standard-{kept}-seed1" / "model.safetensors").exists()
+    tried = [row[1:3] for row in csv.reader((tmp_path / "clips.csv").read_text().splitlines())][-2:]
+    assert [float(clip) for clip, _ in tried] == [0.0, 0.01]
+    best = 0.01 if float(tried[1][1]) > float(tried[0][1]) else 0.0
+    weights = load_file(next((tmp_path / "best").glob(f"standard-{kept}-clip{best:g}-seed1/model.safetensors")))
+    assert best == 0 or max(float(w.abs().max()) for w in weights.values()) <= best + 1e-6
     table = (tmp_path / "table.md").read_text().splitlines()
     assert len(table) == 3 and "±" in table[2]
 

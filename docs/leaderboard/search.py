@@ -137,7 +137,7 @@ def clipped(recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Ne
         with (args.out / "clips.csv").open("a", newline="") as file:
             csv.writer(file).writerow([recipe.method, clip, round(mean, 4), round(clean, 4)])
         print(f"{recipe.method}, clip {clip:g}: mean of AUCs {mean:.3f}, clean {100 * clean:.1f} %", flush=True)
-    return recipe.model_copy(update={"clip": max(found)[2] or None})
+    return recipe.model_copy(update={"clip": max(found, key=lambda one: one[:2])[2] or None})
 
 
 def tested(trial: int, recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Network) -> list[list[float]]:
