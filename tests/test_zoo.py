@@ -185,6 +185,7 @@ def test_the_search_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     search = script("search")
     monkeypatch.setitem(search.GRIDS, "digits", ((0.0, 0.1, 0.2), (0.0, 0.01, 0.02)))
+    monkeypatch.setattr(search, "RELATIVE", (0.0, 0.02))
 
     def run(trials):
         budget = ["--passes", "2", "--seeds", "2", "--limit", "30", "--trials", str(trials), "--clips", "0.01"]
