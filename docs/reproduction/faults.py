@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 import nonsingular as ns
 from nonsingular.results.campaign import Campaign
@@ -26,7 +28,7 @@ from nonsingular.settings import TrainSettings
 
 ZOO = ("standard", "at", "joint", "recommended")
 COLOURS = ("#444444", "#1f4e9c", "#6a9a2d", "#c8500a", "#8e3a8a", "#0f8a8a")
-Found = tuple[str, Campaign, list[tuple[float, ...]]]
+Found = tuple[str, Campaign, NDArray[np.float64]]
 
 
 def models(args: argparse.Namespace) -> list[str]:
@@ -50,7 +52,9 @@ def measured(name: str, args: argparse.Namespace) -> Found:
     found = ns.campaign(model, (test.x, test.y), fault=fault, rates=args.rates, chips=args.chips, eps_x=args.eps_x, log=log)
     few = test.take(args.first)
     flips = [ns.flip_attack(model, few.x, few.y, flips=args.flips, eps_x=radius).accuracy for radius in args.eps_x]
-    return Path(name).name, found, flips
+    padded = np.array([[*one, *one[-1:] * (1 + args.flips - len(one))] for one in flips])
+    # what fewer flips, or flips beside unmoved inputs, reach, more reach as well
+    return Path(name).name, found, np.minimum.accumulate(np.minimum.accumulate(padded, 0), 1)
 
 
 def table(found: Sequence[Found], args: argparse.Namespace) -> str:
@@ -62,7 +66,7 @@ def table(found: Sequence[Found], args: argparse.Namespace) -> str:
         for j, radius in enumerate(args.eps_x):
             means, worst = chips.mean()[:, j], chips.worst()[:, j]
             errors = [f"{100 * m:.1f} ({100 * w:.1f})" for m, w in zip(means, worst, strict=True)]
-            left = [f"{100 * flips[j][min(k, len(flips[j]) - 1)]:.1f}" for k in after]
+            left = [f"{100 * flips[j, k]:.1f}" for k in after]
             rows.append([name, f"{radius:g}", *errors, *left])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
@@ -77,7 +81,7 @@ def drawn(found: Sequence[Found], args: argparse.Namespace, path: Path) -> None:
             line = {"color": colour, "ls": ("-", "--", ":")[j % 3], "label": name if j == 0 else None}
             axes[0].plot(shown, mean, **line)
             axes[0].fill_between(shown, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
-            axes[1].plot(range(len(flips[j])), [100 * a for a in flips[j]], **line)
+            axes[1].plot(100 * flips[j], **line)
     axes[0].set(xscale="log", xlabel="bit error rate (the first point: none)", ylabel="accuracy, %", ylim=(0, 100))
     axes[1].set(xlabel="flipped bits, chosen against it")
     axes[0].legend(title="dashed: inputs within " + ", ".join(f"{radius:g}" for radius in args.eps_x[1:]), fontsize=8)
