@@ -131,12 +131,12 @@ def _raised(steps: int, rate: float, inside: Boxed, number: int, A: Tensor | Pat
 def ascend(where: Region, y: Tensor, steps: int, rate: float, hidden: int) -> Tensor:
     """(B, K) lower bounds of the margins: hidden boxes raised, then the margins."""
     boxes, last = raised_bounds(where, hidden, rate), len(where.graph.nodes) - 1
-    classes = torch.arange(where.graph.nodes[last].shape[0], device=y.device)
+    inside, classes = Boxed(where, boxes), torch.arange(where.graph.nodes[last].shape[0], device=y.device)
     found: list[Tensor] = []
     for some in classes.split(max(1, room(where.x.lo) // (2 * _kept(where, last) * max(1, len(y))))):
 
         def bounds(choose: Choose, some: Tensor = some) -> tuple[Tensor, Tensor]:
-            low = margins_over(where, boxes, y, some, choose)
+            low = margins_over(inside, y, some, choose)
             return low.sum(), low.detach()
 
         found.append(_best(ascent(where, len(some), bounds, steps, rate)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from nonsingular.bounds.flips import Bounded, Slot, rows, settled, weighed
 from nonsingular.bounds.interval import Boxed, Region, propagate
 from nonsingular.bounds.linear import differences, lowest_over, pull_back
-from nonsingular.bounds.shifts import away, near, shift_of
+from nonsingular.bounds.shifts import away, near, shared_box, shift_of
 from nonsingular.network.nodes import Activation, Product, Sum
 from nonsingular.threat.interval import Interval
 
@@ -109,8 +109,8 @@ def _hinge(where: Region, slot: Slot) -> tuple[int | None, set[int]]:
 
 def _of_one(w: Tensor, shift: Interval) -> Interval:
     """The box of w d over those d in a box around 0 of which one element alone is not 0."""
-    if len(shift.lo) > 1 and all(bool((t == t[:1]).all()) for t in (shift.lo, shift.hi)):
-        one = _of_one(w, Interval(shift.lo[:1], shift.hi[:1]))
+    if (first := shared_box(shift)) is not None:
+        one = _of_one(w, first)
         return Interval(one.lo.expand(len(shift.lo), -1), one.hi.expand(len(shift.lo), -1))
     up, down = w.clamp(min=0), (-w).clamp(min=0)
     found: list[tuple[Tensor, Tensor]] = []

@@ -23,7 +23,7 @@ from torch.func import vjp, vmap  # pyright: ignore[reportPrivateImportUsage]
 
 from nonsingular.bounds.interval import Boxed, Region, interval_bounds, propagate
 from nonsingular.bounds.linear import alive, differences, hidden_bounds, lowest_over, pull_back, refined
-from nonsingular.bounds.shifts import away, near, shift_of
+from nonsingular.bounds.shifts import away, near, shared_box, shift_of
 from nonsingular.errors import UnsupportedModel
 from nonsingular.network.derivatives import by_differentiation
 from nonsingular.network.graph import Graph
@@ -115,8 +115,8 @@ def rows(slot: Slot, z: Interval, most: int) -> tuple[Tensor, Tensor]:
     The sum of the first k bounds what any k items do, for k = 1..m.
     """
     node, up, down = slot.node, slot.up, slot.down
-    if len(z.lo) > 1 and all(bool((t == t[:1]).all()) for t in (z.lo, z.hi)):  # one input for all examples
-        fall, rise = rows(slot, Interval(z.lo[:1], z.hi[:1]), most)
+    if (one := shared_box(z)) is not None:
+        fall, rise = rows(slot, one, most)
         return tuple(t.expand(-1, len(z.lo), *t.shape[2:]) for t in (fall, rise))  # type: ignore[return-value]
     if slot.is_bias:
         zeros = z.lo.new_zeros(len(up), len(z.lo), *node.shape)

@@ -103,10 +103,10 @@ def _found(node: Node, where: Region, z: Sequence[Interval], y: Interval, *, own
     by = _own(node, where, z, y, size) if own else torch.zeros_like(size)
     if where.floats is None or (kind := where.floats.deployed) is None:
         return by
-    error, most = _deployed(node, where, kind.inside if node.inner else kind, z, y, size)
+    kind = kind.inside if node.inner else kind
+    error, most = _deployed(node, where, kind, z, y, size)
     error = error * SAFE  # it is computed in floating point, too
-    largest = kind.inside.largest if node.inner else kind.largest
-    return torch.where(most * SAFE + error <= largest, by + error, torch.inf)
+    return torch.where(most * SAFE + error <= kind.largest, by + error, torch.inf)
 
 
 def _largest(z: Interval) -> Tensor:

@@ -92,11 +92,11 @@ class Boxed:
     boxes: Sequence[Interval]
     kept: dict[Any, Any] = field(default_factory=dict)
 
-    def keep(self, found: Callable[[Boxed, int], T], i: int) -> T:
-        """found(self, i), once."""
-        if (found, i) not in self.kept:
-            self.kept[found, i] = found(self, i)
-        return self.kept[found, i]
+    def keep(self, found: Callable[..., T], *at: int) -> T:
+        """found(self, *at), once.  at: the number of a node, or nothing."""
+        if (found, at) not in self.kept:
+            self.kept[found, at] = found(self, *at)
+        return self.kept[found, at]
 
     def part(self, at: slice) -> Boxed:
         """The same for some of the examples."""

@@ -94,19 +94,17 @@ def margin_bounds(where: Region, boxes: Sequence[Interval], y: Tensor) -> Tensor
     """(B, K) lower bounds of logit_y - logit_j, given the boxes of the hidden nodes; 0 for y, also where there is no bound."""
     last = len(where.graph.nodes) - 1
     classes = torch.arange(where.graph.nodes[last].shape[0], device=y.device)
-    parts = classes.split(max(1, room(where.x.lo) // alive(where, last)))
-    return torch.cat([margins_over(where, boxes, y, part) for part in parts]).T.scatter(1, y[:, None], 0.0)
+    parts, inside = classes.split(max(1, room(where.x.lo) // alive(where, last))), Boxed(where, boxes)
+    return torch.cat([margins_over(inside, y, part) for part in parts]).T.scatter(1, y[:, None], 0.0)
 
 
-def margins_over(
-    where: Region, boxes: Sequence[Interval], y: Tensor, classes: Tensor, choose: Choose = default_slopes
-) -> Tensor:  # fmt: skip
-    """(S, B) lower bounds of logit_y - logit_j for these classes j (S,)."""
+def margins_over(inside: Boxed, y: Tensor, classes: Tensor, choose: Choose = default_slopes) -> Tensor:
+    """(S, B) lower bounds of logit_y - logit_j for these classes j (S,).  inside: boxes of all nodes, which stay as they are."""
+    where = inside.where
     last = len(where.graph.nodes) - 1
     A = differences(y, classes[:, None], where.x.lo.new_zeros(where.graph.nodes[last].shape))
-    inside = Boxed(where, boxes)
     low = lowest(inside, last, A, choose)
-    if (other := hinges_first(inside)) is not None:  # the better of two ways
+    if (other := inside.keep(hinges_first)) is not None:  # the better of two ways
         low = torch.fmax(low, lowest(other, last, A, choose))
     if choose is default_slopes and any(isinstance(node, Bilinear) for node in where.graph.nodes):
         for below, above in itertools.product((0.0, 1.0), repeat=2):
@@ -379,8 +377,9 @@ def through(
             part, offset = through_lines(node, lines(node, z[0], partial(choose, i), of_input(where.graph.nodes, i)).ends, A)
             return (part,), offset
         case Bilinear():
-            half = None if choose is default_slopes else A.new_full((1, len(z[0].lo), 2, *node.shape), 0.5)
-            return through_bilinear(node, z[0], z[1], A, None if half is None else choose(i, half))
+            half = A.new_full((1, len(z[0].lo), 2, *node.shape), 0.5)
+            share = choose(i, half)
+            return through_bilinear(node, z[0], z[1], A, None if share is half else share)
         case Lead():
             return (behind(A, z[0].lo.shape[1]),), 0.0
         case Larger():

@@ -39,6 +39,12 @@ def shift_of(node: Node, where: Region, shifts: Sequence[Interval]) -> Interval 
     return Interval(found.lo.nan_to_num(-torch.inf, torch.inf, -torch.inf), found.hi.nan_to_num(torch.inf, torch.inf, -torch.inf))
 
 
+def shared_box(z: Interval) -> Interval | None:
+    """The box of the first example, where it is that of several; else None."""
+    same = len(z.lo) > 1 and all(bool((t == t[:1]).all()) for t in (z.lo, z.hi))
+    return Interval(z.lo[:1], z.hi[:1]) if same else None
+
+
 def away(box: Interval, still: Interval) -> Interval:
     """The box of y' - y from boxes of y' and of y."""
     return Interval(box.lo - still.hi, box.hi - still.lo)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,7 +67,6 @@ class PartSearch(Search):
     stored: StoredNetwork
     calm: list[Interval] = field(default_factory=list[Interval], kw_only=True)
     """Boxes of all nodes under one flip less than there are."""
-    calm_spliced: list[Interval] = field(default_factory=list[Interval], kw_only=True)
     others: dict[int, list[Slot]] = field(default_factory=lambda: {}, kw_only=True)
     lists: dict[tuple[int, int], Listed] = field(default_factory=lambda: {}, kw_only=True)
 
@@ -149,7 +149,7 @@ class PartSearch(Search):
         if left not in self.others:
             self.others[left] = slots_of(where.graph, self._changes(), left) if left else []
         others = self.others[left]
-        still = shifted(where, self.still())
+        still = shifted(where, self.still)
         if left == 1:
             rough = layer_margins(where, others, y, still)
         else:
@@ -167,8 +167,7 @@ class PartSearch(Search):
         settle(low[worst > 0])
         return [(parts[n], worst[n].item(), [t[n] for t in of]) for n in (~(worst > 0)).nonzero().flatten().tolist()]
 
+    @cached_property
     def still(self) -> list[Interval]:
         """Boxes of the network with further inputs, where these are 0."""
-        if not self.calm_spliced:
-            self.calm_spliced.extend(hidden_bounds(self.region([Part((), 0, 0.0)])))
-        return self.calm_spliced
+        return hidden_bounds(self.region([Part((), 0, 0.0)]))

@@ -18,7 +18,6 @@ from nonsingular.attacks.flips import flip_attack
 from nonsingular.bounds.flip_layers import layer_boxes, layer_margins
 from nonsingular.bounds.flips import Bounded, flip_margins, slots_of
 from nonsingular.bounds.interval import Boxed, Region
-from nonsingular.bounds.linear import hidden_bounds
 from nonsingular.bounds.parts import Search as Tree
 from nonsingular.bounds.shifts import shifted
 from nonsingular.bounds.verdicts import Status, Verdicts
@@ -134,16 +133,12 @@ class _Found:
 class _Run(nn.Module):
     """A graph as a module without parameters."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.run = run
+        self.graph = graph
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
-
-def _module(graph: Graph) -> nn.Module:
-    return _Run(lambda z: graph(z))
+        return self.graph(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +167,10 @@ class _Decision(PartSearch):
 
     def _whole(self) -> Bounded:
         """Bounds under all flips, and boxes under one less."""
-        still = hidden_bounds(self.where)
         if self.flips == 1:
-            return layer_margins(self.where, self.slots, self.y, still)
-        found = flip_margins(self.where, self.slots, self.y, self.flips, linear=False, still=still)
-        return replace(found, calm=layer_boxes(self.where, self.slots, still)) if self.flips == 2 else found
+            return layer_margins(self.where, self.slots, self.y, self.boxes)
+        found = flip_margins(self.where, self.slots, self.y, self.flips, linear=False, still=self.boxes)
+        return replace(found, calm=layer_boxes(self.where, self.slots, self.boxes)) if self.flips == 2 else found
 
     def _search(self, found: _Found, whole: Bounded, end: float) -> None:
         if found.wrong or not self._still(found, end):
@@ -225,7 +219,7 @@ class _Decision(PartSearch):
         if self._known:
             found.settle(margins(self.where.graph(self.x), self.y))
             return True
-        low = flip_margins(self.where, self.slots, self.y, 0).low
+        low = self._without()
         if not self._closed(low):
             tree = self._tree(self.where, LEAF_CUTS, end)
             self._offer(found, tree.perturbation.x, ())
@@ -284,7 +278,7 @@ class _Decision(PartSearch):
         if not parts:
             return []
         where = self.region(parts)
-        tree = self._tree(Boxed(where, shifted(where, self.still())), CUTS, end)
+        tree = self._tree(Boxed(where, shifted(where, self.still)), CUTS, end)
         found.parts += int(tree.parts.sum())
         closed = worst_margin(tree.lower, self.y.expand(len(parts))) > 0
         found.settle(tree.lower[closed])
@@ -324,6 +318,6 @@ class _Decision(PartSearch):
         region = where.where if isinstance(where, Boxed) else where
         with recording():
             y = self.y.expand(len(region.x.lo)).clone()
-            tree = Tree(where, y, _module(region.graph), (region.x.lo + region.x.hi) / 2)
+            tree = Tree(where, y, _Run(region.graph), (region.x.lo + region.x.hi) / 2)
             tree.run(cuts, max(0.0, end - time.monotonic()))
             return tree.verdicts()

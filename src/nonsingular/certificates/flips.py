@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -128,16 +129,21 @@ class Search:
         """Whether there is one input alone."""
         return bool((self.where.x.lo == self.where.x.hi).all())
 
+    @cached_property
+    def boxes(self) -> list[Interval]:
+        """The boxes of all nodes, without a flip."""
+        return hidden_bounds(self.where)
+
     def margins(self) -> Tensor:
         """(1, K) lower margins; of one flip at one input by trying each flip of an open group."""
         if self.flips == 1:
-            found = layer_margins(self.where, self.slots, self.y, hidden_bounds(self.where)).low
+            found = layer_margins(self.where, self.slots, self.y, self.boxes).low
             if self._closed(found):
                 return found
-        whole = flip_margins(self.where, self.slots, self.y, self.flips)
+        whole = flip_margins(self.where, self.slots, self.y, self.flips, still=self.boxes)
         if self._closed(whole.low) or not self.slots:
             return whole.low
-        still = flip_margins(self.where, self.slots, self.y, 0).low  # no flip at all
+        still = self._without()
         if not self._closed(still):
             return torch.minimum(still, whole.low)
         found = still
@@ -156,6 +162,10 @@ class Search:
                 low[row] = self._tried(slot, group) if self._known else torch.maximum(low[row], self._apart(slot, group, whole))
             found = torch.minimum(found, low.amin(0, keepdim=True))
         return torch.maximum(found, whole.low)
+
+    def _without(self) -> Tensor:
+        """(1, K) lower margins without a flip."""
+        return flip_margins(self.where, self.slots, self.y, 0, still=self.boxes).low
 
     def _closed(self, low: Tensor) -> Tensor:
         return (worst_margin(low, self.y) > 0).all()
