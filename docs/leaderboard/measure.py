@@ -20,6 +20,8 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import nonsingular as ns
 from nonsingular.models.loading import is_code
 from nonsingular.runs.jobs import dataset, load_model
@@ -55,15 +57,15 @@ def submission(given: str, args: argparse.Namespace) -> tuple[Submission, Path]:
     return Submission(name=given, model=given, data=args.data, weights=args.weights), Path.cwd()
 
 
-def data_of(one: Submission) -> str:
-    """The name of its data set: as the submission says, or as it was trained."""
-    trained = load_model(one.model, one.weights)[1]
-    return one.data or (trained.data if trained else "")
+def loaded(one: Submission) -> tuple[nn.Module, str]:
+    """The network, and the name of its data set: as the submission says, or as it was trained."""
+    network, trained = load_model(one.model, one.weights)
+    return network, one.data or (trained.data if trained else "")
 
 
 def flips_to_chance(one: Submission, data_dir: Path | None) -> dict[str, Any]:
-    network, _ = load_model(one.model, one.weights)
-    data = dataset(data_of(one), data_dir)
+    network, name = loaded(one)
+    data = dataset(name, data_dir)
     few, chance = data.test.take(FIRST), 1 / len(data.classes) + ABOVE
     found = ns.flip_attack(network, few.x, few.y, flips=FLIPS, goal=chance)
     reached = found.accuracy[-1] <= chance
@@ -94,7 +96,7 @@ def measure(one: Submission, out: Path, args: argparse.Namespace) -> None:
 
 def _coarse(one: Submission, part: str) -> list[str]:
     """Every second radius of the grid of the data set, where each example is attacked by itself."""
-    axes = zip(("--eps-x", "--eps-w"), GRIDS.get(data_of(one), ()), strict=False) if part == "sample" else ()
+    axes = zip(("--eps-x", "--eps-w"), GRIDS.get(loaded(one)[1], ()), strict=False) if part == "sample" else ()
     return [word for flag, axis in axes for word in (flag, ",".join(f"{r:g}" for r in axis[::2]))]
 
 

@@ -6,8 +6,8 @@
 Needs optuna.  Each method gets --trials draws of Optuna's TPE sampler, and each draw the same number of passes over the training
 data: a pass is one forward and backward over all examples, so that a method with 8 passes a step has an eighth of the epochs.
 What a draw is judged by: the AUC of the strongest attack at effort quick (scope dataset, every second radius of the preset's
-grid) on validation examples.  The best draw of each method is trained once more with its weights kept within each of --clips;
-these are judged by the mean of that AUC and the relative one (weight radii up to 2 % of the largest |weight| of each tensor), so
+grid) on validation examples.  With --clips the best draw of each method is trained once more with its weights kept within each of
+these, judged by the mean of that AUC and the relative one (weight radii up to 2 % of the largest |weight| of each tensor), so
 that neither large weights nor small ones win by their scale.  The best is trained again with --seeds other seeds, and attacked on
 the test examples, once: whole grid, effort standard; relative radii, 6 x 6; 8 bits with 1 % bit errors.
 All draws are in OUT/trials.csv, those with clipped weights in OUT/clips.csv, the networks in OUT/best as run directories, the
@@ -128,6 +128,8 @@ def searched(method: str, args: argparse.Namespace, data: Dataset, network: Netw
 
 def clipped(recipe: Recipe, args: argparse.Namespace, data: Dataset, network: Network) -> Recipe:
     """The recipe with the clip that is best, or without one."""
+    if not args.clips:
+        return recipe
     found = list[tuple[float, float, float]]()
     for clip in (0.0, *args.clips):
         mean, clean = judged(
@@ -166,7 +168,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--passes", type=int, default=320)
     parser.add_argument("--trials", type=int, default=10)
-    parser.add_argument("--clips", nargs="*", type=float, default=[0.25, 0.5, 1.0])
+    parser.add_argument("--clips", nargs="+", type=float, default=[], help="limits of the weights that are tried; default: none")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1000, help="validation and test examples, at most")
     parser.add_argument("--first-seed", type=int, default=100, help="of the search; the final networks have 0, 1, ...")
