@@ -61,7 +61,7 @@ def demo(
     where: Annotated[Where, GIVEN] = HERE,
     quiet: Quiet = False,
 ) -> None:
-    """Train eight models on the digits, attack them over the grid, draw Figure 1 and the report. About three minutes."""
+    """Train eight models on the digits, attack them over the grid, draw Figure 1 and the report. Three to four minutes."""
     from nonsingular.runs.presets import reproduction
 
     settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
