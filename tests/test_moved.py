@@ -245,6 +245,24 @@ def test_certified_training_is_on_the_margins_that_are_proven(conv):
     assert (loss - after).item() == pytest.approx(step * sum(float(d.square().sum()) for d in g), rel=1e-2)
 
 
+def test_certified_training_mixes_what_is_proven_with_any_objective():
+    """(1 - w) base + w cross-entropy at certified margins, both at radii and w of the same part of the training."""
+    model, (x, y) = network(), data()
+    base = JointlyAdversarial(0.05, 0.01, steps=2, warmup=0.8)
+    mixed = Certified(0.05, 0.01, alpha=0.7, warmup=0.8, base=base)(model)
+    assert mixed(x, y, 0.0, generator()).item() == base(model)(x, y, 0.0, generator()).item()
+    low = ns.certify(model.eval(), x, y, ns.JointBall(0.025, 0.005), bound="interval").margins
+    proven = F.cross_entropy(-low.scatter(1, y[:, None], 0.0), y).item()
+    found = base(model)(x, y, 0.4, generator()).item()
+    assert mixed(x, y, 0.4, generator()).item() == pytest.approx(0.65 * found + 0.35 * proven, rel=1e-6)
+    assert F.cross_entropy(model(x), y).item() < found < proven
+    moved = AtMovedWeights(natural, Sharpness(0.3))  # it moves the weights in place, and the boxes are about those as they are
+    whole, alone = (Certified(0.05, 0.01, alpha=0.7, base=b)(model)(x, y, 1.0, generator()) for b in (moved, natural))
+    want = alone.item() + 0.3 * (moved(model)(x, y, 1.0, generator()).item() - F.cross_entropy(model(x), y).item())
+    assert whole.item() == pytest.approx(want)
+    whole.backward()
+
+
 def test_crown_ibp_begins_tight_and_ends_with_intervals_and_a_small_box_lies_in_the_ball():
     model, (x, y) = network(), data()
     ibp = Certified(0.05, 0.01, warmup=1.0)(model)

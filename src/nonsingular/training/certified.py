@@ -1,4 +1,11 @@
-"""certified.py - training on what bounds prove: the cross-entropy of certified margins over the joint ball."""
+"""certified.py - training on what bounds prove: the cross-entropy of certified margins over the joint ball.
+
+An objective composes with others (objectives.py, moved.py):
+
+    in a box                    Certified(eps, e)
+    in a box, and attacked      Certified(eps, e, base=JointlyAdversarial(eps, e))
+    small boxes                 Certified(eps, e, part=0.4)
+"""
 
 from __future__ import annotations
 
@@ -19,7 +26,7 @@ from nonsingular.network.margins import cross_entropy
 from nonsingular.threat.ball import JointBall
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.radius import Radius, ends
-from nonsingular.training.objectives import STEPS, Domain, Loss, check_warmup, evaluating, ramp, worst_inputs
+from nonsingular.training.objectives import STEPS, Domain, Loss, LossOf, check_warmup, evaluating, natural, ramp, worst_inputs
 
 GROWTH = 0.8
 """First part of the training, over which the radii and the weight of the certified term grow: much longer than for attacks."""
@@ -27,7 +34,7 @@ GROWTH = 0.8
 
 @dataclass(frozen=True)
 class Certified:
-    """(1 - alpha) cross-entropy and alpha times the cross-entropy at certified margins, with radii and alpha growing from 0.
+    """(1 - alpha) `base` and alpha times the cross-entropy at certified margins, with radii and alpha growing from 0.
 
     eps_x, eps_w, domain: as in JointBall, moves="weights".
     alpha: 0 to 1, at the end of the warmup.
@@ -36,7 +43,10 @@ class Certified:
     part: of the input radius that the box has: with less than 1 its centre is moved by PGD first (steps of it), so that the box
         lies in the ball and holds its worst points rather than all (Mueller et al., arXiv:2210.04871); the margins are then no
         certificates any more.
-    Cost: "interval" about four passes; "crown-ibp" K passes back more.  Weights of all operations of network/operators.py.
+    base: an objective; the cross-entropy.  An attack there, such as JointlyAdversarial, mixes what is found with what is proven
+        (De Palma et al., arXiv:2305.13991).
+    Cost beyond `base`: "interval" about four passes; "crown-ibp" K passes back more.
+    Weights of all operations of network/operators.py.
     Raises InvalidInput for invalid settings, UnsupportedModel for a network without rules and for BatchNorm: its statistics
     change with each batch.  Source: Gowal et al., arXiv:1810.12715; weights: arXiv:2102.11935.
     """
@@ -49,6 +59,7 @@ class Certified:
     steps: int = STEPS
     warmup: float = GROWTH
     domain: Domain = (0.0, 1.0)
+    base: LossOf = natural
 
     def __post_init__(self) -> None:
         check_warmup(self.warmup)
@@ -68,7 +79,7 @@ class Certified:
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm):
                 raise UnsupportedModel(f"'{name}' is a BatchNorm, whose statistics change in training; leave it out")
-        traced: dict[torch.Size, Graph] = {}
+        inner, traced = self.base(model), dict[torch.Size, Graph]()
 
         def graph_of(x: Tensor) -> Graph:
             if x.shape[1:] not in traced:
@@ -79,9 +90,9 @@ class Certified:
         def loss(x: Tensor, y: Tensor, progress: float, generator: Generator) -> Tensor:
             grown = ramp(progress, self.warmup)
             now, weight = self.ball.scaled(grown, grown), self.alpha * grown
-            natural = F.cross_entropy(model(x), y)
+            plain = inner(x, y, progress, generator)
             if not weight:
-                return natural
+                return plain
             box = now.input_box(x)
             if self.part < 1:
                 box = self._around_worst(model, x, y, now, generator)
@@ -90,7 +101,7 @@ class Certified:
             low = interval_margins(where, y, boxes)
             if self.bound == "crown-ibp":
                 low = grown * low + (1 - grown) * torch.maximum(low, margin_bounds(where, boxes, y))
-            return (1 - weight) * natural + weight * F.cross_entropy(-low, y)  # margins as logits, that of y is 0
+            return (1 - weight) * plain + weight * F.cross_entropy(-low, y)  # margins as logits, that of y is 0
 
         return loss
 
