@@ -1,6 +1,7 @@
 """Objectives at other weights, at other inputs, and on certificates: each against its formula, written out."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from nonsingular.network.channels import channels
 from nonsingular.network.margins import cross_entropy
 from nonsingular.training.certified import Certified
 from nonsingular.training.moved import AsStored, AtMovedWeights, Easy, Mean, Relative, Sharpness, Signed
-from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural
+from nonsingular.training.objectives import Adversarial, JointlyAdversarial, TheoremRegularised, natural, worst_inputs
 from nonsingular.training.trades import Mart, Trades
+from nonsingular.training.train import objective_of
 
 
 def network(*, conv=False, norm=False):
@@ -273,6 +275,12 @@ def test_crown_ibp_begins_tight_and_ends_with_intervals_and_a_small_box_lies_in_
     box, whole = small._around_worst(model, x, y, small.ball, generator()), small.ball.input_box(x)
     assert bool((box.lo >= whole.lo - 1e-9).all() and (box.hi <= whole.hi + 1e-9).all())
     assert (box.hi - box.lo).max() <= 0.03 + 1e-9
+    around = worst_inputs(model, x, partial(cross_entropy, y=y), ns.JointBall(0.035, 0.0), 7, generator())
+    low = ns.certify(model.eval(), around, y, ns.JointBall(0.015, 0.01), bound="interval").margins
+    want = 0.5 * F.cross_entropy(model(x), y) + 0.5 * F.cross_entropy(-low.scatter(1, y[:, None], 0.0), y)
+    assert small(model)(x, y, 1.0, generator()).item() == pytest.approx(want.item(), rel=1e-6)
+    numbers = {"eps_x": 0.05, "eps_w": 0.01, "alpha": 0.5, "part": 0.3}
+    assert objective_of("certified", numbers, (0.0, 1.0)) == small
     with pytest.raises(UnsupportedModel, match="'3' is a BatchNorm"):
         Certified(0.05, 0.01)(network(conv=True, norm=True))
 

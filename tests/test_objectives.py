@@ -267,7 +267,7 @@ def test_the_catalog_declares_what_each_method_uses():
     """Twice a number is another loss where it is declared to be used; what is not declared is refused."""
     g = torch.Generator().manual_seed(1)
     model, data = dense(4, 5, 4, 3), (torch.rand(6, 4, generator=g, dtype=torch.float64), torch.randint(3, (6,), generator=g))
-    defaults = {"steps": 7, "warmup": 0.6}
+    defaults = {"steps": 7, "warmup": 0.6, "part": 0.4}
     for name, entry in OBJECTIVES.items():
         before = value(name, model, data, 0.3)
         for number in (*NUMBERS, *defaults):

@@ -79,14 +79,15 @@ def test_a_command_takes_a_network_of_the_zoo_and_knows_its_data(tmp_path):
     main(["verify", str(out)])
 
 
+@pytest.mark.parametrize("name, method", [("recommended", "joint"), ("recommended-certified", "certified")])
 @pytest.mark.parametrize("data", [*REPRODUCTIONS, "mine.csv"])
-def test_recommended_stands_for_a_method_with_its_numbers(data, tmp_path, capsys):
-    recipe = training_defaults(data, "recommended")["recipe"]
-    assert recipe["method"] == "joint" and recipe["average"]
+def test_recommended_stands_for_a_method_with_its_numbers(data, name, method, capsys):
+    recipe = training_defaults(data, name)["recipe"]
+    assert recipe["method"] == method and recipe["average"]
     radii = ["--eps-x", "0.1", "--eps-w", "0.01"] if data == "mine.csv" else []
-    main(["train", "--data", data, "--method", "recommended", *radii, "--lr", "0.5", "--print-config"])
+    main(["train", "--data", data, "--method", name, *radii, "--lr", "0.5", "--print-config"])
     said = capsys.readouterr().out
-    assert "method: joint" in said and "lr: 0.5" in said and f"average: {recipe['average']}" in said
+    assert f"method: {method}" in said and "lr: 0.5" in said and f"average: {recipe['average']}" in said
 
 
 # ---------------------------------------------------------------- the leaderboard

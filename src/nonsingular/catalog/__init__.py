@@ -218,9 +218,10 @@ OBJECTIVES: Mapping[str, Objective] = _named((
         "inputs. Best with --clip.",
         ANY_DEVICE, LOWERED, "Stutz et al., arXiv:2006.13977.",
     )),
-    Objective("certified", _CERTIFIED, needs=("eps_x", "eps_w", "alpha"), takes=("warmup", "domain"), card=Card(
-        "Cross-entropy, and that of the margins that intervals prove over inputs and weights, with radii that grow.",
-        ALONE, LOWERED, "Gowal et al., arXiv:1810.12715.",
+    Objective("certified", _CERTIFIED, needs=("eps_x", "eps_w", "alpha"), takes=("part", "warmup", "domain"), card=Card(
+        "Cross-entropy, and that of the margins that intervals prove over inputs and weights, with radii that grow; with part "
+        "below 1 in a smaller box of inputs around the worst ones.",
+        ALONE, LOWERED, "Gowal et al., arXiv:1810.12715; part: Mueller et al., arXiv:2210.04871.",
     )),
 ))  # fmt: skip
 FAULTS: Mapping[str, FaultModel] = _named((

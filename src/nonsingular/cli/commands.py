@@ -78,12 +78,12 @@ def train(
     ] = 1,
 ) -> None:
     """Train one model. The numbers of a method default to those of the preset of the data set."""
-    from nonsingular.runs.presets import RECOMMENDED, training_defaults
+    from nonsingular.runs.presets import WINNERS, training_defaults
 
     chosen = over_file(typed_settings(given), output.config)
     recipe = chosen.get("recipe", {})
     preset = training_defaults(chosen.get("data", "digits"), recipe.get("method"))
-    if recipe.get("method") == RECOMMENDED:  # written into the settings as the method that it is
+    if recipe.get("method") in [*WINNERS]:  # written into the settings as the method that it is
         chosen = {**chosen, "recipe": {name: value for name, value in recipe.items() if name != "method"}}
     settings = checked(TrainSettings, computed(laid_over(chosen, preset), output.config))
     if output.print_config:

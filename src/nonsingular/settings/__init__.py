@@ -103,6 +103,11 @@ class Recipe(Settings):
     )  # fmt: skip
     rate: float | None = _said("Part of the stored bits in error, of randbet. Needed there.", None, gt=0, le=1)
     bits: int | None = _said("Of a stored weight, of quantised and randbet. Default of randbet: 8.", None, ge=2, le=16)
+    part: float | None = _said(
+        "Of the input radius that the box of certified has, around inputs that an attack moved within the rest of it. Default: "
+        "1, the whole ball.",
+        None, gt=0, le=1,
+    )  # fmt: skip
     average: float | None = _said(
         "0 to below 1, e.g. 0.999: keep an exponential moving average of the weights. Default: the last weights.",
         None,
@@ -114,11 +119,11 @@ class Recipe(Settings):
     accumulate: int = _said("Parts of a batch whose gradients are summed before a step. Default: 1.", 1, ge=1)
     amp: Literal["bfloat16"] | None = _said("bfloat16: mixed precision (torch.autocast). Default: the type of the weights.", None)
 
-    NUMBERS: ClassVar = ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup", "rho", "rate", "bits")
+    NUMBERS: ClassVar = ("eps_x", "eps_w", "alpha", "beta", "steps", "warmup", "rho", "rate", "bits", "part")
     """Those of the method; the others say how it is lowered."""
     LATER: ClassVar = (
-        "steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum", "rho", "rate", "bits", "average", "clip",
-        "accumulate", "amp",
+        "steps", "warmup", "optimizer", "schedule", "weight_decay", "momentum", "rho", "rate", "bits", "part", "average",
+        "clip", "accumulate", "amp",
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def train(
     model: nn.Module, data: Any, *, method: str | Objective | LossOf = "standard",
     eps_x: float | None = None, eps_w: float | None = None, alpha: float | None = None, beta: float | None = None,
     steps: int | None = None, warmup: float | None = None,
-    rho: float | None = None, rate: float | None = None, bits: int | None = None,
+    rho: float | None = None, rate: float | None = None, bits: int | None = None, part: float | None = None,
     epochs: int = 12, lr: float | None = None, batch_size: int = 128,
     optimizer: str | Callable[[Parameters], Optimizer] = "adam", schedule: str | Callable[[float], float] = "cosine",
     weight_decay: float | None = None, momentum: float | None = None, average: float | None = None,
@@ -54,7 +54,7 @@ def train(
 
     data: as in `evaluate`, (x, y), a torch Dataset or a DataLoader, gathered in its order; or a data set of three splits from
         `load`, of which the first is used to learn.  Each epoch draws its own order.
-    method: a name of the catalog, with the numbers it uses from eps_x to bits (radii in the units of data and weights); or an
+    method: a name of the catalog, with the numbers it uses from eps_x to part (radii in the units of data and weights); or an
         objective, any function model -> ((x, y, progress, generator) -> loss), which has its own settings, e.g. Adversarial(0.1).
     lr: of the optimizer, 1e-3 unless said.  optimizer: "adam", "adamw", "sgd", or a function (parameters) -> torch optimiser.
     schedule: the factor of lr: "cosine" (to 0), "constant", "linear" (to 0), "step" (0.1 from the half, 0.01 from three
@@ -72,7 +72,7 @@ def train(
     for a network that the method has no rule for.  Cost: epochs times that of the objective, and a pass over the data.
     """
     numbers = {"eps_x": eps_x, "eps_w": eps_w, "alpha": alpha, "beta": beta, "steps": steps, "warmup": warmup}
-    numbers |= {"rho": rho, "rate": rate, "bits": bits}
+    numbers |= {"rho": rho, "rate": rate, "bits": bits, "part": part}
     rate = 1e-3 if lr is None and isinstance(optimizer, str) else lr
     descent = Descent(epochs, seed, batch_size, rate, optimizer, schedule, weight_decay, momentum, average, clip, accumulate, amp)
     limits = _domain(domain, data, method)
