@@ -34,7 +34,7 @@ COLUMNS = {
     "int4": ("int4", "the same in 4 bits"),
     "ber3": ("0.1 % bit errors", "int8, mean over 20 chips, %"),
     "ber2": ("1 % bit errors", "int8, mean over 20 chips, %"),
-    "flips": ("Flips", "bits of int8 until guessing"),
+    "flips": ("Flips", "bits of int8 until guessing; - where 100 do not suffice"),
     "seconds": ("Training", "CPU seconds, one thread"),
 }
 """Name -> (its head, what it says).  Higher is better but for the last one."""
