@@ -6,6 +6,7 @@ protocol over the same grid, measured on a few of its cells before, between and 
 `standard` is more than 0.5 points above the lowest, or `standard` takes more than 1/5 of the paper's time.
 
     convergence.py --runs RUN --networks joint --points 4      # every third point of the grid: minutes
+    convergence.py --inputs --networks small zoo:mnist/joint   # the row eps_w = 0 alone, against scope sample: a minute
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +31,14 @@ from nonsingular.attacks.strongest import strongest
 from nonsingular.catalog import Attack
 from nonsingular.data.datasets import load
 from nonsingular.evaluation.attacked import evaluate
-from nonsingular.evaluation.effort import EFFORTS
+from nonsingular.evaluation.effort import EFFORTS, Effort
 from nonsingular.models.loading import load_run
+from nonsingular.models.zoo import PREFIX, located
 from nonsingular.results.surface import WEIGHTS, Surface
 from nonsingular.runs.presets import GRIDS, REPRODUCTIONS
 from nonsingular.runs.train import train_run
 from nonsingular.settings import Network, TrainSettings
+from nonsingular.threat.ball import Scope
 
 ABOVE, TARGET = 0.5, 0.2
 """Points above the reference, time over time."""
@@ -56,7 +59,12 @@ def small(name: str, runs: Path) -> nn.Module:
 def case_of(name: str, args: argparse.Namespace, runs: Path) -> Case:
     """The network, its images, and its grid."""
     data = "digits" if name in SMALL else "mnist"
-    model = small(name, runs) if name in SMALL else trained(data, name, runs / "models" / f"{name}-seed0", args.data_dir)
+    if name.startswith(PREFIX):
+        model = load_run(located(name))[0].eval()
+    elif name in SMALL:
+        model = small(name, runs)
+    else:
+        model = trained(data, name, runs / "models" / f"{name}-seed0", args.data_dir)
     images = load(data, args.data_dir if data == "mnist" else None)
     test = (images.train if name in SMALL else images.test).take(400 if name in SMALL else args.examples)
     points = min(args.points, SMALL[name][1]) if name in SMALL else args.points
@@ -118,10 +126,23 @@ def compare(name: str, case: Case, args: argparse.Namespace) -> int:
     return missed | verdict(f"{name}: time / paper's time", found["standard"][1] / whole, TARGET)
 
 
+def inputs(name: str, case: Case, efforts: Sequence[Effort]) -> None:
+    """Prints accuracies, passes and CPU seconds where inputs alone move, in scope dataset at each effort and in scope sample."""
+    model, x, y, (columns, _) = case
+    print(f"\n{name}: {len(y)} images, eps_x {', '.join(f'{e:g}' for e in columns)}")
+    asked: list[tuple[Scope, Effort]] = [*(("dataset", effort) for effort in efforts), ("sample", "standard")]
+    for scope, effort in asked:
+        s, seconds = timed(partial(evaluate, model, (x, y), eps_x=columns, eps_w=(0.0,), scope=scope, effort=effort))
+        passes = (s.about["passes"]["forward"] + 2 * s.about["passes"]["backward"]) / 3 / len(y)
+        found = " ".join(f"{100 * a:.1f}" for a in s.accuracy[0])
+        print(f"{scope} {effort:9} {passes:6.0f} passes {seconds:6.1f} CPU s  {found}", flush=True)
+
+
 def main() -> int:
     parser = options(__doc__, examples=1000, points=11, factor=5, cells=3)
     parser.add_argument("--networks", nargs="+", default=["standard", "at", "joint", *SMALL], help="default: %(default)s")
     parser.add_argument("--efforts", nargs="+", choices=EFFORTS, default=["quick", "standard"], help="default: %(default)s")
+    parser.add_argument("--inputs", action="store_true", help="the row eps_w = 0 alone, against scope sample")
     parser.add_argument("--runs", type=Path, help="folder with models/NAME-seed0; trains what it lacks")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,7 +150,11 @@ def main() -> int:
     missed = 0
     with TemporaryDirectory() as scratch:
         for name in args.networks:
-            missed |= compare(name, case_of(name, args, args.runs or Path(scratch)), args)
+            case = case_of(name, args, args.runs or Path(scratch))
+            if args.inputs:
+                inputs(name, case, args.efforts)
+            else:
+                missed |= compare(name, case, args)
     return missed
 
 

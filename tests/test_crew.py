@@ -79,13 +79,15 @@ def same(a: Perturbation, b: Perturbation) -> bool:
     )
 
 
-@pytest.mark.parametrize("attack, workers", [(shared_apgd, 1), (shared_apgd, 3), (strongest, 2)])
-def test_any_number_of_workers_finds_the_same_bits(attack, workers):
-    model, (x, y), ball = network_of(net()), some(), JointBall(0.05, 0.02)
+@pytest.mark.parametrize(
+    "attack, workers, eps_w", [(shared_apgd, 1, 0.02), (shared_apgd, 3, 0.02), (strongest, 2, 0.02), (strongest, 3, 0.0)]
+)
+def test_any_number_of_workers_finds_the_same_bits(attack, workers, eps_w):
+    model, (x, y), ball = network_of(net()), some(), JointBall(0.05, eps_w)
     crew = Here(model, x, y, workers)
     alone = attack(model, x, y, ball, scope="dataset")
     assert same(alone, attack(model, x, y, ball, scope="dataset", crew=crew))
-    assert crew.calls > 10 * workers
+    assert crew.calls > (10 if eps_w else 5) * workers
     assert not torch.equal(alone.x, x) and (model(alone.x).argmax(1) != y).any()
 
 
@@ -188,6 +190,13 @@ def test_files_hold_x_hat_while_a_cell_is_divided_and_are_gone_afterwards(settin
 @pytest.mark.parametrize("workers", [2, 3])
 def test_processes_divide_a_cell_and_find_the_same_bits(settings, alone, tmp_path, workers):
     assert bits(evaluate_run(settings, tmp_path / "run", Workplace(workers)), tmp_path / "run") == alone
+
+
+@pytest.mark.slow
+def test_processes_search_the_inputs_alone_and_find_and_count_the_same(settings, tmp_path):
+    still = settings.model_copy(update={"eps_w": (0.0,)})
+    runs = [bits(evaluate_run(still, tmp_path / str(n), Workplace(n)), tmp_path / str(n)) for n in (1, 2)]
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.slow

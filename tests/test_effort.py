@@ -120,6 +120,20 @@ def test_what_a_longer_attack_still_finds_is_said(tmp_path):
     assert again.about == found.about and (tmp_path / "log").read_bytes() == entries
 
 
+@pytest.mark.parametrize("scope", ["batch", "dataset"])
+def test_where_no_weight_moves_a_shared_w_is_no_excuse(scope):
+    """At eps_w = 0 all scopes are one question: what finds more in scope sample is used where W' is shared, too."""
+    model, x, y = model_and_examples("dense", 200)
+    radii = {"eps_x": (0.0, 0.05, 0.1, 0.2), "eps_w": (0.0,)}
+    shared, own = (evaluate(model, (x, y), **radii, scope=s, batch_size=100) for s in (scope, "sample"))
+    assert (shared.accuracy <= own.accuracy + 0.005).all()  # one example
+    ball = JointBall(0.1, 0.0)
+    only = shared_apgd(model, x, y, ball, explore=False)
+    assert (
+        is_correct(logits_at(model, shared_apgd(model, x, y, ball, start=only)), y) <= is_correct(logits_at(model, only), y)
+    ).all()
+
+
 class Stop(Exception):
     pass
 

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nonsingular.attacks.search.crew import Crew, Span, folded, nodes
+from nonsingular.attacks.search.descent import Budget
+from nonsingular.attacks.search.input_unknowns import input_space, seek
 from nonsingular.attacks.search.starts import restarting, usable_start
 from nonsingular.errors import InvalidInput
 from nonsingular.network.calling import Precision, gradient, outputs, precision, products, recording
 from nonsingular.network.heads import classifier
 from nonsingular.network.margins import attained, check_labels, margins, worst_margin
 from nonsingular.network.network import Network
-from nonsingular.network.passes import count
+from nonsingular.network.passes import count, so_far
 from nonsingular.threat.ball import JointBall, Scope
 from nonsingular.threat.interval import Interval
 from nonsingular.threat.perturbation import Perturbation
@@ -46,6 +48,8 @@ SIZES = 8
 
 Libraries keep memory for each size that they met.
 """
+CLOSE = 0.3
+"""Where inputs move alone: the search goes on with examples of which so much of what the first run lowered is left, or less."""
 CLASSES = 10
 """Largest number of classes into which W' is tried to push all predictions: those with the fewest examples."""
 
@@ -59,7 +63,8 @@ def shared_apgd(
 
     x: (B, *input) inside ball.domain.  y: (B,) class indices.  model: (B, *input) -> (B, K) logits, in eval mode.
     steps: of the run from the best known point, then twice as many of each input against the best W', on its margin.  ALONE times
-        as many where only inputs or only weights move.
+        as many where only inputs or only weights move.  Where only inputs move, with explore, the search of `apgd` follows, with
+        steps + 5 of each run and 4 steps restarts, for those examples that are CLOSE: all have the same weights anyway.
     start: a point of the ball (default: x, W).  explore: whether another start is sought, instead of that run.  Short runs on a
         few examples begin at `start`, at W with a loss that cools, and at corners of the box that push predictions into one
         class: where W' may move far, which class decides more than all steps that follow.  The best goes on over all examples,
@@ -126,7 +131,7 @@ class _Point:
 class _Shared:
     """The problem: a network whose parameters `live` are moved in place within `boxes`, and inputs within `box`.
 
-    home: the unperturbed values.  median: of the clean margins, the unit of temperatures.  free: whether inputs move.
+    home, x: the unperturbed values.  median: of the clean margins, the unit of temperatures.  free: whether inputs move.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -139,11 +144,12 @@ class _Shared:
     median: float
     free: bool
     chunk: int
+    x: Tensor
     crew: Crew | None = None
 
     def part(self, at: Tensor) -> _Shared:
         """That of some examples, done here."""
-        return replace(self, box=Interval(self.box.lo[at], self.box.hi[at]), y=self.y[at], crew=None)
+        return replace(self, box=Interval(self.box.lo[at], self.box.hi[at]), y=self.y[at], x=self.x[at], crew=None)
 
     def load(self, W: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -165,7 +171,7 @@ class _Shared:
         if self.crew is None:
             return self.of(act, x, into, whole)
         W = {name: w.detach() for name, w in zip(self.names, self.live, strict=True)}
-        told = replace(self, network=_nowhere, live=[], home=[], boxes=[], y=self.y[:0], crew=None), W, precision()
+        told = replace(self, network=_nowhere, live=[], home=[], boxes=[], y=self.y[:0], x=self.x[:0], crew=None), W, precision()
         todo, most = nodes(whole, self.crew.workers)
         found = self.crew.do(_there, [(told, act, x, into, span) for span in todo])
         return folded(whole, most, dict(zip(todo, found, strict=True)).__getitem__, _added)
@@ -211,7 +217,7 @@ def _there(
     with recording(), products(wanted), network.lent(W) as moving:
         params = dict(moving.named_parameters())
         live = [params[name].requires_grad_() for name in W]
-        return replace(shared, network=partial(outputs, moving), live=live, y=y).of(act, *args)
+        return replace(shared, network=partial(outputs, moving), live=live, y=y, x=x).of(act, *args)
 
 
 def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, box: Interval, chunk: int) -> _Shared:
@@ -220,7 +226,7 @@ def _shared(moving: nn.Module, x: Tensor, y: Tensor, ball: JointBall, box: Inter
     boxes = ball.weight_boxes(params)
     live = [params[name].requires_grad_() for name in boxes]
     home = [W.detach().clone() for W in live]
-    shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.moves_inputs, chunk)
+    shared = _Shared(network, list(boxes), live, home, list(boxes.values()), box, y, 1.0, ball.moves_inputs, chunk, x)
     with torch.no_grad():
         check_labels(y, len(x), network(x[:1].clone()).shape[1] if len(x) else 0)
     some = _spread(x, MEASURED)
@@ -240,7 +246,8 @@ def _spread(x: Tensor, most: int) -> Tensor:
 def _search(shared: _Shared, best: _Point, steps: int, explore: bool) -> _Point:
     if not shared.boxes:
         best = min(best, _descend(shared, best, ALONE * steps, hot=HOT), key=_Point.rank)
-        return _again(shared, best, ALONE * steps)
+        best = _again(shared, best, ALONE * steps)
+        return _each(shared, best, steps) if explore else best
     steps *= 1 if shared.free else ALONE
     if explore:
         other = _Point(best.x, _other(shared, best), torch.full_like(best.margin, torch.inf))
@@ -355,6 +362,35 @@ def _lowered(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, befo
             _keep_lower(found, margin, part, now, attained(shared.network(now.clone()), y))
     into.copy_(found)
     return margin, []
+
+
+def _each(shared: _Shared, best: _Point, steps: int) -> _Point:
+    """The search of `apgd` for each example by itself, as all have the same weights anyway: those that are CLOSE."""
+    budget = Budget(5 + steps, 4 * steps, targets=9, keep=4, rounds=3, verdict=True)
+    shared.load(best.W)
+    x, begun = shared.like(best.x), so_far()
+    margin, passes = shared.over(partial(_searched, before=shared.seen(best.margin), budget=budget), best.x, x)
+    for asked in passes:  # of workers: what was done here is counted
+        forward, backward = (n - m for n, m in zip(asked.tolist(), so_far().since(begun), strict=True))
+        count(forward, backward)
+    return _Point(x, best.W, margin)
+
+
+def _searched(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, before: Tensor, budget: Budget) -> _Sum:
+    """Margins and x' after the search, and how many passes it took."""
+    assert into is not None
+    begun, found, margin, home, y = so_far(), x.clone(), before[at].clone(), shared.x[at], shared.y[at]
+    with torch.no_grad():
+        clean = attained(shared.network(home.clone()), y)
+        part = ((margin > 0) & (margin <= CLOSE * (clean - margin))).nonzero().flatten()
+        count(forward=len(x) + len(part))
+        if len(part):
+            box = Interval(shared.box.lo[at][part], shared.box.hi[at][part])
+            space = input_space(shared.network, home[part], y[part], box, shared.chunk)
+            point = seek(space, x[part], budget)
+            _keep_lower(found, margin, part, point, attained(shared.network(point.clone()), y[part]))
+    into.copy_(found)
+    return margin, [torch.tensor(so_far().since(begun))]
 
 
 def _keep_lower(x: Tensor, margin: Tensor, part: Tensor, point: Tensor, reached: Tensor) -> None:

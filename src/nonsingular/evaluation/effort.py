@@ -37,8 +37,8 @@ class Sweep:
     budget: Budget = field(default_factory=dict[str, Any])
 
     def explores_at(self, radii: Radii, grid: Grid) -> bool:
-        """Whether the attack explores in this cell; in one that is not of the grid, too, if it does anywhere."""
-        if self.explores < 2 or radii not in grid.points:
+        """Whether the attack explores in this cell; where W' stays, and in one that is not of the grid, if it does anywhere."""
+        if self.explores < 2 or not radii[1] or radii not in grid.points:
             return self.explores > 0
         return all(k % self.explores == 0 for k in divmod(len(grid.points) - 1 - grid.points.index(radii), grid.shape[1]))
 
