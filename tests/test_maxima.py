@@ -17,6 +17,7 @@ from nonsingular.network.network import network_of
 from nonsingular.network.nodes import Activation
 from nonsingular.network.precision import Floats
 from nonsingular.threat.ball import JointBall
+from sampling import first
 
 POOLS = {
     "2 x 2": lambda x: F.max_pool2d(x, 2),
@@ -51,7 +52,7 @@ def examples(n=3):
 
 
 @pytest.mark.parametrize("name", POOLS)
-@pytest.mark.parametrize("activation", [None, torch.relu, torch.sigmoid], ids=["none", "relu", "sigmoid"])
+@pytest.mark.parametrize("activation", first(1, [torch.relu, torch.sigmoid, None]), ids=["relu", "sigmoid", "none"])
 def test_the_graph_is_the_module_and_no_point_lies_below_its_bounds(name, activation):
     model, (x, y) = Pooled(POOLS[name], activation).double().eval(), examples()
     graph = trace_graph(model, x.shape[1:])

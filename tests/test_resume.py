@@ -92,26 +92,32 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The same training and the same evaluation, left alone: folder with `run` and `surface`."""
+def learnt(tmp_path_factory):
+    """The same training, left alone: folder with `run`."""
     folder = tmp_path_factory.mktemp("whole")
     run(*TRAIN, "--out", "run", cwd=folder)
-    run("evaluate", "run", *GRID, "--workers", 1, "--out", "surface", cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(learnt):
+    """And the same evaluation, left alone: folder with `run` and `surface`."""
+    run("evaluate", "run", *GRID, "--workers", 1, "--out", "surface", cwd=learnt)
+    return learnt
 
 
 # ---------------------------------------------------------------- kill -9
 
 
 @pytest.mark.slow
-def test_a_killed_training_ends_with_the_same_weights(whole, tmp_path):
+def test_a_killed_training_ends_with_the_same_weights(learnt, tmp_path):
     process = start(*TRAIN, "--out", "run", cwd=tmp_path)
     wait_for((tmp_path / "run/checkpoint.safetensors").exists, process)
     process.kill()
     process.communicate()
     assert not (tmp_path / "run/model.safetensors").exists()
     run(*TRAIN, "--out", "run", cwd=tmp_path)
-    assert (tmp_path / "run/model.safetensors").read_bytes() == (whole / "run/model.safetensors").read_bytes()
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (learnt / "run/model.safetensors").read_bytes()
 
 
 def test_a_training_killed_at_its_very_start_can_be_run_again(tmp_path):
@@ -226,10 +232,10 @@ def test_an_interrupted_reproduction_stops_at_once(tmp_path, capsys):
 # ---------------------------------------------------------------- started twice
 
 
-def test_a_finished_training_is_left_as_it_is(whole):
-    before = contents(whole / "run")
-    run(*TRAIN, "--out", "run", cwd=whole)
-    assert contents(whole / "run") == before
+def test_a_finished_training_is_left_as_it_is(learnt):
+    before = contents(learnt / "run")
+    run(*TRAIN, "--out", "run", cwd=learnt)
+    assert contents(learnt / "run") == before
 
 
 def test_a_finished_evaluation_is_not_done_again(whole):
