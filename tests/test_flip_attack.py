@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import nonsingular as ns
-from nonsingular.attacks.flips import Flip
+from nonsingular.attacks.flips import Flip, _Aims, _Search, _State
+from nonsingular.network.network import Network
 
 
 def net(seed, conv=False):
@@ -29,6 +30,10 @@ def net(seed, conv=False):
 def examples(model, shape, n=24):
     x = torch.rand(n, *shape)
     return x, ns.quantize(model)(x).argmax(1)
+
+
+def aims(by_loss, beam):
+    return _Aims(ns.JointBall(0.0, 0.0), None, 1, beam, False, by_loss, 0.0, 1, frozenset())
 
 
 def flipped(model, flips, bits=8):
@@ -133,7 +138,7 @@ def test_inputs_help_and_targets_and_goals():
     x, y = examples(model, shape, 40)
     still = ns.flip_attack(model, x, y, flips=2)
     moved = ns.flip_attack(model, x, y, flips=2, eps_x=0.1, steps=5)
-    assert moved.accuracy[-1] <= still.accuracy[-1] and bool(((moved.x - x).abs() <= 0.1 + 1e-6).all())
+    assert moved.accuracy[-1] < still.accuracy[-1] and bool(((moved.x - x).abs() <= 0.1 + 1e-6).all())
     assert not moved.x.equal(x) and moved.accuracy[0] < 1
     other = int((torch.bincount(y, minlength=3)).argmin())
     aimed = ns.flip_attack(model, x, y, flips=4, target=other)
@@ -161,3 +166,11 @@ def test_what_cannot_be_is_refused(settings, said):
     x, y = examples(model, shape, 4)
     with pytest.raises(ns.InvalidInput, match=said):
         ns.flip_attack(copy.deepcopy(model), x, y, **settings)
+
+
+@pytest.mark.parametrize("by_loss, beam, kept", [(False, 1, "a"), (False, 2, "ac"), (False, 3, "acb"), (True, 2, "cb")])
+def test_sets_are_kept_by_accuracy_and_by_loss_in_turn(by_loss, beam, kept):
+    model, shape = net(0)
+    search = _Search(Network(model), ns.UniformRounding(8), *examples(model, shape), aims(by_loss=by_loss, beam=beam))
+    found = [_State((), torch.zeros(1), score) for score in ((0.5, -1.0), (0.6, -2.0), (0.7, -3.0))]  # (right, minus the loss)
+    assert [found.index(s) for s in search.kept(found)] == ["abc".index(k) for k in kept]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,8 @@ def flip_attack(
     x: (B, *input) in `domain`: the examples that the attacker has.  y: (B,).
     storage: the format of the words, by default UniformRounding(8).  goal: stop once accuracy is at or below it.
     target: a class that all examples shall get; None: any wrong one.  Accuracy is then still that of y.
-    candidates: bits of each tensor that are tried at each step, those of the largest first-order gain.  beam: sets that are kept.
+    candidates: bits of each tensor that are tried at each step, those of the largest first-order gain.
+    beam: sets that are kept, in turn the best by accuracy and the best by loss.
     exchange: at the end each flip is given up in turn if another one does better.  by_loss: sets are compared by the loss alone,
         as in the progressive search, not by accuracy first.
     candidates=1, beam=1, exchange=False, by_loss=True is the progressive search of arXiv:1903.12269 with one bit a step.
@@ -135,9 +137,15 @@ class _Search:
             found = {frozenset(s.flips): s for state in kept for s in self.further(state)}
             if best.score[0] <= self.aims.goal or not found:
                 break
-            kept = [self.moved(s) for s in sorted(found.values(), key=self.order)[: self.aims.beam]]
+            kept = [self.moved(s) for s in self.kept([*found.values()])]
             best = min(kept if self.aims.by_loss else [best, *kept], key=self.order)
         return self.exchanged(best) if self.aims.exchange else best
+
+    def kept(self, found: list[_State]) -> list[_State]:
+        """The best by accuracy and the best by loss in turn: few flips show in the loss before they do in the accuracy."""
+        by_loss = sorted(found, key=lambda s: s.score[1])
+        ranks = [by_loss] if self.aims.by_loss else [sorted(found, key=self.order), by_loss]
+        return [*dict.fromkeys(chain.from_iterable(zip(*ranks, strict=True)))][: self.aims.beam]
 
     def order(self, state: _State) -> tuple[float, float]:
         return self.order_of(state.score)
