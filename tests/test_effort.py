@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nonsingular.attacks.shared_apgd import shared_apgd
+from nonsingular.attacks.shared_apgd import _rise, shared_apgd
 from nonsingular.attacks.strongest import strongest
 from nonsingular.catalog import Attack, declared
 from nonsingular.errors import InvalidInput
@@ -58,6 +58,16 @@ def test_the_function_of_an_attack_walks_over_the_grid_as_its_name_does():
 def test_an_unknown_effort_is_refused():
     with pytest.raises(InvalidInput, match="there is no effort 'much'; choose one of quick, standard, thorough"):
         evaluate(*model_and_examples("dense")[:1], model_and_examples("dense")[1:], eps_x=0.1, eps_w=0.1, effort="much")
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 10.0])
+def test_the_gradient_of_the_loss_is_that_of_autograd(size):
+    logits = (size * torch.randn(200, 7, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    y = torch.arange(200) % 7
+    exact = logits.double()
+    (g,) = torch.autograd.grad((exact / 0.3).softmax(1).gather(1, y[:, None]).sum(), [logits])
+    found = _rise(logits.detach(), y, 0.3)
+    torch.testing.assert_close(found, g, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("radii", [(0.1, 0.05), (0.0, 0.05), (0.1, 0.0)])

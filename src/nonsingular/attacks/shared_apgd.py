@@ -147,7 +147,7 @@ class _Shared:
     x: Tensor
     crew: Crew | None = None
 
-    def part(self, at: Tensor) -> _Shared:
+    def part(self, at: Tensor | slice) -> _Shared:
         """That of some examples, done here."""
         return replace(self, box=Interval(self.box.lo[at], self.box.hi[at]), y=self.y[at], x=self.x[at], crew=None)
 
@@ -280,7 +280,7 @@ def _moved(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, T: flo
     """Margins at x', the gradient of the weights, and x' after one step."""
     point, labels = x.detach().requires_grad_(into is not None), shared.y[at]
     logits = shared.network(point.clone())  # a copy: the model's first operation may work in place
-    g = gradient(_probability(logits, labels, T), shared.live if into is None else [point, *shared.live])
+    g = gradient(logits, shared.live if into is None else [point, *shared.live], _rise(logits.detach(), labels, T))
     if into is not None:
         into.copy_(_step(point.detach(), Interval(shared.box.lo[at], shared.box.hi[at]), g.pop(0), scale))
     return attained(logits.detach(), labels), g
@@ -293,14 +293,16 @@ def _looked(shared: _Shared, at: slice, x: Tensor, into: Tensor | None) -> _Sum:
 
 
 def _step(w: Tensor, box: Interval, g: Tensor, scale: float) -> Tensor:
-    return torch.clamp(w - (g.sign() * (box.hi - box.lo)).mul_(scale / 2), box.lo, box.hi)
+    return (w - g.sign().mul_(box.hi - box.lo).mul_(scale / 2)).clamp_(box.lo, box.hi)
 
 
-def _probability(logits: Tensor, y: Tensor, T: float) -> Tensor:
-    """Sum of softmax(logits / T)_y, up to a constant; its gradient is not lost to rounding where it is near 0 or near 1."""
-    z = logits / T
-    behind = z.scatter(1, y[:, None], -torch.inf).logsumexp(1) - z.gather(1, y[:, None])[:, 0]
-    return torch.where(behind > 0, torch.sigmoid(-behind), -torch.sigmoid(behind)).sum()
+def _rise(logits: Tensor, y: Tensor, T: float) -> Tensor:
+    """The gradient of the sum of softmax(logits / T)_y, not lost to rounding where that is near 0 or 1: p (1 - p) / T apart."""
+    z = (logits / T).scatter(1, y[:, None], -torch.inf)
+    others = z.logsumexp(1, keepdim=True)
+    p = torch.sigmoid(-(others - logits.gather(1, y[:, None]) / T).abs())
+    down = (p - 1) * p
+    return (down * (z - others).exp()).scatter(1, y[:, None], -down) / T
 
 
 def _other(shared: _Shared, best: _Point) -> list[Tensor]:
@@ -371,24 +373,22 @@ def _each(shared: _Shared, best: _Point, steps: int) -> _Point:
     x, begun = shared.like(best.x), so_far()
     margin, passes = shared.over(partial(_searched, before=shared.seen(best.margin), budget=budget), best.x, x)
     for asked in passes:  # of workers: what was done here is counted
-        forward, backward = (n - m for n, m in zip(asked.tolist(), so_far().since(begun), strict=True))
-        count(forward, backward)
+        count(*(n - m for n, m in zip(asked.tolist(), so_far().since(begun), strict=True)))
     return _Point(x, best.W, margin)
 
 
 def _searched(shared: _Shared, at: slice, x: Tensor, into: Tensor | None, *, before: Tensor, budget: Budget) -> _Sum:
     """Margins and x' after the search, and how many passes it took."""
     assert into is not None
-    begun, found, margin, home, y = so_far(), x.clone(), before[at].clone(), shared.x[at], shared.y[at]
+    begun, found, margin, few = so_far(), x.clone(), before[at].clone(), shared.part(at)
     with torch.no_grad():
-        clean = attained(shared.network(home.clone()), y)
+        clean = attained(few.network(few.x.clone()), few.y)
         part = ((margin > 0) & (margin <= CLOSE * (clean - margin))).nonzero().flatten()
         count(forward=len(x) + len(part))
         if len(part):
-            box = Interval(shared.box.lo[at][part], shared.box.hi[at][part])
-            space = input_space(shared.network, home[part], y[part], box, shared.chunk)
-            point = seek(space, x[part], budget)
-            _keep_lower(found, margin, part, point, attained(shared.network(point.clone()), y[part]))
+            few = few.part(part)
+            point = seek(input_space(few.network, few.x, few.y, few.box, few.chunk), x[part], budget)
+            _keep_lower(found, margin, part, point, attained(few.network(point.clone()), few.y))
     into.copy_(found)
     return margin, [torch.tensor(so_far().since(begun))]
 

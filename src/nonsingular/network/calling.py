@@ -113,15 +113,18 @@ def held_at(model: nn.Module, weights: Mapping[str, Tensor]) -> Callable[[Tensor
     return lambda x: seen(functional_call(module, places, (x,), tie_weights=False))
 
 
-def gradient(value: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of one number with respect to `points`, 0 where it does not depend on them.  InvalidInput if there is none."""
+def gradient(value: Tensor, points: Sequence[Tensor], along: Tensor | None = None) -> list[Tensor]:
+    """The gradient of one number with respect to `points`, 0 where it does not depend on them.  InvalidInput if there is none.
+
+    along: the gradient of that number with respect to `value`, which then may have any shape.
+    """
     if not value.requires_grad:
         raise InvalidInput(
             "the model's logits carry no gradient with respect to what moves; gradient attacks need a differentiable model (no "
             f"detach, no rounding, no NumPy). {_WITHOUT}"
         )
     try:
-        return list(torch.autograd.grad(value, points, allow_unused=True, materialize_grads=True))
+        return list(torch.autograd.grad(value, points, along, allow_unused=True, materialize_grads=True))
     except InvalidInput:  # from a backward pass of this file
         raise
     except Exception as e:  # whatever a backward pass of the user's own raises

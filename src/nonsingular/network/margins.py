@@ -41,7 +41,7 @@ def attained(logits: Tensor, y: Tensor) -> Tensor:
     """
     margin = worst_margin(margins(logits, y), y)
     least = max(torch.finfo(logits.dtype).tiny, torch.finfo(torch.float32).tiny)  # records keep float32
-    margin = torch.where(is_correct(logits, y), margin.clamp(min=least), margin)
+    margin = torch.where(logits.argmax(1) == y, margin.clamp(min=least), margin)
     return torch.where(torch.isfinite(logits).all(1), margin, -torch.inf)
 
 
