@@ -14,7 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from nonsingular.cli import commands
 from nonsingular.cli.main import main
+from nonsingular.settings import ReproduceSettings
 
 COMMANDS = ("certify", "demo", "train", "evaluate", "reproduce", "report", "list")
 TINY = ["--eps-x", "0,0.1", "--eps-w", "0,0.01", "--limit", "20", "--workers", "1", "--quiet"]
@@ -128,6 +130,16 @@ def here(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- help
+
+
+def test_the_demonstration_computes_where_and_in_what_is_asked(monkeypatch, tmp_path):
+    asked = list[ReproduceSettings]()
+    monkeypatch.setattr(commands, "_reproduce", lambda settings, *rest: asked.append(settings))
+    monkeypatch.setattr(commands, "show", lambda results, out: None)
+    for flags in ((), ("--dtype", "float64", "--device", "cpu", "--seeds", 1)):
+        assert run("demo", "--out", tmp_path, *flags) == 0
+    assert [(s.dtype, s.seeds) for s in asked] == [(None, 3), ("float64", 1)]
+    assert asked[1].device == "cpu" and asked[0].eps_x == asked[1].eps_x
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -531,6 +543,8 @@ MISTAKES = {
     "evaluate into a foreign folder": ((*EVALUATE[:4], *GRID, "--out", "foreign"), "foreign"),
     "seeds 0": (("reproduce", "--data", "digits", "--seeds", 0, "--out", "out"), "seeds"),
     "demo with seeds 0": (("demo", "--seeds", 0, "--out", "out"), "seeds"),
+    "demo on a device that is not there": (("demo", "--device", "cuda:99", "--out", "out", "--quiet"), "cuda:99"),
+    "demo in unknown numbers": (("demo", "--dtype", "float16", "--out", "out"), "float16"),
     "reproduce limit 0": (("reproduce", "--data", "digits", "--limit", 0, "--out", "out"), "limit"),
     "reproduce of other data": (("reproduce", "--data", "cifar10", "--out", "out"), "cifar10"),
     "reproduce without data": (("reproduce", "--data", "mnist", "--data-dir", "nowhere", "--out", "out", "--quiet"), "nowhere"),

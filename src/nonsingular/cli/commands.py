@@ -34,6 +34,7 @@ from nonsingular.errors import InvalidInput
 from nonsingular.faults.chips import CampaignSettings
 from nonsingular.settings import (
     CertifySettings,
+    Computed,
     EvaluateSettings,
     GridSettings,
     PropertySettings,
@@ -43,13 +44,14 @@ from nonsingular.settings import (
 )
 
 if TYPE_CHECKING:
-    TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = CampaignFlags = ReproduceFlags = Any
+    TrainFlags = EvaluateFlags = CertifyFlags = PropertyFlags = CampaignFlags = ReproduceFlags = ComputedFlags = Any
 else:
     TrainFlags = flags(TrainSettings, names={"network.name": "network"})
     EvaluateFlags = flags(EvaluateSettings, without=["model"])
     CampaignFlags = flags(CampaignSettings, without=[*GridSettings.model_fields])
     CertifyFlags = flags(CertifySettings, without=["model"])
     PropertyFlags = flags(PropertySettings, without=["model", "weights"])
+    ComputedFlags = flags(Computed)
     ReproduceFlags = flags(ReproduceSettings, names={"network.name": "network"})
 
 
@@ -58,13 +60,15 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     seeds: int = 3,
+    given: Annotated[ComputedFlags | None, GIVEN] = None,
     where: Annotated[Where, GIVEN] = HERE,
     quiet: Quiet = False,
 ) -> None:
     """Train eight models on the digits, attack them over the grid, draw Figure 1 and the report. Three to four minutes."""
     from nonsingular.runs.presets import reproduction
 
-    settings = checked(ReproduceSettings, {**reproduction("digits").model_dump(), "seeds": seeds})
+    chosen = computed({**typed_settings(given), "seeds": seeds}, None)
+    settings = checked(ReproduceSettings, laid_over(chosen, reproduction("digits").model_dump()))
     show(_reproduce(settings, out, where, quiet), out)
 
 
@@ -167,7 +171,7 @@ def reproduce(
     named = chosen.get("recipes")  # a file that names recipes runs these alone, each laid over the preset's of that name
     if isinstance(named, Mapping):
         preset["recipes"] = {name: preset["recipes"][name] for name in named if name in preset["recipes"]}
-    settings = checked(ReproduceSettings, computed(laid_over(chosen, preset), output.config))
+    settings = checked(ReproduceSettings, laid_over(computed(chosen, output.config), preset))
     if output.print_config:
         return print_settings(settings)
     out, tracked = output.out or Path("runs") / f"reproduce-{settings.data}", _tracker(track)

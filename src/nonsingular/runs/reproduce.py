@@ -13,6 +13,7 @@ from nonsingular.data.datasets import Dataset
 from nonsingular.evaluation.attacked import rehearse
 from nonsingular.evaluation.problem import Case, Method, attack_of
 from nonsingular.models.loading import build
+from nonsingular.network.devices import device_of
 from nonsingular.results.claims import judge
 from nonsingular.results.files import write_json
 from nonsingular.results.surface import EVENTS, RESULTS, Surface
@@ -39,6 +40,7 @@ def reproduce(
     workplace: as in `evaluate_run`.
     Returns the results that are also written to results.json.  Progress units: "models" trained, "cells" attacked.
     """
+    device_of(settings.device, doubles=settings.dtype == "float64")  # before anything is written
     data = dataset(settings.data, settings.data_dir)
     seeds = list(range(settings.first_seed, settings.first_seed + settings.seeds))
     _rehearse_all(settings, data)
