@@ -1,6 +1,6 @@
 """faults.py - accuracy of trained networks against bit errors and flipped bits, with and without adversarial inputs.
 
-    python docs/reproduction/faults.py --data-dir DIR --out runs/faults                # 5 networks, 50 chips
+    python docs/reproduction/faults.py --data-dir DIR --out runs/faults                # 6 networks, 50 chips
     python docs/reproduction/faults.py runs/mine runs/other --out runs/faults-mine     # run directories of `train`, or zoo:NAME
 
 By default the networks of the zoo that were trained on MNIST, and AT + beta, which is trained first.  Words of int8.  Bit errors:
@@ -26,7 +26,7 @@ from nonsingular.runs.presets import REPRODUCTIONS
 from nonsingular.runs.train import train_run
 from nonsingular.settings import TrainSettings
 
-ZOO = ("standard", "at", "joint", "recommended")
+ZOO = ("standard", "at", "joint", "recommended", "recommended-certified")
 COLOURS = ("#444444", "#1f4e9c", "#6a9a2d", "#c8500a", "#8e3a8a", "#0f8a8a")
 Found = tuple[str, Campaign, NDArray[np.float64]]
 

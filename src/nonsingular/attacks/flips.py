@@ -60,7 +60,7 @@ class _State:
 
 def flip_attack(
     model: nn.Module, x: Tensor, y: Tensor, *, flips: int = 10, storage: Storage | None = None, goal: float = 0.0,
-    target: int | None = None, candidates: int = 8, beam: int = 2, exchange: bool = True, by_loss: bool = False,
+    target: int | None = None, candidates: int = 8, beam: int = 4, exchange: bool = True, by_loss: bool = False,
     eps_x: Radius = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10, spared: Collection[Flip] = (),
 ) -> Flipped:  # fmt: skip
     """Up to `flips` flipped bits of the stored weights that make one device fail on the examples, all with the same flips.
