@@ -1,6 +1,7 @@
 """Flip attacks: against a progressive search of twenty lines, every single flip, certificates, and what they return."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def examples(model, shape, n=24):
     return x, ns.quantize(model)(x).argmax(1)
 
 
-def aims(by_loss, beam):
-    return _Aims(ns.JointBall(0.0, 0.0), None, 1, beam, False, by_loss, 0.0, 1, frozenset())
+def aims(by_loss, both):
+    return _Aims(ns.JointBall(0.0, 0.0), None, 1, 2, False, by_loss, 0.0, 1, frozenset(), both)
 
 
 def flipped(model, flips, bits=8):
@@ -168,9 +169,21 @@ def test_what_cannot_be_is_refused(settings, said):
         ns.flip_attack(copy.deepcopy(model), x, y, **settings)
 
 
-@pytest.mark.parametrize("by_loss, beam, kept", [(False, 1, "a"), (False, 2, "ac"), (False, 3, "acb"), (True, 2, "cb")])
-def test_sets_are_kept_by_accuracy_and_by_loss_in_turn(by_loss, beam, kept):
+@pytest.mark.parametrize("by_loss, both, kept", [(False, False, "ab"), (False, True, "adbc"), (True, False, "dc")])
+def test_sets_are_kept_by_accuracy_and_by_loss(by_loss, both, kept):
     model, shape = net(0)
-    search = _Search(Network(model), ns.UniformRounding(8), *examples(model, shape), aims(by_loss=by_loss, beam=beam))
-    found = [_State((), torch.zeros(1), score) for score in ((0.5, -1.0), (0.6, -2.0), (0.7, -3.0))]  # (right, minus the loss)
-    assert [found.index(s) for s in search.kept(found)] == ["abc".index(k) for k in kept]
+    search = _Search(Network(model), ns.UniformRounding(8), *examples(model, shape), aims(by_loss, both))
+    scores = ((0.5, -1.0), (0.6, -2.0), (0.7, -3.0), (0.8, -4.0))  # (right, minus the loss)
+    found = [_State((), torch.zeros(1), score) for score in scores]
+    assert [found.index(s) for s in search.kept(found)] == ["abcd".index(k) for k in kept]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_not_weaker_than_either_search(seed):
+    model, shape = net(seed)
+    x, y = examples(model, shape, 60)
+    found = ns.flip_attack(model, x, y, flips=3).accuracy[-1]
+    search = _Search(Network(ns.quantize(model)), ns.UniformRounding(8), x, y, aims(by_loss=False, both=False))
+    for both in (False, True):
+        search.aims = replace(search.aims, both=both, candidates=8, exchange=True)
+        assert found <= search.run(3).score[0]

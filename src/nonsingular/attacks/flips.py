@@ -60,7 +60,7 @@ class _State:
 
 def flip_attack(
     model: nn.Module, x: Tensor, y: Tensor, *, flips: int = 10, storage: Storage | None = None, goal: float = 0.0,
-    target: int | None = None, candidates: int = 8, beam: int = 4, exchange: bool = True, by_loss: bool = False,
+    target: int | None = None, candidates: int = 8, beam: int = 2, exchange: bool = True, by_loss: bool = False,
     eps_x: Radius = 0.0, domain: tuple[float, float] | None = (0.0, 1.0), steps: int = 10, spared: Collection[Flip] = (),
 ) -> Flipped:  # fmt: skip
     """Up to `flips` flipped bits of the stored weights that make one device fail on the examples, all with the same flips.
@@ -69,7 +69,8 @@ def flip_attack(
     storage: the format of the words, by default UniformRounding(8).  goal: stop once accuracy is at or below it.
     target: a class that all examples shall get; None: any wrong one.  Accuracy is then still that of y.
     candidates: bits of each tensor that are tried at each step, those of the largest first-order gain.
-    beam: sets that are kept, in turn the best by accuracy and the best by loss.
+    beam: sets that are kept.  One search keeps the best by accuracy, another as many by accuracy and as many by loss; the better
+        result counts.
     exchange: at the end each flip is given up in turn if another one does better.  by_loss: sets are compared by the loss alone,
         as in the progressive search, not by accuracy first.
     candidates=1, beam=1, exchange=False, by_loss=True is the progressive search of arXiv:1903.12269 with one bit a step.
@@ -79,7 +80,7 @@ def flip_attack(
     spared: bits that cannot flip, such as the `flips` of an earlier attack, after which these are protected.
     Returns a Flipped: an upper bound of the accuracy that so many flips leave.  Never changes `model`.
     Raises InvalidInput for invalid settings.  Cost: a step takes a pass forward and backward and beam x candidates x tensors
-    passes forward; the exchange one step for each flip.
+    passes forward, the other search twice that, with inputs moved all of it again; the exchange one step for each flip.
     """
     whole("flips", flips, 0, MOST)
     whole("candidates", candidates, 1, MOST)
@@ -91,12 +92,17 @@ def flip_attack(
     ball.check_domain(x)
     aims = _Aims(ball, target, candidates, beam, exchange, by_loss, goal, steps, frozenset(spared))
     search = _Search(network, storage or UniformRounding(8), x.detach(), y.long(), aims)
-    best = search.run(flips)
-    if ball.moves_inputs and not by_loss:  # also the flips that are best alone
-        still = replace(aims, ball=JointBall(0.0, 0.0, domain))
-        alone = _Search(network, search.storage, search.x, search.y, still).run(flips)
-        best = min(best, search.moved(search.state(alone.flips, search.x)), key=search.order)
-    return search.result(best)
+    if by_loss:
+        return search.result(search.run(flips))
+    balls = [ball, JointBall(0.0, 0.0, domain)] if ball.moves_inputs else [ball]  # also the flips that are best alone
+    found: list[_State] = []
+    for way in [replace(aims, ball=b, both=both) for both in (False, True) for b in balls]:
+        fewest = min((len(s.flips) for s in found if s.score[0] <= goal), default=flips + 1)
+        search.aims = way
+        state = search.run(fewest - 1)
+        search.aims = aims
+        found.append(state if way.ball is ball else search.moved(search.state(state.flips, search.x)))
+    return search.result(min(found, key=lambda s: (0, len(s.flips), s.score) if s.score[0] <= goal else (1, 0, s.score)))
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ class _Aims:
     goal: float
     steps: int
     spared: frozenset[Flip]
+    both: bool = False
+    """Whether as many sets are kept by loss as by accuracy."""
 
 
 class _Search:
@@ -142,10 +150,11 @@ class _Search:
         return self.exchanged(best) if self.aims.exchange else best
 
     def kept(self, found: list[_State]) -> list[_State]:
-        """The best by accuracy and the best by loss in turn: few flips show in the loss before they do in the accuracy."""
-        by_loss = sorted(found, key=lambda s: s.score[1])
-        ranks = [by_loss] if self.aims.by_loss else [sorted(found, key=self.order), by_loss]
-        return [*dict.fromkeys(chain.from_iterable(zip(*ranks, strict=True)))][: self.aims.beam]
+        """The best by their order, and in turn as many by loss where these count as well: flips show there first."""
+        ranks = [sorted(found, key=self.order)]
+        if self.aims.both:
+            ranks.append(sorted(found, key=lambda s: s.score[1]))
+        return [*dict.fromkeys(chain.from_iterable(zip(*ranks, strict=True)))][: self.aims.beam * len(ranks)]
 
     def order(self, state: _State) -> tuple[float, float]:
         return self.order_of(state.score)
