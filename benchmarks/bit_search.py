@@ -30,7 +30,7 @@ from torch import Generator, Tensor, nn
 import nonsingular as ns
 from nonsingular.attacks.joint_pgd import joint_pgd
 from nonsingular.data.datasets import Dataset, Split, load
-from nonsingular.network.margins import is_correct
+from nonsingular.training.loop import accuracy
 from nonsingular.training.objectives import Loss
 
 GUESSING = 0.11
@@ -140,13 +140,10 @@ def balanced(test: Split, most: int) -> Split:
 
 def tested(model: nn.Module, test: Split, eps_x: float) -> float:
     """Accuracy on the test images, moved within eps_x."""
-    right = 0
-    for x, y in zip(test.x.split(250), test.y.split(250), strict=True):
-        if eps_x:
-            x = joint_pgd(model, x, y, ns.JointBall(eps_x, 0.0), steps=10, scope="sample").x
-        with torch.no_grad():
-            right += int(is_correct(model(x), y).sum())
-    return right / len(test)
+    ball = ns.JointBall(eps_x, 0.0)
+    pairs = zip(test.x.split(250), test.y.split(250), strict=True)
+    moved = [joint_pgd(model, x, y, ball, steps=10, scope="sample").x for x, y in pairs] if eps_x else [test.x]
+    return accuracy(model, Split(torch.cat(moved), test.y), 250)
 
 
 def main() -> int:

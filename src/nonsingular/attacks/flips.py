@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -98,9 +99,7 @@ def flip_attack(
     found: list[_State] = []
     for way in [replace(aims, ball=b, both=both) for both in (False, True) for b in balls]:
         fewest = min((len(s.flips) for s in found if s.score[0] <= goal), default=flips + 1)
-        search.aims = way
-        state = search.run(fewest - 1)
-        search.aims = aims
+        state = search.under(way).run(fewest - 1)
         found.append(state if way.ball is ball else search.moved(search.state(state.flips, search.x)))
     return search.result(min(found, key=lambda s: (0, len(s.flips), s.score) if s.score[0] <= goal else (1, 0, s.score)))
 
@@ -136,6 +135,12 @@ class _Search:
         check_labels(y, len(x), classes)
         if aims.target is not None and not 0 <= aims.target < classes:
             raise InvalidInput(f"target is {aims.target}; give a class from 0 to {classes - 1}, or None")
+
+    def under(self, aims: _Aims) -> _Search:
+        """The same network and words, searched for other aims."""
+        other = copy(self)
+        other.aims = aims
+        return other
 
     def run(self, flips: int) -> _State:
         """The best set that is found."""
